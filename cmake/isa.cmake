@@ -1,0 +1,37 @@
+# THE table of instruction sets, weakest first. A row compiles csrc/cpu/kernels.cpp once more, with its flags, and adds a line
+# to the generated list from which csrc/cpu/isa.cpp chooses at run time. A new instruction set is a row here.
+#
+#   gradstep_isa(<name> REQUIRES <features, as named in csrc/cpu/features.h> FLAGS <compiler flags>)
+
+set(GRADSTEP_ISA_LIST ${CMAKE_CURRENT_BINARY_DIR}/generated/isa_list.inc)
+file(WRITE ${GRADSTEP_ISA_LIST}.new "// Written by cmake/isa.cmake.\n")
+
+function(gradstep_isa name)
+  cmake_parse_arguments(ROW "" "" "REQUIRES;FLAGS" ${ARGN})
+  list(JOIN ROW_REQUIRES " | " features)
+  if(NOT features)
+    set(features 0)
+  endif()
+  add_library(kernels_${name} OBJECT csrc/cpu/kernels.cpp)
+  target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
+  target_link_libraries(kernels_${name} PRIVATE gradstep_flags)
+  target_compile_options(kernels_${name} PRIVATE ${ROW_FLAGS})
+  set_target_properties(kernels_${name} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  target_sources(gradstep_core PRIVATE $<TARGET_OBJECTS:kernels_${name}>)
+  file(APPEND ${GRADSTEP_ISA_LIST}.new "GS_ISA_ROW(${name}, ${features})\n")
+endfunction()
+
+gradstep_isa(baseline)
+if(GRADSTEP_X86_64)
+  if(MSVC)
+    gradstep_isa(avx2 REQUIRES kAvx2 FLAGS /arch:AVX2)
+    gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS /arch:AVX512)
+  else()
+    gradstep_isa(avx2 REQUIRES kAvx2 FLAGS -mavx2)
+    # Without the preference GCC and Clang keep to 256 bits for older chips' sake.
+    gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS
+      -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  endif()
+endif()
+
+file(COPY_FILE ${GRADSTEP_ISA_LIST}.new ${GRADSTEP_ISA_LIST} ONLY_IF_DIFFERENT)

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+// What each file of this folder adds to the module.
+namespace gradstep::bind {
+
+void register_config(pybind11::module_& m);
+void register_stepper(pybind11::module_& m);
+
+}  // namespace gradstep::bind

@@ -1,0 +1,39 @@
+#include <pybind11/stl.h>
+
+#include "bind/bind.h"
+#include "cpu/cores.h"
+#include "cpu/isa.h"
+#include "cpu/pool.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+
+namespace gradstep::bind {
+
+void register_config(py::module_& m) {
+  // A wrong GRADSTEP_ISA or GRADSTEP_NUM_THREADS is an error at import, not at the first step.
+  cpu::isa();
+  cpu::threads();
+
+  m.attr("__version__") = GRADSTEP_VERSION;
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = GRADSTEP_COMPILER;
+    info["flags"] = GRADSTEP_FLAGS;
+    info["type"] = GRADSTEP_BUILD_TYPE;
+    info["system"] = GRADSTEP_SYSTEM;
+    return info;
+  });
+
+  m.def("compiled_isas", &cpu::compiled_isas);
+  m.def("supported_isas", &cpu::supported_isas);
+  m.def("isa", &cpu::isa);
+  m.def("use_isa", &cpu::use_isa, py::arg("name"));
+
+  m.def("num_threads", &cpu::threads);
+  m.def("set_num_threads", &cpu::set_threads, py::arg("count"));
+  m.def("default_threads", &cpu::default_threads);
+  m.def("worker_count", &cpu::worker_count);
+}
+
+}  // namespace gradstep::bind

@@ -1,0 +1,95 @@
+#include "cpu/cores.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <limits>
+#include <thread>
+
+namespace gradstep::cpu {
+namespace {
+
+// What a control group's files allow, in whole CPUs; 0 for no limit: a file absent, "max", or the -1 of version 1.
+int cores(std::istream& quota_file, std::istream& period_file) {
+  long long quota = 0, period = 0;
+  if (!(quota_file >> quota && period_file >> period) || quota <= 0 || period <= 0) return 0;
+  const long long whole = quota / period + (quota % period != 0);
+  return static_cast<int>(std::min<long long>(whole, std::numeric_limits<int>::max()));
+}
+
+int cores_v2(const std::string& dir) {
+  std::ifstream both(dir + "/cpu.max");
+  return cores(both, both);
+}
+
+int cores_v1(const std::string& dir) {
+  std::ifstream quota(dir + "/cpu.cfs_quota_us"), period(dir + "/cpu.cfs_period_us");
+  return cores(quota, period);
+}
+
+// The tighter of two limits, where 0 is none.
+int tighter(int a, int b) { return a == 0 || b == 0 ? std::max(a, b) : std::min(a, b); }
+
+// The tightest limit on the group, its ancestors and the root. A container sees its own group at the root while `group`
+// may be the host's path, absent here: the root then has the answer.
+int tightest(int (*cores_in)(const std::string& dir), const std::string& root, std::string group) {
+  int limit = cores_in(root);
+  for (; !group.empty(); group.erase(std::min(group.rfind('/'), group.size()))) {
+    limit = tighter(limit, cores_in(root + group));
+  }
+  return limit;
+}
+
+bool lists_cpu(const std::string& controllers) { return ("," + controllers + ",").find(",cpu,") != std::string::npos; }
+
+int affinity_cores() {
+#if defined(__linux__)
+  // The kernel refuses a mask smaller than its own: offer larger ones.
+  for (std::size_t cpus = 1024; cpus <= std::size_t{1} << 20; cpus *= 2) {
+    const std::size_t bytes = CPU_ALLOC_SIZE(cpus);
+    cpu_set_t* const mask = CPU_ALLOC(cpus);
+    if (mask == nullptr) break;
+    const bool known = sched_getaffinity(0, bytes, mask) == 0;
+    const bool too_small = !known && errno == EINVAL;
+    const int count = known ? CPU_COUNT_S(bytes, mask) : 0;
+    CPU_FREE(mask);
+    if (known) return count;
+    if (!too_small) break;
+  }
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+int quota_cores(const std::string& proc_self_cgroup, const std::string& cgroup_root) {
+  std::string group_v1, group_v2;
+  std::ifstream lines(proc_self_cgroup);  // "id:controllers:/group", with no controllers for version 2
+  for (std::string line; std::getline(lines, line);) {
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (controllers.empty()) group_v2 = line.substr(second + 1);
+    if (lists_cpu(controllers)) group_v1 = line.substr(second + 1);
+  }
+  // Version 1 mounts "cpu,cpuacct", or the other way round, with a link "cpu" beside it; a container may have but one.
+  int limit = tightest(cores_v2, cgroup_root, group_v2);
+  for (const char* mount : {"/cpu", "/cpu,cpuacct", "/cpuacct,cpu"}) {
+    limit = tighter(limit, tightest(cores_v1, cgroup_root + mount, group_v1));
+  }
+  return limit;
+}
+
+int default_threads() {
+  int threads = affinity_cores();
+#if defined(__linux__)
+  threads = tighter(threads, quota_cores("/proc/self/cgroup", "/sys/fs/cgroup"));
+#endif
+  return std::max(threads, 1);
+}
+
+}  // namespace gradstep::cpu

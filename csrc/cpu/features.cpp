@@ -1,0 +1,73 @@
+#include "cpu/features.h"
+
+#include <cstdint>
+
+#if defined(_MSC_VER) && defined(_M_X64)
+#define GS_X86_64 1
+#include <intrin.h>
+#elif defined(__x86_64__)
+#define GS_X86_64 1
+#include <cpuid.h>
+#endif
+
+namespace gradstep::cpu {
+
+#if defined(GS_X86_64)
+namespace {
+
+struct Registers {
+  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
+  Registers r;
+#if defined(_MSC_VER)
+  int out[4];
+  __cpuidex(out, 0, 0);
+  if (static_cast<std::uint32_t>(out[0]) < leaf) return r;
+  __cpuidex(out, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r = {static_cast<std::uint32_t>(out[0]), static_cast<std::uint32_t>(out[1]), static_cast<std::uint32_t>(out[2]),
+       static_cast<std::uint32_t>(out[3])};
+#else
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+#endif
+  return r;
+}
+
+// Which registers the operating system saves when it switches tasks.
+std::uint64_t saved_registers() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  std::uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+#endif
+}
+
+constexpr bool all_of(std::uint64_t word, std::uint64_t bits) { return (word & bits) == bits; }
+
+}  // namespace
+
+unsigned features() {
+  constexpr std::uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28;                                          // leaf 1, ecx
+  constexpr std::uint32_t kAvx2Bit = 1u << 5;                                                            // leaf 7, ebx
+  constexpr std::uint32_t kAvx512Bits = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);               // F DQ BW VL
+  constexpr std::uint64_t kYmm = 0x6, kZmm = 0xe6;                                                       // xcr0
+
+  if (!all_of(cpuid(1, 0).ecx, kOsxsave | kAvx)) return 0;
+  const std::uint64_t saved = saved_registers();
+  const std::uint32_t extended = cpuid(7, 0).ebx;
+  unsigned found = 0;
+  if (all_of(saved, kYmm) && all_of(extended, kAvx2Bit)) found |= kAvx2;
+  if (all_of(saved, kZmm) && all_of(extended, kAvx512Bits)) found |= kAvx512;
+  return found;
+}
+
+#else
+
+unsigned features() { return 0; }
+
+#endif
+
+}  // namespace gradstep::cpu

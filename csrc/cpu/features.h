@@ -1,0 +1,14 @@
+#pragma once
+
+namespace gradstep::cpu {
+
+// Processor features that the rows of cmake/isa.cmake may require.
+enum Feature : unsigned {
+  kAvx2 = 1u << 0,
+  kAvx512 = 1u << 1,  // F, BW, DQ and VL: what every server part since Skylake has
+};
+
+// What both the processor (CPUID) and the operating system (XGETBV) support; no vendor is asked.
+unsigned features();
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
+
+namespace gradstep::cpu {
+
+// IEEE arithmetic while it lives: to nearest even, subnormals kept. A library that was built with -ffast-math may have set this
+// thread, or not, to flush them; the caller's mode comes back afterwards.
+class IeeeMode {
+ public:
+#if defined(__x86_64__) || defined(_M_X64)
+  IeeeMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~IeeeMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__) && defined(__GNUC__)
+  IeeeMode() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}));
+  }
+  ~IeeeMode() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  std::uint64_t saved_;
+#else
+  IeeeMode() {}
+#endif
+ public:
+  IeeeMode(const IeeeMode&) = delete;
+  IeeeMode& operator=(const IeeeMode&) = delete;
+};
+
+}  // namespace gradstep::cpu

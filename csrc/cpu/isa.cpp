@@ -1,0 +1,84 @@
+#include "cpu/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "cpu/features.h"
+
+namespace gradstep::cpu {
+
+#define GS_ISA_ROW(name, required) Kernel find_kernel_##name(const rules::Key& key);
+#include "isa_list.inc"
+#undef GS_ISA_ROW
+
+namespace {
+
+struct Isa {
+  const char* name;
+  unsigned required;
+  Kernel (*find)(const rules::Key&);
+};
+
+constexpr Isa kIsas[] = {
+#define GS_ISA_ROW(name, required) {#name, required, find_kernel_##name},
+#include "isa_list.inc"
+#undef GS_ISA_ROW
+};
+
+bool supported(const Isa& isa) {
+  static const unsigned found = features();
+  return (found & isa.required) == isa.required;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Isa* choose(const std::string& name) {
+  const Isa* chosen = nullptr;
+  for (const Isa& isa : kIsas) {
+    if (supported(isa) && (name.empty() || name == isa.name)) chosen = &isa;
+  }
+  if (chosen == nullptr) {
+    throw std::invalid_argument("instruction set '" + name + "' is not available: this machine supports " +
+                                join(supported_isas()) + "; this build has " + join(compiled_isas()));
+  }
+  return chosen;
+}
+
+std::string asked_for() {
+  const char* name = std::getenv("GRADSTEP_ISA");
+  return name == nullptr ? "" : name;
+}
+
+std::atomic<const Isa*>& in_use() {
+  static std::atomic<const Isa*> isa{choose(asked_for())};
+  return isa;
+}
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas) names.emplace_back(isa.name);
+  return names;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas) {
+    if (supported(isa)) names.emplace_back(isa.name);
+  }
+  return names;
+}
+
+void use_isa(const std::string& name) { in_use() = choose(name.empty() ? asked_for() : name); }
+
+std::string isa() { return in_use().load()->name; }
+
+Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find(key); }
+
+}  // namespace gradstep::cpu

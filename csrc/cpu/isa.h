@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernel.h"
+
+namespace gradstep::cpu {
+
+// The instruction sets compiled in, weakest first, and those that this machine can run.
+std::vector<std::string> compiled_isas();
+std::vector<std::string> supported_isas();
+
+// The one in use: the strongest supported, or what GRADSTEP_ISA names. The name must be a supported one; an empty name asks for
+// the default again. Throws std::invalid_argument.
+void use_isa(const std::string& name);
+std::string isa();
+
+// The kernel for a key in the set now in use.
+Kernel find_kernel(const rules::Key& key);
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,20 @@
+// The thread pool: a loop of independent tasks, shared between the calling thread and a few sleeping workers.
+#pragma once
+
+#include <cstddef>
+
+namespace gradstep::cpu {
+
+// Runs one task of a job. Tasks run in any order, must not throw, and must not fork.
+using Task = void (*)(void* context, std::size_t index);
+
+// Runs task(context, i) for every i in [0, count), on the calling thread and at most threads - 1 workers, and returns
+// when all are done. A call that finds the pool busy, with another thread's job or with the one it is nested in, does
+// not wait: it runs its tasks on its own thread. The first call that has use for a worker starts it; after fork() the
+// child starts its own.
+void parallel_for(std::size_t count, int threads, Task task, void* context);
+
+// Workers alive now, for tests and show_config.
+int worker_count();
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,12 @@
+#pragma once
+
+namespace gradstep::cpu {
+
+// Threads a step may use, the caller's included: GRADSTEP_NUM_THREADS, else the cores this process may use.
+// Throws std::invalid_argument where the variable is not a number from 1 to kMaxThreads.
+int threads();
+void set_threads(int count);
+
+inline constexpr int kMaxThreads = 1024;
+
+}  // namespace gradstep::cpu

@@ -1,0 +1,34 @@
+#pragma once
+
+#include "rules/rule.h"
+
+namespace gradstep::rules {
+
+// AdaDelta (Zeiler, 2012).
+struct AdaDelta {
+  static constexpr const char* kName = "adadelta";
+  static constexpr const char* kStates[] = {"square_avg", "acc_delta"};
+  GS_OPTIONS(lr, rho, eps);
+  using Variants = Values<0b11>;
+  static unsigned variant(const Options&) { return 0b11; }
+
+  template <class T, unsigned>
+  struct Update {
+    T rho, fresh, eps, rate;
+
+    Update(const Options& o, Clock&)
+        : rho(static_cast<T>(o.rho)),
+          fresh(static_cast<T>(1 - o.rho)),
+          eps(static_cast<T>(o.eps)),
+          rate(static_cast<T>(o.lr)) {}
+
+    GS_INLINE void operator()(T& p, T g, T& a, T& u) const {
+      a = blend(rho, a, fresh, square(g));
+      const T d = (root(u + eps) / root(a + eps)) * g;
+      u = blend(rho, u, fresh, square(d));
+      p = p - rate * d;
+    }
+  };
+};
+
+}  // namespace gradstep::rules

@@ -1,0 +1,47 @@
+#pragma once
+
+#include "base/power.h"
+#include "rules/rule.h"
+
+namespace gradstep::rules {
+
+// Adam (Kingma and Ba, 2015); AMSGrad (Reddi, Kale and Kumar, 2018).
+struct Adam {
+  static constexpr const char* kName = "adam";
+  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  GS_OPTIONS(lr, beta1, beta2, eps, eps_root, amsgrad, bias_correction, eps_hat, amsgrad_corrected);
+  static constexpr unsigned kAmsgrad = 0b100;
+  using Variants = Values<0b011, 0b011 | kAmsgrad>;
+  static unsigned variant(const Options& o) { return o.amsgrad != 0 ? 0b011 | kAmsgrad : 0b011; }
+
+  template <class T, unsigned kVariant>
+  struct Update {
+    T beta1, fresh1, beta2, fresh2, eps, eps_root, unbias_before, unbias_after, rate;
+
+    Update(const Options& o, Clock& clock) {
+      const double correction1 = o.bias_correction != 0 ? 1 - power(o.beta1, clock.t) : 1;
+      const double correction2 = o.bias_correction != 0 ? 1 - power(o.beta2, clock.t) : 1;
+      const bool before = o.eps_hat == 0 && o.amsgrad != 0 && o.amsgrad_corrected != 0;
+      const bool after = o.eps_hat == 0 && !before;
+      beta1 = static_cast<T>(o.beta1);
+      fresh1 = static_cast<T>(1 - o.beta1);
+      beta2 = static_cast<T>(o.beta2);
+      fresh2 = static_cast<T>(1 - o.beta2);
+      eps = static_cast<T>(o.eps);
+      eps_root = static_cast<T>(o.eps_root);
+      unbias_before = static_cast<T>(before ? 1 / correction2 : 1);
+      unbias_after = static_cast<T>(after ? 1 / correction2 : 1);
+      rate = static_cast<T>((o.eps_hat != 0 ? o.lr * root(correction2) : o.lr) / correction1);
+    }
+
+    GS_INLINE void operator()(T& p, T g, T& m, T& v, T& x) const {
+      m = blend(beta1, m, fresh1, g);
+      v = blend(beta2, v, fresh2, square(g));
+      T second = v;
+      if constexpr (kVariant & kAmsgrad) second = x = larger(x, v * unbias_before);
+      p = p - rate * (m / (root(second * unbias_after + eps_root) + eps));
+    }
+  };
+};
+
+}  // namespace gradstep::rules

@@ -1,0 +1,61 @@
+#pragma once
+
+#include "codecs/all.h"
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
+#include "rules/adam.h"
+#include "rules/momentum.h"
+#include "rules/nadam.h"
+#include "rules/nag.h"
+#include "rules/rmsprop.h"
+#include "rules/sgd.h"
+
+namespace gradstep::rules {
+
+// THE list of rules. Dispatch, bindings, tests, benchmarks and docs enumerate it; a rule's number is its place here.
+using All = List<Sgd, Momentum, Nag, AdaGrad, RMSProp, AdaDelta, Adam, Nadam>;
+
+// One compiled update: which rule, which of its variants, with or without L2, in which compute type.
+struct Key {
+  int rule;
+  unsigned variant;
+  bool l2;
+  DType dtype;
+};
+
+// From a run-time number to the compile-time rule: returns f.visit<Rule>().
+template <class F, class First, class... Rest>
+GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
+  if constexpr (sizeof...(Rest) > 0) {
+    if (number != 0) return visit_rule(number - 1, f, List<Rest...>{});
+  }
+  return f.template visit<First>();
+}
+
+template <class F>
+struct VisitElement {
+  const Key& key;
+  const F& f;
+
+  template <class Rule>
+  GS_INLINE auto visit() const {
+    using Variants = typename Rule::Variants;
+    return key.dtype == DType::kFloat64 ? choose<Rule, double>(Variants{}) : choose<Rule, float>(Variants{});
+  }
+
+  template <class Rule, class T, unsigned kFirst, unsigned... kRest>
+  GS_INLINE auto choose(Values<kFirst, kRest...>) const {
+    if constexpr (sizeof...(kRest) > 0) {
+      if (key.variant != kFirst) return choose<Rule, T>(Values<kRest...>{});
+    }
+    return key.l2 ? f.template visit<Element<Rule, T, kFirst, true>>() : f.template visit<Element<Rule, T, kFirst, false>>();
+  }
+};
+
+// From a run-time key to the compile-time update: returns f.visit<Element<...>>().
+template <class F>
+GS_INLINE auto visit(const Key& key, const F& f) {
+  return visit_rule(key.rule, VisitElement<F>{key, f}, All{});
+}
+
+}  // namespace gradstep::rules

@@ -1,0 +1,48 @@
+#pragma once
+
+#include "base/power.h"
+#include "rules/rule.h"
+
+namespace gradstep::rules {
+
+// Nadam (Dozat, 2016).
+struct Nadam {
+  static constexpr const char* kName = "nadam";
+  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
+  GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay);
+  using Variants = Values<0b11>;
+  static unsigned variant(const Options&) { return 0b11; }
+
+  // The momentum of step i; constant where momentum_decay is None.
+  static double mu(const Options& o, std::int64_t i) {
+    if (o.momentum_decay != o.momentum_decay) return o.beta1;
+    return o.beta1 * (1 - 0.5 * momentum_schedule(static_cast<double>(i) * o.momentum_decay));
+  }
+
+  template <class T, unsigned>
+  struct Update {
+    T beta1, fresh1, beta2, fresh2, momentum_rate, gradient_rate, unbias, eps, eps_root;
+
+    Update(const Options& o, Clock& clock) {
+      const double mu_now = mu(o, clock.t), mu_next = mu(o, clock.t + 1);
+      const double product = clock.mu_product = clock.mu_product * mu_now;
+      beta1 = static_cast<T>(o.beta1);
+      fresh1 = static_cast<T>(1 - o.beta1);
+      beta2 = static_cast<T>(o.beta2);
+      fresh2 = static_cast<T>(1 - o.beta2);
+      momentum_rate = static_cast<T>((o.lr * mu_next) / (1 - product * mu_next));
+      gradient_rate = static_cast<T>((o.lr * (1 - mu_now)) / (1 - product));
+      unbias = static_cast<T>(1 / (1 - power(o.beta2, clock.t)));
+      eps = static_cast<T>(o.eps);
+      eps_root = static_cast<T>(o.eps_root);
+    }
+
+    GS_INLINE void operator()(T& p, T g, T& m, T& v) const {
+      m = blend(beta1, m, fresh1, g);
+      v = blend(beta2, v, fresh2, square(g));
+      p = p - (momentum_rate * m + gradient_rate * g) / (root(v * unbias + eps_root) + eps);
+    }
+  };
+};
+
+}  // namespace gradstep::rules

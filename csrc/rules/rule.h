@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+
+#include "base/macros.h"
+#include "rules/moments.h"
+
+// What a rule supplies. It knows one element, and nothing of storage, threads, devices or Python:
+//
+//   struct X {
+//     static constexpr const char* kName = "x";
+//     static constexpr const char* kStates[] = {"first", ...};    names of its states; none: kStates[] = {nullptr}
+//     GS_OPTIONS(lr, ...);                                        its options, all double; lr is one of them
+//     using Variants = Values<...>;                               the instantiations worth having
+//     static unsigned variant(const Options& o);                  which of them these options need; bit k: state k is kept
+//     template <class T, unsigned kVariant> struct Update {       the scalars of one step, rounded once to T
+//       Update(const Options& o, Clock& clock);
+//       void operator()(T& p, T g, T& first, ...) const;          one element; a state that is not kept is a dummy
+//     };
+//   };
+//
+// docs/numerics.md writes the same arithmetic operation by operation.
+namespace gradstep::rules {
+
+inline constexpr int kMaxStates = 3;
+inline constexpr unsigned kStateBits = (1u << kMaxStates) - 1;
+
+// Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
+#define GS_OPTIONS(...)                                   \
+  struct Options {                                        \
+    double __VA_ARGS__;                                   \
+    static constexpr const char kNames[] = #__VA_ARGS__;  \
+  }
+
+template <unsigned... kVariants>
+struct Values {};
+
+template <class... Rules>
+struct List {};
+
+// What a step's scalars depend on besides options.
+struct Clock {
+  std::int64_t t;     // this tensor's step number, 1 at its first
+  double mu_product;  // Nadam's product of momenta; 1 before the first step
+};
+
+// What comes before every rule: sign, L2, decoupled decay.
+struct Common {
+  GS_OPTIONS(l2, weight_decay, maximize);
+};
+
+// The whole update of one element, and the type that a kernel is compiled for.
+template <class Rule, class Compute, unsigned kVariant, bool kL2>
+struct Element {
+  using T = Compute;
+  using Options = typename Rule::Options;
+  static constexpr int kStates = Rule::kStates[0] == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
+  static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
+
+  T sign, l2, decay;
+  typename Rule::template Update<T, kVariant> update;
+
+  Element(const Common::Options& c, const Options& o, Clock& clock)
+      : sign(c.maximize != 0 ? T(-1) : T(1)),
+        l2(static_cast<T>(c.l2)),
+        decay(static_cast<T>(1 - o.lr * c.weight_decay)),
+        update(o, clock) {}
+
+  template <class... States>
+  GS_INLINE void operator()(T& p, T g, States&... states) const {
+    g = sign * g;
+    if constexpr (kL2) g = g + l2 * p;
+    p = decay * p;
+    update(p, g, states...);
+  }
+};
+
+}  // namespace gradstep::rules

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <utility>
+#include <vector>
+
+#include "codecs/all.h"
+
+namespace gradstep::step {
+
+// Somebody's array: where it is and how it lies.
+struct Array {
+  std::byte* data;
+  DType dtype;
+  int rank;
+  const std::int64_t* shape;
+  const std::int64_t* strides;  // bytes
+};
+
+// The bytes [begin, end) between which an array's elements lie; equal where it has none.
+struct Extent {
+  std::uintptr_t begin, end;
+};
+
+inline Extent extent(const Array& array) {
+  const auto first = reinterpret_cast<std::uintptr_t>(array.data);
+  Extent bytes{first, first + static_cast<std::uintptr_t>(item_size(array.dtype))};
+  for (int axis = 0; axis < array.rank; ++axis) {
+    if (array.shape[axis] == 0) return {first, first};
+    const std::int64_t reach = (array.shape[axis] - 1) * array.strides[axis];
+    (reach < 0 ? bytes.begin : bytes.end) += static_cast<std::uintptr_t>(reach);
+  }
+  return bytes;
+}
+
+// Whether two indices may name the same byte: some axis steps less than what lies within it reaches.
+inline bool may_overlap_itself(const Array& array) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, length
+  for (int axis = 0; axis < array.rank; ++axis) {
+    if (array.shape[axis] == 0) return false;
+    if (array.shape[axis] > 1) axes.emplace_back(std::abs(array.strides[axis]), array.shape[axis]);
+  }
+  std::sort(axes.begin(), axes.end());
+  std::int64_t reach = item_size(array.dtype);
+  for (const auto& [stride, length] : axes) {
+    if (stride < reach) return true;
+    reach += stride * (length - 1);
+  }
+  return false;
+}
+
+// An array with a shape and strides of its own.
+struct KeptArray {
+  std::byte* data = nullptr;
+  DType dtype{};
+  std::vector<std::int64_t> shape, strides;
+
+  KeptArray() = default;
+  explicit KeptArray(const Array& a)
+      : data(a.data), dtype(a.dtype), shape(a.shape, a.shape + a.rank), strides(a.strides, a.strides + a.rank) {}
+
+  Array view() const { return {data, dtype, static_cast<int>(shape.size()), shape.data(), strides.data()}; }
+};
+
+}  // namespace gradstep::step

@@ -1,0 +1,100 @@
+#include "step/catalog.h"
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <type_traits>
+
+#include "cpu/ieee_mode.h"
+
+namespace gradstep::step {
+namespace {
+
+std::vector<std::string> split(const char* names) {
+  std::vector<std::string> parts;
+  std::istringstream text(names);
+  for (std::string part; std::getline(text >> std::ws, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+constexpr std::size_t kCommon = sizeof(rules::Common::Options) / sizeof(double);
+
+template <class Options>
+Options read(const double* values) {
+  static_assert(std::is_trivially_copyable_v<Options> && sizeof(Options) % sizeof(double) == 0);
+  Options options;
+  std::memcpy(&options, values, sizeof options);
+  return options;
+}
+
+struct Describe {
+  template <class Rule>
+  RuleInfo visit() const {
+    RuleInfo info{Rule::kName, split(rules::Common::Options::kNames), {}};
+    for (auto& name : split(Rule::Options::kNames)) info.options.push_back(name);
+    for (const char* state : Rule::kStates) {
+      if (state != nullptr) info.states.emplace_back(state);
+    }
+    return info;
+  }
+};
+
+struct Variant {
+  const double* options;
+
+  template <class Rule>
+  unsigned visit() const {
+    return Rule::variant(read<typename Rule::Options>(options + kCommon));
+  }
+};
+
+struct Prepare {
+  const double* options;
+  rules::Clock& clock;
+  Scalars& scalars;
+
+  template <class Element>
+  void visit() const {
+    static_assert(sizeof(Element) <= sizeof scalars.bytes && alignof(Element) <= alignof(Scalars));
+    new (scalars.bytes) Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon), clock);
+  }
+};
+
+template <class... Rules>
+constexpr int length(rules::List<Rules...>) {
+  return sizeof...(Rules);
+}
+
+}  // namespace
+
+const std::vector<RuleInfo>& catalog() {
+  static const std::vector<RuleInfo> all = [] {
+    std::vector<RuleInfo> infos;
+    for (int number = 0; number < length(rules::All{}); ++number) {
+      infos.push_back(rules::visit_rule(number, Describe{}, rules::All{}));
+    }
+    return infos;
+  }();
+  return all;
+}
+
+int rule_number(const std::string& name) {
+  for (std::size_t number = 0; number < catalog().size(); ++number) {
+    if (catalog()[number].name == name) return static_cast<int>(number);
+  }
+  throw std::invalid_argument("there is no rule '" + name + "'");
+}
+
+rules::Key key_of(int rule, const std::vector<double>& options, DType dtype) {
+  const bool l2 = read<rules::Common::Options>(options.data()).l2 != 0;
+  return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, dtype};
+}
+
+void prepare(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, Scalars& scalars) {
+  const cpu::IeeeMode ieee;
+  rules::visit(key, Prepare{options.data(), clock, scalars});
+}
+
+}  // namespace gradstep::step

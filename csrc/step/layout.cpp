@@ -1,0 +1,62 @@
+#include "step/layout.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace gradstep::step {
+namespace {
+
+// Whether every stream goes on from axis `outer` to axis `inner` without a gap.
+bool joins(const Array* const (&arrays)[cpu::kMaxStreams], int outer, int inner) {
+  return std::all_of(std::begin(arrays), std::end(arrays), [=](const Array* a) {
+    return a == nullptr || a->strides[outer] == a->strides[inner] * a->shape[inner];
+  });
+}
+
+bool is_packed(const Array& array, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
+  const std::int64_t size = item_size(array.dtype);
+  if (reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(size) != 0) return false;
+  std::int64_t expected = size;
+  for (std::size_t axis = shape.size(); axis-- > 0; expected *= shape[axis]) {
+    if (shape[axis] != 1 && strides[axis] != expected) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
+  const Array& param = *arrays[0];
+  std::vector<int> axes;
+  for (int axis = 0; axis < param.rank; ++axis) {
+    if (param.shape[axis] != 1) axes.push_back(axis);
+  }
+  std::stable_sort(axes.begin(), axes.end(),
+                   [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); });
+
+  Layout layout;
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    const int axis = axes[i];
+    const bool joined = i > 0 && joins(arrays, axes[i - 1], axis);
+    if (joined) {
+      layout.shape.back() *= param.shape[axis];
+    } else {
+      layout.shape.push_back(param.shape[axis]);
+    }
+    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+      if (arrays[s] == nullptr) continue;
+      if (joined) layout.strides[s].pop_back();
+      layout.strides[s].push_back(arrays[s]->strides[axis]);
+    }
+  }
+  if (layout.shape.empty()) {
+    layout.shape = {1};
+    for (auto& strides : layout.strides) strides = {0};
+  }
+  for (int s = 0; s < cpu::kMaxStreams; ++s) {
+    if (arrays[s] != nullptr && is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();
+  }
+  return layout;
+}
+
+}  // namespace gradstep::step

@@ -1,0 +1,33 @@
+#include "step/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace gradstep::step {
+
+Plan make_plan(const std::int64_t* sizes, std::size_t tensors, std::int64_t grain) {
+  // Rounding up must not overflow: from the last multiple that fits, down is the only way.
+  constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max() / kBlock * kBlock;
+  grain = grain >= kLast ? kLast : (std::max<std::int64_t>(grain, 1) + kBlock - 1) / kBlock * kBlock;
+
+  Plan plan;
+  std::int64_t room = 0;  // elements the open task can still take
+  for (std::size_t tensor = 0; tensor < tensors; ++tensor) {
+    for (std::int64_t begin = 0; begin < sizes[tensor];) {
+      const std::int64_t left = sizes[tensor] - begin;
+      const std::int64_t take = left <= room ? left : room / kBlock * kBlock;  // the rest, or up to a cut
+      if (take == 0) {  // full: open the next task
+        plan.tasks.push_back(plan.pieces.size());
+        room = grain;
+        continue;
+      }
+      plan.pieces.push_back({static_cast<std::uint32_t>(tensor), begin, begin + take});
+      begin += take;
+      room -= take;
+    }
+  }
+  plan.tasks.push_back(plan.pieces.size());
+  return plan;
+}
+
+}  // namespace gradstep::step

@@ -1,0 +1,32 @@
+// How a step's elements are shared out: tensor sizes -> pieces -> tasks. Pure arithmetic; no backend, no pointers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace gradstep::step {
+
+// A piece begins at a multiple of this, so that no 8-bit block is shared by two threads.
+inline constexpr std::int64_t kBlock = 256;
+
+// Elements [begin, end) of one tensor.
+struct Piece {
+  std::uint32_t tensor;
+  std::int64_t begin, end;
+};
+
+// Task k runs pieces[tasks[k]] .. pieces[tasks[k + 1] - 1]. There is one more entry than tasks, so never none.
+struct Plan {
+  std::vector<Piece> pieces;
+  std::vector<std::size_t> tasks;
+
+  std::size_t task_count() const { return tasks.size() - 1; }
+};
+
+// Lays the tensors end to end and cuts about every `grain` elements (rounded up to a multiple of kBlock), by elements
+// and not by tensors: a large tensor spans tasks, small ones share one. Every element is in one piece, in order; an
+// empty tensor has none. A task holds at most `grain` elements, and each but the last more than grain - kBlock.
+Plan make_plan(const std::int64_t* sizes, std::size_t tensors, std::int64_t grain);
+
+}  // namespace gradstep::step

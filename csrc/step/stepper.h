@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/tensor.h"
+#include "step/array.h"
+#include "step/catalog.h"
+#include "step/layout.h"
+#include "step/plan.h"
+#include "step/ranges.h"
+
+namespace gradstep::step {
+
+// Something is of the wrong type, as opposed to a wrong value (std::invalid_argument).
+struct WrongType : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
+//
+// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes, and it cannot fail.
+class Stepper {
+ public:
+  explicit Stepper(int rule) : rule_(rule) {}
+
+  // Options in the order of the rule's catalog entry. Returns the group's number.
+  int add_group(std::vector<double> options);
+  void set_options(int group, std::vector<double> options);
+
+  // `name` follows "params" or "grads" in messages: "[3]", "['w']". A state that is not kept has null data.
+  void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states);
+
+  void begin();
+  void skip(std::size_t tensor) { tensors_[tensor].active = false; }
+  // `param` is the parameter as it is now: it must still lie where it was when it was added.
+  void set_gradient(std::size_t tensor, const Array& param, const Array& grad);
+  void run();
+
+  // After begin(): whether a gradient lies among the bytes of parameters and states, so that an exact test is due.
+  bool may_overlap(const Array& grad) const { return owned_.meet(extent(grad)); }
+
+  std::size_t size() const { return tensors_.size(); }
+  const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
+  rules::Clock& clock(std::size_t tensor) { return tensors_[tensor].clock; }
+
+ private:
+  struct Tensor {
+    int group;
+    std::string name;
+    KeptArray param;
+    KeptArray states[rules::kMaxStates];
+    std::int64_t size;
+    rules::Clock clock{0, 1};
+    bool active = false;
+    Layout like_param, unlike_param;  // for a gradient that lies as the parameter does, and for this step's that does not
+    cpu::Tensor job;
+  };
+
+  // The scalars of one step, shared by the tensors of a group that stand at the same step number.
+  struct Prepared {
+    int group;
+    DType dtype;
+    rules::Clock before, after;
+    cpu::Kernel kernel;
+    Scalars scalars;
+  };
+
+  static Layout lay_out(const Tensor& tensor, const Array& grad);
+  std::size_t prepare(const Tensor& tensor);
+  void finish_plan();
+
+  int rule_;
+  std::vector<std::vector<double>> groups_;
+  std::vector<Tensor> tensors_;
+  std::vector<Prepared> prepared_;
+  Ranges owned_;  // parameters and states
+  Plan plan_;     // empty until the first step
+};
+
+}  // namespace gradstep::step

@@ -1,0 +1,31 @@
+"""Optimizer steps for NumPy arrays, at the speed of memory, with the same bits everywhere.
+
+>>> import numpy as np, gradstep as gs
+>>> params = {"w": np.ones((3, 2), np.float32), "b": np.zeros(2, np.float32)}
+>>> opt = gs.Adam(params, lr=1e-3)
+>>> opt.step({"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)})  # params change in place
+"""
+
+from . import functional, reference
+from ._config import get_num_threads, set_num_threads, show_config
+from ._core import __version__
+from ._optimizer import Optimizer
+from .optimizers import NAG, SGD, AdaDelta, AdaGrad, Adam, Momentum, Nadam, RMSProp
+
+__all__ = [
+    "NAG",
+    "SGD",
+    "AdaDelta",
+    "AdaGrad",
+    "Adam",
+    "Momentum",
+    "Nadam",
+    "Optimizer",
+    "RMSProp",
+    "__version__",
+    "functional",
+    "get_num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,48 @@
+"""What was built, what this machine has, and what is in use."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from . import _core
+
+
+def get_num_threads() -> int:
+    """The number of threads a step may use, the caller's included."""
+    return _core.num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Sets the number of threads a step may use, for the whole process.
+
+    The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control group's quota).
+    The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
+    """
+    _core.set_num_threads(count)
+
+
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
+    """Prints the version, build, instruction sets, threads and CUDA; with mode="dicts" returns them instead."""
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
+    config: dict[str, Any] = {
+        "version": _core.__version__,
+        "build": _core.build_info(),
+        "isa": {
+            "compiled": _core.compiled_isas(),
+            "supported": _core.supported_isas(),
+            "chosen": _core.isa(),
+        },
+        "threads": {"count": _core.num_threads(), "default": _core.default_threads()},
+        "cuda": {"available": False, "reason": "this version has no CUDA backend"},
+    }
+    if mode == "dicts":
+        return config
+    for section, content in config.items():
+        if not isinstance(content, dict):
+            print(f"{section}: {content}")
+            continue
+        print(f"{section}:")
+        for key, value in content.items():
+            print(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+    return None

@@ -1,0 +1,312 @@
+"""The base of the eight classes: structure, groups, states and checkpoints around the compiled step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from . import _core, _options
+from ._options import Rate
+from ._structure import Array, Grads, Params, Structure, is_groups
+
+RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
+"""The compiled rules by name: the names of their options and states."""
+
+REQUIRED: Final = inspect.Parameter.empty
+"""In a preset: the framework has no default."""
+
+
+class OptionGroup(Mapping[str, Any]):
+    """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
+
+    def __init__(self, options: dict[str, Any], change: Callable[[dict[str, Any]], None], owner: str) -> None:
+        self._options = options
+        self._change = change
+        self._owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        return self._options[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update(**{name: value})
+
+    def update(self, **options: Any) -> None:
+        """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
+        changed = {**self._options, **check_options(options, self._options, self._owner)}
+        self._change(changed)
+        self._options = changed
+
+    def __repr__(self) -> str:
+        return f"OptionGroup({self._options})"
+
+
+def check_options(options: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """The options in their plain types. Raises TypeError for an unknown or mistyped one, ValueError for one out of range."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(known)}")
+    return {name: _options.check(name, value, owner) for name, value in options.items()}
+
+
+class Optimizer:
+    """What all optimizers share. Not made itself; see the eight classes.
+
+    Parameters
+    ----------
+    params : array, list or tuple of arrays, dict of arrays, or list of groups
+        NumPy arrays of float32 or float64, of any shape and strides. They are updated in place; nothing is copied.
+        A group is a dict with its arrays (array, list or dict) under "params" and options that override the others.
+    lr : float or callable
+        The learning rate, >= 0; or a schedule, called once a step with `step_count` (0 at the first step).
+    l2 : float
+        L2 regularization, added to the gradient: g + l2 * p.
+    weight_decay : float
+        Decoupled weight decay (Loshchilov and Hutter, 2019): p *= 1 - lr * weight_decay, before the update.
+    maximize : bool
+        Ascend instead of descending.
+
+    Raises
+    ------
+    TypeError
+        For something that is no array, an unsupported dtype, an unknown option, or an option of the wrong type.
+    ValueError
+        For an option out of range, a read-only parameter, parameters that overlap, or none at all.
+    """
+
+    rule: ClassVar[str]
+    """The name of the compiled rule."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Defaults and forms of other frameworks; see `preset`."""
+    initial_state: ClassVar[dict[str, str]] = {}
+    """States that do not start at zero: the option that holds their first value."""
+    has_mu_product: ClassVar[bool] = False
+    """Whether each tensor carries one number from step to step besides its step number."""
+
+    def __init__(self, params: Params, **options: Any) -> None:
+        owner = type(self).__name__
+        defaults = check_options(options, options, owner)
+        if not is_groups(params):
+            self._grouped = False
+            groups: list[Any] = [{"params": params}]
+        else:
+            self._grouped = True
+            groups = list(params)
+        self._stepper = _core.Stepper(self.rule)
+        self._structures: list[Structure] = []
+        self._groups: list[OptionGroup] = []
+        self._params: list[Array] = []
+        self._states: list[dict[str, Array]] = []
+        for number, group in enumerate(groups):
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
+            own = {name: value for name, value in group.items() if name != "params"}
+            merged = {**defaults, **check_options(own, defaults, f"{owner}, group {number}")}
+            self._add_group(Structure(group["params"], f"[{number}]" if self._grouped else ""), group["params"], merged)
+        if not self._params:
+            raise ValueError(f"{owner} got no parameters")
+        self._stepper.check_apart()
+
+    def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
+        number = len(self._groups)
+        kept = self._kept(options)
+        self._stepper.add_group(self._core_options(options, 0.0))
+        for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
+            if not isinstance(param, np.ndarray):
+                raise TypeError(f"params{name} must be a NumPy array, not {type(param).__name__}")
+            states = {state: np.zeros_like(param, subok=False) for state in kept}
+            for state, option in self.initial_state.items():
+                states[state][...] = options[option]
+            self._stepper.add_tensor(number, name, param, [states.get(s) for s in RULES[self.rule]["states"]])
+            self._params.append(param)
+            self._states.append(states)
+        self._structures.append(structure)
+        self._groups.append(
+            OptionGroup(
+                options,
+                lambda changed: self._stepper.set_options(number, self._core_options(changed, 0.0)),
+                type(self).__name__,
+            )
+        )
+
+    def _core_options(self, options: Mapping[str, Any], schedule_value: float) -> dict[str, float]:
+        lr = schedule_value if callable(options["lr"]) else options["lr"]
+        return _options.for_core({**options, "lr": lr}, RULES[self.rule]["options"])
+
+    def _kept(self, options: Mapping[str, Any]) -> list[str]:
+        """The names of the states that these options keep."""
+        return _core.kept_states(self.rule, self._core_options(options, 0.0))
+
+    def _current_lr(self, group: OptionGroup) -> float:
+        """The learning rate of the next step, a schedule's value checked."""
+        lr = group["lr"]
+        if not callable(lr):
+            return float(lr)
+        return _options.number(lr(self.step_count), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({self.step_count})")
+
+    def step(self, grads: Grads) -> None:
+        """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
+
+        Parameters
+        ----------
+        grads : the structure of params
+            The gradients, each of its parameter's shape and dtype, of any strides. They are only read. `None` in place of an
+            array leaves that parameter, its states and its own step number as they are.
+
+        Raises
+        ------
+        TypeError
+            For another structure, something that is no array, or another dtype.
+        ValueError
+            For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that overlaps a
+            parameter or state, or a schedule whose value is no rate.
+        """
+        flat = self._flatten(grads)
+        for number, group in enumerate(self._groups):
+            if callable(group["lr"]):
+                self._stepper.set_options(number, self._core_options(group, self._current_lr(group)))
+        self._stepper.step(flat)
+
+    def _flatten(self, grads: Grads) -> Any:
+        if not self._grouped:
+            return self._structures[0].flatten(grads, "grads")
+        if not isinstance(grads, (list, tuple)):
+            raise TypeError(f"grads must be a list of groups, as params is, not {type(grads).__name__}")
+        if len(grads) != len(self._structures):
+            raise ValueError(f"grads has {len(grads)} groups, but params has {len(self._structures)}")
+        return [g for structure, group in zip(self._structures, grads, strict=True) for g in structure.flatten(group, "grads")]
+
+    def _build(self, flat: list[Any]) -> Any:
+        """A flat list in the structure of params."""
+        rest = iter(flat)
+        built = [structure.build(next(rest) for _ in structure.names) for structure in self._structures]
+        return built if self._grouped else built[0]
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps taken."""
+        return self._stepper.step_count
+
+    @property
+    def lr(self) -> Rate:
+        """The learning rate or schedule, of the first group where they differ. Setting it sets every group's."""
+        rate: Rate = self._groups[0]["lr"]
+        return rate
+
+    @lr.setter
+    def lr(self, value: Rate) -> None:
+        value = _options.check("lr", value, type(self).__name__)
+        for group in self._groups:
+            group["lr"] = value
+
+    @property
+    def groups(self) -> list[OptionGroup]:
+        """The options of each group of parameters; one group where none were given."""
+        return list(self._groups)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state arrays by name, each in the structure of params; None where a group does not keep that state."""
+        names = [name for name in RULES[self.rule]["states"] if any(name in states for states in self._states)]
+        return {name: self._build([states.get(name) for states in self._states]) for name in names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later run needs to go on with the same bits, as plain data with copies of the arrays.
+
+        The parameters themselves are not in it. A schedule is saved as None; give it again to the new optimizer.
+        """
+        clocks = self._stepper.clocks
+        saved: dict[str, Any] = {
+            "rule": self.rule,
+            "step_count": self.step_count,
+            "steps": [t for t, _ in clocks],
+            "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in self._groups],
+            "state": {
+                name: [states[name].copy() if name in states else None for states in self._states]
+                for name in RULES[self.rule]["states"]
+            },
+        }
+        if self.has_mu_product:
+            saved["mu_product"] = [product for _, product in clocks]
+        return saved
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave: options, step numbers and states. Everything is checked before anything changes.
+
+        Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes: nothing is
+        cast or broadcast.
+        """
+        missing = {"rule", "step_count", "steps", "groups", "state", *(["mu_product"] if self.has_mu_product else [])} - set(saved)
+        if missing:
+            raise ValueError(f"the state dict lacks {', '.join(sorted(missing))}")
+        if saved["rule"] != self.rule:
+            raise ValueError(f"the state dict is of {saved['rule']!r}, this optimizer of {self.rule!r}")
+        counts = {"groups": len(self._groups), "steps": len(self._params)}
+        if self.has_mu_product:
+            counts["mu_product"] = len(self._params)
+        for key, count in counts.items():
+            if len(saved[key]) != count:
+                raise ValueError(f"the state dict's {key} has {len(saved[key])} entries, this optimizer needs {count}")
+        copies: list[tuple[Array, Array]] = []
+        for i, ((_, name), states) in enumerate(zip(self._names(), self._states, strict=True)):
+            for state in RULES[self.rule]["states"]:
+                values = saved["state"].get(state, [])
+                value = values[i] if i < len(values) else None
+                label = f"state {state} of params{name}"
+                if (value is None) != (state not in states):
+                    raise ValueError(f"{label} is {'missing in' if value is None else 'not kept here, but in'} the state dict")
+                if value is None:
+                    continue
+                target = states[state]
+                if not isinstance(value, np.ndarray) or value.dtype != target.dtype:
+                    raise TypeError(f"{label} is {getattr(value, 'dtype', type(value).__name__)}, not {target.dtype}")
+                if value.shape != target.shape:
+                    raise ValueError(f"{label} has shape {value.shape}, not {target.shape}")
+                copies.append((target, value))
+        loaded = []
+        for group, options in zip(self._groups, saved["groups"], strict=True):
+            kept = {name: value for name, value in options.items() if not (name == "lr" and value is None)}
+            checked = {**group, **check_options(kept, group, type(self).__name__)}
+            if self._kept(checked) != self._kept(group):
+                raise ValueError("the state dict's options keep other states than this optimizer")
+            loaded.append(checked)
+        products = saved["mu_product"] if self.has_mu_product else [1.0] * len(self._params)
+        clocks = [(int(t), float(product)) for t, product in zip(saved["steps"], products, strict=True)]
+
+        for group, options in zip(self._groups, loaded, strict=True):
+            group.update(**options)
+        for target, value in copies:
+            np.copyto(target, value)
+        self._stepper.clocks = clocks
+        self._stepper.step_count = int(saved["step_count"])
+
+    def _names(self) -> list[tuple[int, str]]:
+        """Each tensor's group and name, in order."""
+        return [(number, name) for number, structure in enumerate(self._structures) for name in structure.names]
+
+    @classmethod
+    def preset(cls, framework: str, params: Params, **overrides: Any) -> Any:
+        """This optimizer with a framework's defaults and forms: "torch", "keras", "optax", or the original "paper".
+
+        `overrides` are options by their names here, and stand over the framework's. Raises ValueError for an unknown framework,
+        TypeError where it has no default for an option (optax has none for lr) and none is given.
+        """
+        if framework not in cls.presets:
+            raise ValueError(f"{cls.__name__} has no preset {framework!r}; it has {', '.join(cls.presets)}")
+        options = {**cls.presets[framework], **overrides}
+        for name, value in options.items():
+            if value is REQUIRED:
+                raise TypeError(f"{framework} has no default for {name}: {cls.__name__}.preset({framework!r}, params, {name}=...)")
+        return cls(params, **options)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._groups[0].items())
+        return f"{type(self).__name__}({len(self._params)} arrays, {options})"

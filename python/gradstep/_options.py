@@ -1,0 +1,76 @@
+"""The values that options may take. An error names the optimizer and the option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple, TypeAlias, Union
+
+import numpy as np
+
+Rate: TypeAlias = Union[float, Callable[[int], float]]
+
+
+class Domain(NamedTuple):
+    """A test of a number and the words for it."""
+
+    holds: Callable[[float], bool]
+    words: str
+
+
+NON_NEGATIVE = Domain(lambda x: x >= 0, "a finite number >= 0")
+UP_TO_ONE = Domain(lambda x: 0 <= x <= 1, "a number from 0 to 1")
+BELOW_ONE = Domain(lambda x: 0 <= x < 1, "a number from 0 to below 1")
+
+DOMAINS: dict[str, Domain] = {
+    "lr": NON_NEGATIVE,
+    "l2": NON_NEGATIVE,
+    "weight_decay": NON_NEGATIVE,
+    "momentum": UP_TO_ONE,
+    "dampening": UP_TO_ONE,
+    "rho": UP_TO_ONE,
+    "betas": BELOW_ONE,
+    "eps": NON_NEGATIVE,
+    "eps_root": NON_NEGATIVE,
+    "lr_decay": NON_NEGATIVE,
+    "initial_accumulator": NON_NEGATIVE,
+    "momentum_decay": NON_NEGATIVE,
+}
+"""Every other option is a flag, True or False."""
+
+
+def number(value: object, domain: Domain, name: str) -> float:
+    """`value` as a float, where it is a number of that domain. Raises TypeError or ValueError."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {domain.words}, got {value!r}")
+    if not (math.isfinite(value) and domain.holds(float(value))):
+        raise ValueError(f"{name} must be {domain.words}, got {value!r}")
+    return float(value)
+
+
+def check(name: str, value: Any, owner: str) -> Any:
+    """The option's value in its plain type. Raises TypeError or ValueError, naming `owner` and the option."""
+    label = f"{owner}: {name}"
+    domain = DOMAINS.get(name)
+    if domain is None:
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{label} must be True or False, got {value!r}")
+        return bool(value)
+    if name == "lr" and callable(value):
+        return value
+    if name == "momentum_decay" and value is None:
+        return None
+    if name == "betas":
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise TypeError(f"{label} must be two numbers, got {value!r}")
+        return tuple(number(beta, domain, f"{label}[{i}]") for i, beta in enumerate(value))
+    return number(value, domain, label)
+
+
+def for_core(options: Mapping[str, Any], names: list[str]) -> dict[str, float]:
+    """Options as the core takes them: those of `names`, all floats, None as NaN."""
+    plain = dict(options)
+    if "betas" in plain:
+        plain["beta1"], plain["beta2"] = plain.pop("betas")
+    return {name: math.nan if plain[name] is None else float(plain[name]) for name in names}

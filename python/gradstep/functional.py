@@ -1,0 +1,87 @@
+"""The bare kernels: one update of one array in place, states passed in. Made from the list of rules.
+
+`sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`, `adadelta_(p, g, a, u)`,
+`adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its docstring; one that its options do not
+keep is left out or None. The options of the class follow by name; `lr` is a number.
+
+>>> import numpy as np
+>>> from gradstep.functional import adam_
+>>> p, g = np.ones(3), np.ones(3)
+>>> m, v = np.zeros(3), np.zeros(3)
+>>> adam_(p, g, m, v, step=1, lr=1e-3)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from . import _core, _options
+from ._optimizer import RULES, Optimizer, check_options
+from .optimizers import ALL
+
+
+@cache
+def _function(cls: type[Optimizer]) -> Callable[..., float | None]:
+    name = cls.rule + "_"
+    states = RULES[cls.rule]["states"]
+    signature = inspect.signature(cls.__init__)
+    options = [p for p in signature.parameters.values() if p.name not in ("self", "params", *cls.initial_state.values())]
+    defaults = {option.name: option.default for option in options}
+    clock = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
+
+    def update(p: Any, g: Any, *arrays: Any, **given: Any) -> float | None:
+        if len(arrays) > len(states):
+            raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
+        now = {key: given.pop(key, default) for key, default in clock.items()}
+        if not isinstance(now["step"], int) or now["step"] < 1:
+            raise ValueError(f"{name}: step must be an integer from 1, got {now['step']!r}")
+        chosen = {**defaults, **check_options(given, defaults, name)}
+        if callable(chosen["lr"]):
+            raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
+        stepper = _core.Stepper(cls.rule)
+        stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
+        stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))])
+        stepper.check_apart()
+        stepper.clocks = [(now["step"] - 1, float(now.get("mu_product", 1.0)))]
+        stepper.step([g])
+        return stepper.clocks[0][1] if cls.has_mu_product else None
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    update.__name__ = update.__qualname__ = name
+    update.__doc__ = (
+        f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
+        "`p`, `g` and the states are NumPy arrays of one shape and of float32 or float64; `step` is the number of this step, from 1.\n"
+        + ("`mu_product` is what the step before returned, 1 at the first; returns the next.\n" if cls.has_mu_product else "")
+        + "Raises TypeError and ValueError as the class does; nothing is written then."
+    )
+    setattr(
+        update,
+        "__signature__",
+        inspect.Signature(
+            [
+                inspect.Parameter("p", positional),
+                inspect.Parameter("g", positional),
+                *[inspect.Parameter(state, positional, default=None) for state in states],
+                *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
+                *[option.replace(kind=keyword) for option in options],
+            ]
+        ),
+    )
+    return update
+
+
+_CLASSES = {cls.rule + "_": cls for cls in ALL}
+
+
+def __getattr__(name: str) -> Callable[..., float | None]:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _function(_CLASSES[name])
+
+
+def __dir__() -> list[str]:
+    return sorted(_CLASSES)
