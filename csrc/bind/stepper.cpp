@@ -34,21 +34,24 @@ Array view(py::handle object, const char* kind, const std::string& name) {
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
   }
   const auto* fields = py::detail::array_proxy(object.ptr());
-  Array array{reinterpret_cast<std::byte*>(fields->data), {}, fields->nd,
+  Array array{reinterpret_cast<std::byte*>(fields->data),
+              {},
+              fields->nd,
               reinterpret_cast<const std::int64_t*>(fields->dimensions),
               reinterpret_cast<const std::int64_t*>(fields->strides)};
 
   const auto* dtype = py::detail::array_descriptor_proxy(fields->descr);
   const bool native = dtype->byteorder == '=' || dtype->byteorder == '|';
-#define GS_RECOGNIZE(name, Codec)                                               \
-  if (native && dtype->type_num == py::dtype::num_of<codecs::Codec::Compute>()) { \
-    array.dtype = DType::name;                                                  \
-    return array;                                                               \
+#define GS_RECOGNIZE(name, Codec)                                                 \
+  if (native && dtype->type_num == py::dtype::num_of<codecs::Codec::Storage>()) { \
+    array.dtype = DType::name;                                                    \
+    return array;                                                                 \
   }
   GS_CODECS(GS_RECOGNIZE)
 #undef GS_RECOGNIZE
   throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields->descr))) +
-                  (native ? "" : ", which is byte-swapped") + "; supported are " + supported() + " in native byte order");
+                  (native ? "" : ", which is byte-swapped") + "; supported are " + supported() +
+                  " in native byte order");
 }
 
 Array writable_view(py::handle object, const char* kind, const std::string& name) {
@@ -69,8 +72,6 @@ bool share_memory(py::handle a, py::handle b) {
     return true;
   }
 }
-
-
 
 // Options in the catalog's order; the names must be exactly the rule's.
 std::vector<double> in_order(int rule, const Options& options) {
@@ -155,7 +156,8 @@ class Stepper {
 
   void step(const py::object& grads) {
     const auto guard = lock();
-    const auto items = py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads must be a list of arrays"));
+    const auto items =
+        py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads must be a list of arrays"));
     if (!items) throw py::error_already_set();
     const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
     if (count != stepper_.size()) {
@@ -167,7 +169,8 @@ class Stepper {
     held.reserve(count);
     stepper_.begin();
     for (std::size_t i = 0; i < count; ++i) {
-      held.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i))));
+      held.push_back(
+          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i))));
       const py::object& grad = held.back();
       if (grad.is_none()) continue;
       const std::string& name = stepper_.name(i);
@@ -187,7 +190,9 @@ class Stepper {
   // Each tensor's own step number and, of use to Nadam alone, its product of momenta.
   std::vector<std::pair<std::int64_t, double>> clocks() {
     std::vector<std::pair<std::int64_t, double>> all;
-    for (std::size_t i = 0; i < stepper_.size(); ++i) all.emplace_back(stepper_.clock(i).t, stepper_.clock(i).mu_product);
+    for (std::size_t i = 0; i < stepper_.size(); ++i) {
+      all.emplace_back(stepper_.clock(i).t, stepper_.clock(i).mu_product);
+    }
     return all;
   }
 
@@ -221,7 +226,7 @@ class Stepper {
     }
   }
 
-  // One step at a time. A thread that must wait does so without the interpreter's lock, which the other needs to finish.
+  // One step at a time. A thread waits without the interpreter's lock, which the other needs to finish.
   std::unique_lock<std::mutex> lock() {
     std::unique_lock<std::mutex> guard(mutex_, std::try_to_lock);
     if (!guard.owns_lock()) {
@@ -233,8 +238,8 @@ class Stepper {
 
   int rule_;
   step::Stepper stepper_;
-  std::vector<Owned> owned_;             // each tensor's parameter, then its states
-  std::vector<std::size_t> first_of_;    // where in owned_ a tensor's parameter is
+  std::vector<Owned> owned_;           // each tensor's parameter, then its states
+  std::vector<std::size_t> first_of_;  // where in owned_ a tensor's parameter is
   std::int64_t step_count_ = 0;
   std::mutex mutex_;
 };

@@ -2,11 +2,12 @@
 
 #include <cstdint>
 
+#include "base/compute.h"
 #include "codecs/native.h"
 
 // THE list of storage types: X(enumerator, codec). Their order is the value of the enumerator.
-#define GS_CODECS(X)      \
-  X(kFloat32, Float32)    \
+#define GS_CODECS(X)   \
+  X(kFloat32, Float32) \
   X(kFloat64, Float64)
 
 namespace gradstep {
@@ -17,26 +18,21 @@ enum class DType : std::uint8_t {
 #undef GS_ENUMERATOR
 };
 
-constexpr std::int64_t item_size(DType dtype) {
-  switch (dtype) {
-#define GS_CASE(name, Codec) \
-  case DType::name:          \
-    return sizeof(codecs::Codec::Compute);
-    GS_CODECS(GS_CASE)
-#undef GS_CASE
-  }
-  return 0;
-}
+// What the rest of the project asks of a storage type.
+struct DTypeInfo {
+  const char* name;
+  std::int64_t item_size;
+  Compute compute;
+};
 
-constexpr const char* dtype_name(DType dtype) {
-  switch (dtype) {
-#define GS_CASE(name, Codec) \
-  case DType::name:          \
-    return codecs::Codec::kName;
-    GS_CODECS(GS_CASE)
-#undef GS_CASE
-  }
-  return "";
-}
+inline constexpr DTypeInfo kDTypes[] = {
+#define GS_INFO(name, Codec) {codecs::Codec::kName, sizeof(codecs::Codec::Storage), kComputeOf<codecs::Codec::Compute>},
+    GS_CODECS(GS_INFO)
+#undef GS_INFO
+};
+
+constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
+constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }
+constexpr std::int64_t item_size(DType dtype) { return info(dtype).item_size; }
 
 }  // namespace gradstep

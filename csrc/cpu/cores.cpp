@@ -38,8 +38,10 @@ int tighter(int a, int b) { return a == 0 || b == 0 ? std::max(a, b) : std::min(
 // may be the host's path, absent here: the root then has the answer.
 int tightest(int (*cores_in)(const std::string& dir), const std::string& root, std::string group) {
   int limit = cores_in(root);
-  for (; !group.empty(); group.erase(std::min(group.rfind('/'), group.size()))) {
+  while (!group.empty()) {
     limit = tighter(limit, cores_in(root + group));
+    const std::size_t slash = group.rfind('/');
+    group.resize(slash == std::string::npos ? 0 : slash);
   }
   return limit;
 }

@@ -8,8 +8,8 @@
 
 namespace gradstep::cpu {
 
-// IEEE arithmetic while it lives: to nearest even, subnormals kept. A library that was built with -ffast-math may have set this
-// thread, or not, to flush them; the caller's mode comes back afterwards.
+// IEEE arithmetic while it lives: to nearest even, subnormals kept. A library that was built with -ffast-math may have
+// set this thread, or not, to flush them; the caller's mode comes back afterwards.
 class IeeeMode {
  public:
 #if defined(__x86_64__) || defined(_M_X64)

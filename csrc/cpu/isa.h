@@ -11,8 +11,8 @@ namespace gradstep::cpu {
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
 
-// The one in use: the strongest supported, or what GRADSTEP_ISA names. The name must be a supported one; an empty name asks for
-// the default again. Throws std::invalid_argument.
+// The one in use: the strongest supported, or what GRADSTEP_ISA names. The name must be a supported one; an empty name
+// asks for the default again. Throws std::invalid_argument.
 void use_isa(const std::string& name);
 std::string isa();
 

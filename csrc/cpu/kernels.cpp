@@ -1,5 +1,5 @@
-// THE loop, compiled once per row of cmake/isa.cmake. Everything is in an anonymous namespace and always inlined, so that
-// nothing compiled for one instruction set can be linked into another's code (a test reads the symbols).
+// THE loop, compiled once per row of cmake/isa.cmake. Everything is in an anonymous namespace and always inlined, so
+// that nothing compiled for one instruction set can be linked into another's code (a test reads the symbols).
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codecs/all.h"
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {
@@ -11,8 +12,9 @@ inline constexpr int kMaxStreams = 2 + rules::kMaxStates;  // parameter, gradien
 
 // Where one array of a tensor lies. Its elements are walked in the order of the tensor's shape, last axis fastest.
 struct Stream {
-  std::byte* data = nullptr;              // null: this state is not kept
-  const std::int64_t* strides = nullptr;  // bytes from one element to the next along each axis; null: packed and aligned
+  std::byte* data = nullptr;  // null: this state is not kept
+  const std::int64_t* strides =
+      nullptr;  // bytes from one element to the next along each axis; null: packed and aligned
 };
 
 // One tensor's update, ready to run.
@@ -26,8 +28,8 @@ struct Tensor {
   Stream streams[kMaxStreams];
 };
 
-// Updates elements [begin, end) of a tensor. Streams with strides pass through a tile in L1: a gather before, a scatter after,
-// of these elements and of no byte between them.
+// Updates elements [begin, end) of a tensor. Streams with strides pass through a tile in L1: a gather before, a scatter
+// after, of these elements and of no byte between them.
 void update(const Tensor& tensor, std::int64_t begin, std::int64_t end);
 
 }  // namespace gradstep::cpu

@@ -13,7 +13,8 @@ namespace {
 
 int checked(long count, const std::string& given) {
   if (count < 1 || count > kMaxThreads) {
-    throw std::invalid_argument("the number of threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " + given);
+    throw std::invalid_argument("the number of threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " +
+                                given);
   }
   return static_cast<int>(count);
 }

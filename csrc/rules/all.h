@@ -1,6 +1,6 @@
 #pragma once
 
-#include "codecs/all.h"
+#include "base/compute.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
@@ -20,7 +20,7 @@ struct Key {
   int rule;
   unsigned variant;
   bool l2;
-  DType dtype;
+  Compute compute;
 };
 
 // From a run-time number to the compile-time rule: returns f.visit<Rule>().
@@ -40,7 +40,7 @@ struct VisitElement {
   template <class Rule>
   GS_INLINE auto visit() const {
     using Variants = typename Rule::Variants;
-    return key.dtype == DType::kFloat64 ? choose<Rule, double>(Variants{}) : choose<Rule, float>(Variants{});
+    return key.compute == Compute::kDouble ? choose<Rule, double>(Variants{}) : choose<Rule, float>(Variants{});
   }
 
   template <class Rule, class T, unsigned kFirst, unsigned... kRest>
@@ -48,7 +48,8 @@ struct VisitElement {
     if constexpr (sizeof...(kRest) > 0) {
       if (key.variant != kFirst) return choose<Rule, T>(Values<kRest...>{});
     }
-    return key.l2 ? f.template visit<Element<Rule, T, kFirst, true>>() : f.template visit<Element<Rule, T, kFirst, false>>();
+    return key.l2 ? f.template visit<Element<Rule, T, kFirst, true>>()
+                  : f.template visit<Element<Rule, T, kFirst, false>>();
   }
 };
 

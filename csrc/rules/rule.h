@@ -12,8 +12,8 @@
 //     static constexpr const char* kStates[] = {"first", ...};    names of its states; none: kStates[] = {nullptr}
 //     GS_OPTIONS(lr, ...);                                        its options, all double; lr is one of them
 //     using Variants = Values<...>;                               the instantiations worth having
-//     static unsigned variant(const Options& o);                  which of them these options need; bit k: state k is kept
-//     template <class T, unsigned kVariant> struct Update {       the scalars of one step, rounded once to T
+//     static unsigned variant(const Options& o);                  which of them these options need; bit k: state k is
+//     kept template <class T, unsigned kVariant> struct Update {       the scalars of one step, rounded once to T
 //       Update(const Options& o, Clock& clock);
 //       void operator()(T& p, T g, T& first, ...) const;          one element; a state that is not kept is a dummy
 //     };
@@ -26,10 +26,10 @@ inline constexpr int kMaxStates = 3;
 inline constexpr unsigned kStateBits = (1u << kMaxStates) - 1;
 
 // Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
-#define GS_OPTIONS(...)                                   \
-  struct Options {                                        \
-    double __VA_ARGS__;                                   \
-    static constexpr const char kNames[] = #__VA_ARGS__;  \
+#define GS_OPTIONS(...)                                  \
+  struct Options {                                       \
+    double __VA_ARGS__;                                  \
+    static constexpr const char kNames[] = #__VA_ARGS__; \
   }
 
 template <unsigned... kVariants>

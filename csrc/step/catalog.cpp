@@ -58,7 +58,8 @@ struct Prepare {
   template <class Element>
   void visit() const {
     static_assert(sizeof(Element) <= sizeof scalars.bytes && alignof(Element) <= alignof(Scalars));
-    new (scalars.bytes) Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon), clock);
+    new (scalars.bytes)
+        Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon), clock);
   }
 };
 
@@ -87,9 +88,9 @@ int rule_number(const std::string& name) {
   throw std::invalid_argument("there is no rule '" + name + "'");
 }
 
-rules::Key key_of(int rule, const std::vector<double>& options, DType dtype) {
+rules::Key key_of(int rule, const std::vector<double>& options, Compute compute) {
   const bool l2 = read<rules::Common::Options>(options.data()).l2 != 0;
-  return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, dtype};
+  return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, compute};
 }
 
 void prepare(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, Scalars& scalars) {

@@ -9,7 +9,8 @@
 namespace gradstep::step {
 
 // The order in which a tensor's elements are walked, chosen so that the parameter is read as it lies in memory:
-// its axes from the longest stride to the shortest, without those of one element, neighbours joined where every stream allows.
+// its axes from the longest stride to the shortest, without those of one element, neighbours joined where every stream
+// allows.
 struct Layout {
   std::vector<std::int64_t> shape;                      // never empty
   std::vector<std::int64_t> strides[cpu::kMaxStreams];  // bytes; empty: packed and aligned

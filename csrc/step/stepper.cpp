@@ -57,7 +57,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   t.name = std::move(name);
   t.param = KeptArray(param);
   for (std::size_t s = 0; s < states.size(); ++s) t.states[s] = KeptArray(states[s]);
-  const rules::Key key = key_of(rule_, groups_[static_cast<std::size_t>(group)], param.dtype);
+  const rules::Key key = key_of(rule_, groups_[static_cast<std::size_t>(group)], info(param.dtype).compute);
   const auto& names = catalog()[static_cast<std::size_t>(rule_)].states;
   for (std::size_t s = 0; s < names.size(); ++s) {
     if (keeps(key, s) != (t.states[s].data != nullptr)) {
@@ -129,18 +129,20 @@ void Stepper::set_gradient(std::size_t tensor, const Array& param, const Array& 
   t.active = true;
 }
 
-// Returns the place in prepared_ of this tensor's scalars. Tensors of a group nearly always share them, so it looks back a little.
+// Returns the place in prepared_ of this tensor's scalars. Tensors of a group nearly always share them, so it looks
+// back a little.
 std::size_t Stepper::prepare(const Tensor& t) {
   constexpr std::size_t kLookBack = 4;
   const rules::Clock& now = t.clock;
   for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
     const Prepared& p = prepared_[i];
-    if (p.group == t.group && p.dtype == t.param.dtype && p.before.t == now.t && p.before.mu_product == now.mu_product) {
+    if (p.group == t.group && p.dtype == t.param.dtype && p.before.t == now.t &&
+        p.before.mu_product == now.mu_product) {
       return i;
     }
   }
   const std::vector<double>& options = groups_[static_cast<std::size_t>(t.group)];
-  const rules::Key key = key_of(rule_, options, t.param.dtype);
+  const rules::Key key = key_of(rule_, options, info(t.param.dtype).compute);
   Prepared p{t.group, t.param.dtype, now, {now.t + 1, now.mu_product}, cpu::find_kernel(key), {}};
   step::prepare(key, options, p.after, p.scalars);
   prepared_.push_back(p);

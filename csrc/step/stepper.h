@@ -21,7 +21,8 @@ struct WrongType : std::invalid_argument {
 
 // All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
 //
-// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes, and it cannot fail.
+// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes, and it cannot
+// fail.
 class Stepper {
  public:
   explicit Stepper(int rule) : rule_(rule) {}
@@ -55,7 +56,8 @@ class Stepper {
     std::int64_t size;
     rules::Clock clock{0, 1};
     bool active = false;
-    Layout like_param, unlike_param;  // for a gradient that lies as the parameter does, and for this step's that does not
+    Layout like_param,
+        unlike_param;  // for a gradient that lies as the parameter does, and for this step's that does not
     cpu::Tensor job;
   };
 

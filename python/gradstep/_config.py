@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from . import _core
 
@@ -15,12 +15,16 @@ def get_num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """Sets the number of threads a step may use, for the whole process.
 
-    The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control group's quota).
-    The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
+    The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control
+    group's quota). The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
     """
     _core.set_num_threads(count)
 
 
+@overload
+def show_config(mode: Literal["stdout"] = ...) -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Prints the version, build, instruction sets, threads and CUDA; with mode="dicts" returns them instead."""
     if mode not in ("stdout", "dicts"):

@@ -50,7 +50,7 @@ class OptionGroup(Mapping[str, Any]):
 
 
 def check_options(options: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """The options in their plain types. Raises TypeError for an unknown or mistyped one, ValueError for one out of range."""
+    """The options in their plain types. Raises TypeError where one is unknown or mistyped, ValueError out of range."""
     for name in options:
         if name not in known:
             raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(known)}")
@@ -150,7 +150,9 @@ class Optimizer:
         lr = group["lr"]
         if not callable(lr):
             return float(lr)
-        return _options.number(lr(self.step_count), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({self.step_count})")
+        return _options.number(
+            lr(self.step_count), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({self.step_count})"
+        )
 
     def step(self, grads: Grads) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
@@ -158,16 +160,16 @@ class Optimizer:
         Parameters
         ----------
         grads : the structure of params
-            The gradients, each of its parameter's shape and dtype, of any strides. They are only read. `None` in place of an
-            array leaves that parameter, its states and its own step number as they are.
+            The gradients, each of its parameter's shape and dtype, of any strides. They are only read. `None` in place
+            of an array leaves that parameter, its states and its own step number as they are.
 
         Raises
         ------
         TypeError
             For another structure, something that is no array, or another dtype.
         ValueError
-            For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that overlaps a
-            parameter or state, or a schedule whose value is no rate.
+            For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that
+            overlaps a parameter or state, or a schedule whose value is no rate.
         """
         flat = self._flatten(grads)
         for number, group in enumerate(self._groups):
@@ -182,7 +184,11 @@ class Optimizer:
             raise TypeError(f"grads must be a list of groups, as params is, not {type(grads).__name__}")
         if len(grads) != len(self._structures):
             raise ValueError(f"grads has {len(grads)} groups, but params has {len(self._structures)}")
-        return [g for structure, group in zip(self._structures, grads, strict=True) for g in structure.flatten(group, "grads")]
+        return [
+            g
+            for structure, group in zip(self._structures, grads, strict=True)
+            for g in structure.flatten(group, "grads")
+        ]
 
     def _build(self, flat: list[Any]) -> Any:
         """A flat list in the structure of params."""
@@ -239,12 +245,19 @@ class Optimizer:
         return saved
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave: options, step numbers and states. Everything is checked before anything changes.
+        """Takes over what `state_dict` gave: options, step numbers and states. All is checked before anything changes.
 
-        Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes: nothing is
-        cast or broadcast.
+        Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes:
+        nothing is cast or broadcast.
         """
-        missing = {"rule", "step_count", "steps", "groups", "state", *(["mu_product"] if self.has_mu_product else [])} - set(saved)
+        missing = {
+            "rule",
+            "step_count",
+            "steps",
+            "groups",
+            "state",
+            *(["mu_product"] if self.has_mu_product else []),
+        } - set(saved)
         if missing:
             raise ValueError(f"the state dict lacks {', '.join(sorted(missing))}")
         if saved["rule"] != self.rule:
@@ -262,7 +275,9 @@ class Optimizer:
                 value = values[i] if i < len(values) else None
                 label = f"state {state} of params{name}"
                 if (value is None) != (state not in states):
-                    raise ValueError(f"{label} is {'missing in' if value is None else 'not kept here, but in'} the state dict")
+                    raise ValueError(
+                        f"{label} is {'missing in' if value is None else 'not kept here, but in'} the state dict"
+                    )
                 if value is None:
                     continue
                 target = states[state]
@@ -296,15 +311,17 @@ class Optimizer:
     def preset(cls, framework: str, params: Params, **overrides: Any) -> Any:
         """This optimizer with a framework's defaults and forms: "torch", "keras", "optax", or the original "paper".
 
-        `overrides` are options by their names here, and stand over the framework's. Raises ValueError for an unknown framework,
-        TypeError where it has no default for an option (optax has none for lr) and none is given.
+        `overrides` are options by their names here, and stand over the framework's. Raises ValueError for an unknown
+        framework, TypeError where it has no default for an option (optax has none for lr) and none is given.
         """
         if framework not in cls.presets:
             raise ValueError(f"{cls.__name__} has no preset {framework!r}; it has {', '.join(cls.presets)}")
         options = {**cls.presets[framework], **overrides}
         for name, value in options.items():
             if value is REQUIRED:
-                raise TypeError(f"{framework} has no default for {name}: {cls.__name__}.preset({framework!r}, params, {name}=...)")
+                raise TypeError(
+                    f"{framework} has no default for {name}: {cls.__name__}.preset({framework!r}, params, {name}=...)"
+                )
         return cls(params, **options)
 
     def __repr__(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias, Union
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-Rate: TypeAlias = Union[float, Callable[[int], float]]
+Rate: TypeAlias = float | Callable[[int], float]
 
 
 class Domain(NamedTuple):

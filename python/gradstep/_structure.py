@@ -1,23 +1,25 @@
-"""What users hand over: an array, a list or a dict of arrays, or a list of groups; taken apart and put together again."""
+"""What users hand over: an array, a list or a dict of arrays, or a list of groups: taken apart, put together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-Arrays: TypeAlias = Union[Array, Sequence[Array], Mapping[str, Array]]
+Arrays: TypeAlias = Array | Sequence[Array] | Mapping[str, Array]
 Group: TypeAlias = Mapping[str, Any]
-Params: TypeAlias = Union[Arrays, Sequence[Group]]
+Params: TypeAlias = Arrays | Sequence[Group]
 Grads: TypeAlias = Any  # the structure of the parameters, with None in place of an array that is to be skipped
 
 
 def is_groups(params: object) -> bool:
     """Whether these are groups: a list of mappings that each have their parameters under the key "params"."""
-    return isinstance(params, (list, tuple)) and bool(params) and isinstance(params[0], Mapping) and "params" in params[0]
+    return (
+        isinstance(params, (list, tuple)) and bool(params) and isinstance(params[0], Mapping) and "params" in params[0]
+    )
 
 
 class Structure:

@@ -1,8 +1,8 @@
 """The bare kernels: one update of one array in place, states passed in. Made from the list of rules.
 
-`sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`, `adadelta_(p, g, a, u)`,
-`adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its docstring; one that its options do not
-keep is left out or None. The options of the class follow by name; `lr` is a number.
+`sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`,
+`adadelta_(p, g, a, u)`, `adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its docstring; one that its
+options do not keep is left out or None. The options of the class follow by name; `lr` is a number.
 
 >>> import numpy as np
 >>> from gradstep.functional import adam_
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from . import _core, _options
@@ -23,12 +22,13 @@ from ._optimizer import RULES, Optimizer, check_options
 from .optimizers import ALL
 
 
-@cache
-def _function(cls: type[Optimizer]) -> Callable[..., float | None]:
+def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     name = cls.rule + "_"
     states = RULES[cls.rule]["states"]
     signature = inspect.signature(cls.__init__)
-    options = [p for p in signature.parameters.values() if p.name not in ("self", "params", *cls.initial_state.values())]
+    options = [
+        p for p in signature.parameters.values() if p.name not in ("self", "params", *cls.initial_state.values())
+    ]
     defaults = {option.name: option.default for option in options}
     clock = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
 
@@ -54,34 +54,34 @@ def _function(cls: type[Optimizer]) -> Callable[..., float | None]:
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
         f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
-        "`p`, `g` and the states are NumPy arrays of one shape and of float32 or float64; `step` is the number of this step, from 1.\n"
-        + ("`mu_product` is what the step before returned, 1 at the first; returns the next.\n" if cls.has_mu_product else "")
+        "`p`, `g` and the states are NumPy arrays of one shape and of float32 or float64;\n"
+        "`step` is the number of this step, from 1.\n"
+        + (
+            "`mu_product` is what the step before returned, 1 at the first; returns the next.\n"
+            if cls.has_mu_product
+            else ""
+        )
         + "Raises TypeError and ValueError as the class does; nothing is written then."
     )
-    setattr(
-        update,
-        "__signature__",
-        inspect.Signature(
-            [
-                inspect.Parameter("p", positional),
-                inspect.Parameter("g", positional),
-                *[inspect.Parameter(state, positional, default=None) for state in states],
-                *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
-                *[option.replace(kind=keyword) for option in options],
-            ]
-        ),
-    )
+    parameters = [
+        inspect.Parameter("p", positional),
+        inspect.Parameter("g", positional),
+        *[inspect.Parameter(state, positional, default=None) for state in states],
+        *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
+        *[option.replace(kind=keyword) for option in options],
+    ]
+    update.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return update
 
 
-_CLASSES = {cls.rule + "_": cls for cls in ALL}
+_FUNCTIONS = {cls.rule + "_": _make(cls) for cls in ALL}
 
 
 def __getattr__(name: str) -> Callable[..., float | None]:
-    if name not in _CLASSES:
+    if name not in _FUNCTIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _function(_CLASSES[name])
+    return _FUNCTIONS[name]
 
 
 def __dir__() -> list[str]:
-    return sorted(_CLASSES)
+    return list(_FUNCTIONS)

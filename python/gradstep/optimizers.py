@@ -42,8 +42,8 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """The heavy ball: v = momentum * v + (1 - dampening) * g; p -= lr * v.
 
-    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. `preset("paper")` has the rate in the
-    velocity, as Polyak and Sutskever et al. (2013) write it.
+    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. `preset("paper")` has the rate in
+    the velocity, as Polyak and Sutskever et al. (2013) write it.
 
     Parameters
     ----------
@@ -96,8 +96,9 @@ class Momentum(Optimizer):
 class NAG(Optimizer):
     """Nesterov's accelerated gradient: v = momentum * v + g; p -= lr * (g + momentum * v).
 
-    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983; Sutskever, Martens,
-    Dahl and Hinton, "On the importance of initialization and momentum in deep learning", 2013, whose form `preset("paper")` has.
+    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983; Sutskever,
+    Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning", 2013, whose form
+    `preset("paper")` has.
 
     Parameters
     ----------
@@ -106,8 +107,9 @@ class NAG(Optimizer):
     lr_in_velocity : bool
         The velocity carries the rate: v = momentum * v + lr * g; p -= lr * g + momentum * v.
     lookahead : bool
-        The method as it was written: the gradient is taken at the point ahead, p - lr * momentum * v, and p -= lr * v. Compute
-        the gradient within `with opt.lookahead():`. The default form is the same method in the variable of the point ahead.
+        The method as it was written: the gradient is taken at the point ahead, p - lr * momentum * v, and p -= lr * v.
+        Compute the gradient within `with opt.lookahead():`. The default form is the same method in the variable of the
+        point ahead.
 
     State: `momentum_buffer` (v), zero at first.
     """
@@ -148,7 +150,8 @@ class NAG(Optimizer):
     def lookahead(self) -> Iterator[None]:
         """Moves the parameters to the point ahead, and gives back their exact bits on leaving, also on an exception.
 
-        Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, or within itself.
+        Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, or within
+        itself.
         """
         if not any(group["lookahead"] for group in self._groups):
             raise RuntimeError("lookahead() is for NAG(lookahead=True)")
@@ -177,7 +180,7 @@ class NAG(Optimizer):
                 np.copyto(param, bits)
             self._is_ahead = False
 
-    def step(self, grads: Any) -> None:  # noqa: D102  the base's docstring holds
+    def step(self, grads: Any) -> None:
         if self._is_ahead:
             raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
         super().step(grads)
@@ -238,8 +241,8 @@ class AdaGrad(Optimizer):
 class RMSProp(Optimizer):
     """RMSProp: s = rho * s + (1 - rho) * g**2; p -= lr * g / (sqrt(s + eps_root) + eps).
 
-    Tieleman and Hinton, "Lecture 6.5 - RMSProp", 2012. Centered: Graves, "Generating Sequences With Recurrent Neural Networks",
-    2013. `preset("paper")` has the lecture's rho of 0.9; it names no eps, so the default stays.
+    Tieleman and Hinton, "Lecture 6.5 - RMSProp", 2012. Centered: Graves, "Generating Sequences With Recurrent Neural
+    Networks", 2013. `preset("paper")` has the lecture's rho of 0.9; it names no eps, so the default stays.
 
     Parameters
     ----------
@@ -248,13 +251,15 @@ class RMSProp(Optimizer):
     momentum : float
         From 0 to 1. Above 0: v = momentum * v + g / (sqrt(...) + eps); p -= lr * v.
     centered : bool
-        The variance in place of the second moment: m = rho * m + (1 - rho) * g, and s - m**2 under the root (never below 0).
+        The variance in place of the second moment: m = rho * m + (1 - rho) * g, and s - m**2 under the root (never
+        below 0).
     eps, eps_root : float
         Added outside and inside the root.
     lr_in_velocity : bool
         With momentum, the velocity carries the rate, as in Keras and optax. It differs where lr changes.
 
-    States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at first.
+    States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at
+    first.
     """
 
     rule = "rmsprop"
@@ -296,7 +301,9 @@ class RMSProp(Optimizer):
 
 
 class AdaDelta(Optimizer):
-    """AdaDelta: a = rho * a + (1 - rho) * g**2; d = sqrt(u + eps) / sqrt(a + eps) * g; u = rho * u + (1 - rho) * d**2; p -= lr * d.
+    """AdaDelta: d = sqrt(u + eps) / sqrt(a + eps) * g; p -= lr * d.
+
+    a = rho * a + (1 - rho) * g**2 comes before, u = rho * u + (1 - rho) * d**2 after.
 
     Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, 2012. `preset("paper")` has its rho of 0.95.
 
@@ -335,8 +342,9 @@ class AdaDelta(Optimizer):
 class Adam(Optimizer):
     """Adam: m = b1 * m + (1 - b1) * g; v = b2 * v + (1 - b2) * g**2; p -= lr * m_hat / (sqrt(v_hat + eps_root) + eps).
 
-    Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, 2015. AMSGrad: Reddi, Kale and Kumar, "On the
-    Convergence of Adam and Beyond", 2018. With `weight_decay` it is AdamW: Loshchilov and Hutter, arXiv:1711.05101, 2019.
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, 2015. AMSGrad: Reddi, Kale and Kumar,
+    "On the Convergence of Adam and Beyond", 2018. With `weight_decay` it is AdamW: Loshchilov and Hutter,
+    arXiv:1711.05101, 2019.
 
     Parameters
     ----------
@@ -349,7 +357,8 @@ class Adam(Optimizer):
     bias_correction : bool
         m_hat = m / (1 - b1**t), v_hat = v / (1 - b2**t); False: the raw moments.
     eps_hat : bool
-        eps is added to the root of the raw moment and the rate corrected instead (the paper's second form, and Keras's).
+        eps is added to the root of the raw moment and the rate corrected instead (the paper's second form, and
+        Keras's).
     amsgrad_corrected : bool
         AMSGrad takes the maximum of the corrected second moment, as optax does. Without effect under eps_hat.
 
@@ -402,8 +411,9 @@ class Nadam(Optimizer):
     With mu_t = b1 * (1 - 0.5 * 0.96**(t * momentum_decay)) and P the product of mu_1 .. mu_t,
     c_m = mu_{t+1} / (1 - P * mu_{t+1}) and c_g = (1 - mu_t) / (1 - P).
 
-    Dozat, "Incorporating Nesterov Momentum into Adam", 2016. `preset("paper")` is its Algorithm 2 with the constant momentum and
-    the settings of its experiments, but for a factor b2 in v_hat that Adam lacks and no implementation has.
+    Dozat, "Incorporating Nesterov Momentum into Adam", 2016. `preset("paper")` is its Algorithm 2 with the constant
+    momentum and the settings of its experiments, but for a factor b2 in v_hat that Adam lacks and no implementation
+    has.
 
     Parameters
     ----------
@@ -452,5 +462,7 @@ class Nadam(Optimizer):
         )
 
 
-ALL: tuple[type[Optimizer], ...] = tuple(sorted(Optimizer.__subclasses__(), key=lambda cls: list(RULES).index(cls.rule)))
+ALL: tuple[type[Optimizer], ...] = tuple(
+    sorted(Optimizer.__subclasses__(), key=lambda cls: list(RULES).index(cls.rule))
+)
 """All optimizers, in the order of the core's list of rules."""

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <cstdint>
+
+namespace gradstep {
+
+// The types that rules compute in, whatever a tensor is stored as.
+enum class Compute : std::uint8_t { kFloat, kDouble };
+
+template <class T>
+inline constexpr Compute kComputeOf = sizeof(T) == sizeof(double) ? Compute::kDouble : Compute::kFloat;
+
+}  // namespace gradstep

@@ -1,0 +1,115 @@
+// A whole step below Python: layouts, and the caller's floating-point mode.
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "check.h"
+#include "cpu/threads.h"
+#include "step/layout.h"
+#include "step/ranges.h"
+#include "step/stepper.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+using namespace gradstep;
+
+namespace {
+
+struct Packed {
+  explicit Packed(std::size_t size, float first = 0) : values(size, first), shape{static_cast<std::int64_t>(size)} {}
+
+  step::Array view() { return {reinterpret_cast<std::byte*>(values.data()), DType::kFloat32, 1, shape, &stride}; }
+
+  std::vector<float> values;
+  std::int64_t shape[1];
+  std::int64_t stride = sizeof(float);
+};
+
+std::vector<double> adam_options() {
+  const int rule = step::rule_number("adam");
+  std::vector<double> values;
+  for (const std::string& name : step::catalog()[static_cast<std::size_t>(rule)].options) {
+    values.push_back(name == "lr" ? 1e-3 : name == "beta1" ? 0.9 : name == "beta2" ? 0.999 : name == "bias_correction");
+  }
+  return values;
+}
+
+// Ten steps of Adam with tiny gradients, whose second moments are subnormal.
+std::vector<float> train(const std::vector<float>& gradients) {
+  const std::size_t size = gradients.size();
+  Packed p(size, 1e-38f), g(size), m(size), v(size);
+  g.values = gradients;
+  step::Stepper stepper(step::rule_number("adam"));
+  stepper.add_group(adam_options());
+  stepper.add_tensor(0, "", p.view(), {m.view(), v.view(), step::Array{}});
+  for (int i = 0; i < 10; ++i) {
+    stepper.begin();
+    stepper.set_gradient(0, p.view(), g.view());
+    stepper.run();
+  }
+  p.values.insert(p.values.end(), v.values.begin(), v.values.end());
+  return p.values;
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+TEST(the_callers_floating_point_mode_changes_no_bit_and_comes_back) {
+  constexpr std::size_t kSize = 100'003;  // enough to be shared
+  constexpr unsigned kFlush = 0x8040, kUpwards = 0x4000;
+  cpu::set_threads(2);
+  std::vector<float> gradients(kSize, 1e-18f);
+  for (std::size_t i = 0; i < kSize; ++i) gradients[i] *= 1 + static_cast<float>(i % 7);
+  const std::vector<float> expected = train(gradients);
+  CHECK(expected.back() > 0 && expected.back() < std::numeric_limits<float>::min());  // subnormals are there to be lost
+  const unsigned before = _mm_getcsr();
+  for (const unsigned mode : {kFlush, kUpwards}) {
+    _mm_setcsr(before | mode);
+    const std::vector<float> actual = train(gradients);
+    const unsigned after = _mm_getcsr();
+    _mm_setcsr(before);
+    CHECK((after & (kFlush | 0x6000)) == mode);
+    CHECK(std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)) == 0);
+  }
+}
+#endif
+
+TEST(axes_join_where_every_stream_allows) {
+  float storage[64];
+  auto* data = reinterpret_cast<std::byte*>(storage);
+  const std::int64_t shape[] = {2, 3, 4}, c_order[] = {48, 16, 4}, f_order[] = {4, 8, 24}, gaps[] = {80, 16, 4};
+  const step::Array c{data, DType::kFloat32, 3, shape, c_order}, f{data, DType::kFloat32, 3, shape, f_order},
+      g{data, DType::kFloat32, 3, shape, gaps}, odd{data + 1, DType::kFloat32, 3, shape, c_order};
+
+  const step::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr});
+  CHECK(packed.shape == std::vector<std::int64_t>{24} && packed.strides[0].empty() && packed.strides[1].empty());
+  const step::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr});
+  CHECK(transposed.shape == std::vector<std::int64_t>{24} && transposed.strides[0].empty());
+  const step::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr});
+  CHECK(mixed.shape == (std::vector<std::int64_t>{2, 3, 4}) && mixed.strides[0].empty() && !mixed.strides[1].empty());
+  const step::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr});
+  CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
+  const step::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr});
+  CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
+}
+
+TEST(overlapping_strides_are_seen) {
+  float storage[64];
+  auto* data = reinterpret_cast<std::byte*>(storage);
+  const std::int64_t shape[] = {3, 4};
+  const std::int64_t apart[] = {4, 12}, backwards[] = {-16, 4}, window[] = {4, 4}, broadcast[] = {0, 4};
+  const auto overlaps = [&](const std::int64_t* strides) {
+    return step::may_overlap_itself({data, DType::kFloat32, 2, shape, strides});
+  };
+  CHECK(!overlaps(apart) && !overlaps(backwards) && overlaps(window) && overlaps(broadcast));
+}
+
+TEST(ranges_meet_where_a_byte_is_shared) {
+  const step::Ranges ranges({{30, 40}, {10, 20}, {20, 25}, {50, 50}});
+  CHECK(ranges.meet({0, 11}) && ranges.meet({24, 26}) && ranges.meet({0, 100}) && ranges.meet({35, 36}));
+  CHECK(!ranges.meet({0, 10}) && !ranges.meet({25, 30}) && !ranges.meet({40, 60}) && !ranges.meet({15, 15}));
+}
+
+int main() { return check::run_tests(); }

@@ -1,0 +1,24 @@
+"""gradstep, driven over the problem as the peers are in peers.py."""
+
+import gradstep
+import gradstep.reference
+
+from . import problem
+from .cases import Case
+
+
+def run(case: Case, reference: bool = False) -> problem.Trajectory:
+    """The case's trajectory, by `preset(framework)` with the case's overrides, or by the reference with its options."""
+    p = problem.START.copy()
+    opt = getattr(gradstep, case.peer.cls).preset(case.framework, p, **case.ours)
+    if reference:
+        opt = getattr(gradstep.reference, case.peer.cls)(p, **opt.groups[0])
+    if case.schedule:
+        lr = opt.lr
+        opt.lr = lambda step: problem.scheduled(lr, step)
+
+    def update(g, _step):
+        opt.step(g)
+        return p.copy()
+
+    return problem.trajectory(update, case.maximize)

@@ -1,0 +1,103 @@
+"""The peers, driven over the problem in float64. Each function imports its framework when it is called."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from . import problem
+from .cases import Case
+from .problem import Trajectory
+
+MODULES = {"torch": ["torch"], "keras": ["keras", "jax"], "optax": ["optax", "jax"]}
+
+
+def missing(framework: str) -> str | None:
+    """Why a framework cannot be run here, or None."""
+    absent = [name for name in MODULES[framework] if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def torch(case: Case) -> Trajectory:
+    """torch.optim, as a user gets it, except that the Nadam64 and NadamW64 variants have a float64 default type."""
+    import torch
+
+    default = torch.get_default_dtype()
+    if case.variant.endswith("64"):
+        torch.set_default_dtype(torch.float64)
+    try:
+        p = torch.tensor(problem.START)
+        opt = getattr(torch.optim, case.peer.name)([p], **case.theirs)
+
+        def update(g: np.ndarray, step: int) -> np.ndarray:
+            p.grad = torch.tensor(g)
+            if case.schedule:
+                opt.param_groups[0]["lr"] = problem.scheduled(case.theirs["lr"], step)
+            opt.step()
+            return p.numpy().copy()
+
+        return problem.trajectory(update, case.maximize)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def keras(case: Case) -> Trajectory:
+    """keras.optimizers on JAX.
+
+    Keras keeps the learning rate in a variable of type `floatx`, float32 by default, which alone would cost 1e-9; the
+    parameters' type decides the rest.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import keras
+
+    keras.config.set_floatx("float64")
+    p = keras.Variable(problem.START, dtype="float64")
+    opt = getattr(keras.optimizers, case.peer.name)(**case.theirs)
+    opt.build([p])
+
+    def update(g: np.ndarray, step: int) -> np.ndarray:
+        if case.schedule:
+            opt.learning_rate = problem.scheduled(case.theirs["learning_rate"], step)
+        opt.apply([keras.ops.convert_to_tensor(g, dtype="float64")])
+        return keras.ops.convert_to_numpy(p.value)
+
+    return problem.trajectory(update, case.maximize)
+
+
+def optax(case: Case) -> Trajectory:
+    """optax in JAX' 64-bit mode, where its Python scalars take the type of the parameters."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import optax
+
+    arguments = dict(case.theirs)
+    l2 = arguments.pop("l2", None)
+    if case.schedule:
+        rates = jax.numpy.array([problem.scheduled(arguments["learning_rate"], k) for k in range(problem.STEPS)])
+        arguments["learning_rate"] = lambda count: rates[count]
+    opt = getattr(optax, case.peer.name)(**arguments)
+    if l2 is not None:
+        opt = optax.chain(optax.add_decayed_weights(l2), opt)
+
+    @jax.jit
+    def compiled(p, g, state):
+        updates, state = opt.update(g, state, p)
+        return optax.apply_updates(p, updates), state
+
+    p = jax.numpy.array(problem.START)
+    state = opt.init(p)
+
+    def update(g: np.ndarray, _step: int) -> np.ndarray:
+        nonlocal p, state
+        p, state = compiled(p, g, state)
+        return np.asarray(p)
+
+    return problem.trajectory(update, case.maximize)
+
+
+RUN: dict[str, Callable[[Case], Trajectory]] = {"torch": torch, "keras": keras, "optax": optax}
