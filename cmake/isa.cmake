@@ -23,15 +23,10 @@ endfunction()
 
 gradstep_isa(baseline)
 if(GRADSTEP_X86_64)
-  if(MSVC)
-    gradstep_isa(avx2 REQUIRES kAvx2 FLAGS /arch:AVX2)
-    gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS /arch:AVX512)
-  else()
-    gradstep_isa(avx2 REQUIRES kAvx2 FLAGS -mavx2)
-    # Without the preference GCC and Clang keep to 256 bits for older chips' sake.
-    gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS
-      -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
-  endif()
+  gradstep_isa(avx2 REQUIRES kAvx2 FLAGS -mavx2)
+  # Without the preference GCC and Clang keep to 256 bits for older chips' sake.
+  gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS
+    -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 endif()
 
 file(COPY_FILE ${GRADSTEP_ISA_LIST}.new ${GRADSTEP_ISA_LIST} ONLY_IF_DIFFERENT)

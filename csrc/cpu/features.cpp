@@ -2,17 +2,13 @@
 
 #include <cstdint>
 
-#if defined(_MSC_VER) && defined(_M_X64)
-#define GS_X86_64 1
-#include <intrin.h>
-#elif defined(__x86_64__)
-#define GS_X86_64 1
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 namespace gradstep::cpu {
 
-#if defined(GS_X86_64)
+#if defined(__x86_64__)
 namespace {
 
 struct Registers {
@@ -21,28 +17,15 @@ struct Registers {
 
 Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
   Registers r;
-#if defined(_MSC_VER)
-  int out[4];
-  __cpuidex(out, 0, 0);
-  if (static_cast<std::uint32_t>(out[0]) < leaf) return r;
-  __cpuidex(out, static_cast<int>(leaf), static_cast<int>(subleaf));
-  r = {static_cast<std::uint32_t>(out[0]), static_cast<std::uint32_t>(out[1]), static_cast<std::uint32_t>(out[2]),
-       static_cast<std::uint32_t>(out[3])};
-#else
   __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
-#endif
   return r;
 }
 
 // Which registers the operating system saves when it switches tasks.
 std::uint64_t saved_registers() {
-#if defined(_MSC_VER)
-  return _xgetbv(0);
-#else
   std::uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<std::uint64_t>(high) << 32) | low;
-#endif
 }
 
 constexpr bool all_of(std::uint64_t word, std::uint64_t bits) { return (word & bits) == bits; }

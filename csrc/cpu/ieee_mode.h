@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
@@ -12,13 +12,13 @@ namespace gradstep::cpu {
 // set this thread, or not, to flush them; the caller's mode comes back afterwards.
 class IeeeMode {
  public:
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
   IeeeMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
   ~IeeeMode() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
-#elif defined(__aarch64__) && defined(__GNUC__)
+#elif defined(__aarch64__)
   IeeeMode() {
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
     __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}));

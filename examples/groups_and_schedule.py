@@ -1,0 +1,34 @@
+"""Two groups of parameters with their own options, and a learning rate that follows a schedule."""
+
+import math
+
+import gradstep as gs
+import numpy as np
+
+STEPS = 300
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((500, 20))
+y = x @ rng.standard_normal(20) + 3 + 0.1 * rng.standard_normal(500)
+
+weight, bias = np.zeros(20), np.zeros(1)
+
+
+def cosine(step):
+    """From 0.1 down to 0 along half a cosine, after ten steps of warm-up."""
+    return 0.1 * min(1, (step + 1) / 10) * (1 + math.cos(math.pi * step / STEPS)) / 2
+
+
+opt = gs.Adam(
+    [
+        {"params": weight, "weight_decay": 1e-3},
+        {"params": bias},  # a bias is not decayed
+    ],
+    lr=cosine,
+)
+for _ in range(STEPS):
+    error = (x @ weight + bias - y) / len(y)  # half the mean square, derived
+    opt.step([x.T @ error, error.sum(keepdims=True)])
+
+rms = np.sqrt(((x @ weight + bias - y) ** 2).mean())
+print(f"bias: {bias[0]:.3f} (3 was sought), error: {rms:.3f} (noise: 0.1)")

@@ -1,0 +1,15 @@
+"""Nesterov's method as he wrote it: the gradient is taken where the velocity is about to lead, not where we stand."""
+
+import gradstep as gs
+import numpy as np
+
+point = np.array([-7.0, 2.0])
+opt = gs.NAG(point, lr=0.1, momentum=0.8, lookahead=True)
+
+for _ in range(100):
+    with opt.lookahead():  # point is ahead in here, and back, with its exact bits, afterwards
+        grad = point * (0.1, 2.0)  # of the ravine x**2 / 20 + y**2
+    opt.step(grad)
+
+x, y = point
+print(f"the ravine's lowest point: ({x:.4f}, {y:.4f}), height {x**2 / 20 + y**2:.1e}")

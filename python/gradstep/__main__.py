@@ -1,0 +1,113 @@
+"""The command line, ``python -m gradstep``: a demonstration, and what this build can do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gradstep
+from gradstep import demo
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an option: a whole number, `lowest` or more."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
+        return int(text)
+
+    return whole
+
+
+def png(text: str) -> Path:
+    """The type of an option: the path of a PNG."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
+    return Path(text)
+
+
+def sentence(text: str) -> str:
+    """A help text as a sentence of its own."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def build_parser() -> Parser:
+    """The commands and their options."""
+    parser = Parser(prog="python -m gradstep", description="Fused, exact, in-place optimizer steps.")
+    parser.add_argument("--version", action="version", version=f"gradstep {gradstep.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
+
+    about = "train on handwritten digits with every optimizer and time the updates beside NumPy's"
+    options = commands.add_parser("demo", help=about, description=sentence(about)).add_argument
+    options("--output", type=png, default=Path("gradstep-demo.png"), metavar="PNG", help="the picture [%(default)s]")
+    options("--epochs", type=at_least(1), default=demo.EPOCHS, metavar="N", help="passes over the data [%(default)s]")
+    options("--seed", type=at_least(0), default=0, metavar="N", help="of weights, split and batches [%(default)s]")
+    hidden = " ".join(map(str, demo.HIDDEN))
+    about = f"units of the perceptron's hidden layers [{hidden}]"
+    options("--hidden", type=at_least(1), default=demo.HIDDEN, metavar="N", nargs="+", help=about)
+
+    about = "show the version, the build, the instruction sets, the threads and CUDA"
+    commands.add_parser("info", help=about, description=sentence(about))
+    return parser
+
+
+def run_demo(output: Path, **options: Any) -> int:
+    """The command ``demo``."""
+    try:
+        for module in demo.REQUIRES:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return fail(1, f'the demo needs {error.name}: pip install "gradstep[demo]"')
+    try:
+        demo.check_output(output)
+    except OSError as error:
+        return fail(2, f"cannot write {output}: {error.strerror or error}")
+    runs = demo.run(output, **options)
+    if not all(run.same_bits for run in runs):
+        return fail(1, "the bits of gradstep and of NumPy differ")
+    return 0
+
+
+def fail(status: int, message: str) -> int:
+    """Say what is wrong, in one line, and hand back the exit status."""
+    print(f"python -m gradstep: error: {message}", file=sys.stderr)
+    return status
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = build_parser()
+    options = vars(parser.parse_args(args))
+    command = options.pop("command")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an old terminal's "?" for a sign that it lacks, not an error
+    try:
+        if command == "demo":
+            return run_demo(**options)
+        if command == "info":
+            gradstep.show_config()
+        else:
+            parser.print_help()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return fail(130, "interrupted")
+    except OSError as error:
+        return fail(1, str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

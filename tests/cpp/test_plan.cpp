@@ -1,0 +1,190 @@
+// The planner: whatever the sizes, every element once, in order, in tasks of bounded size, cut only at blocks.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "step/plan.h"
+
+namespace {
+
+using gradstep::step::kBlock;
+using gradstep::step::make_plan;
+using gradstep::step::Piece;
+using gradstep::step::Plan;
+using Sizes = std::vector<std::int64_t>;
+
+constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+
+Plan plan_of(const Sizes& sizes, std::int64_t grain) { return make_plan(sizes.data(), sizes.size(), grain); }
+
+// The grain that counts: at least one block, a multiple of it. (Unsigned, so that it cannot overflow.)
+std::uint64_t effective(std::int64_t grain) {
+  const std::uint64_t block = kBlock, wanted = grain < 1 ? 1 : static_cast<std::uint64_t>(grain);
+  return std::min((wanted + block - 1) / block, static_cast<std::uint64_t>(kMax) / block) * block;
+}
+
+// Pieces cover every tensor from 0 to its size without gap or overlap, in order, and begin at blocks.
+bool covers(const Plan& plan, const Sizes& sizes) {
+  std::size_t p = 0;
+  for (std::size_t tensor = 0; tensor < sizes.size(); ++tensor) {
+    for (std::int64_t done = 0; done < sizes[tensor]; ++p) {
+      if (p == plan.pieces.size()) return false;
+      const Piece& piece = plan.pieces[p];
+      if (piece.tensor != tensor || piece.begin != done || piece.end <= piece.begin) return false;
+      if (piece.end > sizes[tensor] || piece.begin % kBlock != 0) return false;
+      done = piece.end;
+    }
+  }
+  return p == plan.pieces.size();
+}
+
+// Tasks divide the pieces, none is empty, and each holds (grain - kBlock, grain] elements; the last may hold fewer.
+bool shares(const Plan& plan, std::int64_t grain) {
+  const std::uint64_t most = effective(grain);
+  if (plan.tasks.empty() || plan.tasks.front() != 0 || plan.tasks.back() != plan.pieces.size()) return false;
+  for (std::size_t k = 0; k < plan.task_count(); ++k) {
+    if (plan.tasks[k] >= plan.tasks[k + 1] || plan.tasks[k + 1] > plan.pieces.size()) return false;
+    std::uint64_t elements = 0;
+    for (std::size_t p = plan.tasks[k]; p < plan.tasks[k + 1]; ++p) {
+      elements += static_cast<std::uint64_t>(plan.pieces[p].end - plan.pieces[p].begin);
+    }
+    if (elements > most) return false;
+    if (k + 1 < plan.task_count() && elements + kBlock <= most) return false;
+  }
+  return true;
+}
+
+// A tensor is cut only where a task ends: no task has two pieces of one tensor.
+bool cuts_only_between_tasks(const Plan& plan) {
+  for (std::size_t k = 0; k < plan.task_count(); ++k) {
+    for (std::size_t p = plan.tasks[k] + 1; p < plan.tasks[k + 1]; ++p) {
+      if (plan.pieces[p].tensor == plan.pieces[p - 1].tensor) return false;
+    }
+  }
+  return true;
+}
+
+void check_plan(const Sizes& sizes, std::int64_t grain) {
+  const Plan plan = plan_of(sizes, grain);
+  const bool good = covers(plan, sizes) && shares(plan, grain) && cuts_only_between_tasks(plan);
+  CHECK(good);
+  if (good) return;
+  std::fprintf(stderr, "  grain %lld, sizes", static_cast<long long>(grain));
+  for (const std::int64_t size : sizes) std::fprintf(stderr, " %lld", static_cast<long long>(size));
+  std::fprintf(stderr, "\n");
+}
+
+// 2^k times 1, 2 and 3, each minus one, exact and plus one; and 0.
+Sizes boundaries(int from, int to) {
+  Sizes sizes{0};
+  for (int k = from; k <= to; ++k) {
+    for (std::int64_t times = 1; times <= 3; ++times) {
+      for (std::int64_t off = -1; off <= 1; ++off) sizes.push_back((times << k) + off);
+    }
+  }
+  return sizes;
+}
+
+TEST(nothing_to_do) {
+  for (const Sizes& sizes : {Sizes{}, Sizes{0}, Sizes{0, 0, 0}}) {
+    const Plan plan = plan_of(sizes, 1024);
+    CHECK(plan.pieces.empty());
+    CHECK(plan.tasks == std::vector<std::size_t>{0});
+    CHECK(plan.task_count() == 0);
+  }
+  CHECK(make_plan(nullptr, 0, 1024).tasks.size() == 1);
+}
+
+TEST(one_tensor_at_the_boundaries) {
+  for (const std::int64_t size : boundaries(0, 14)) {
+    for (const std::int64_t grain : {256, 512, 768, 4096, 16384}) {
+      check_plan({size}, grain);
+      const std::int64_t tasks = size / grain + (size % grain != 0);
+      CHECK(plan_of({size}, grain).task_count() == static_cast<std::size_t>(tasks));
+    }
+  }
+}
+
+TEST(two_tensors_at_the_boundaries) {
+  const Sizes sizes = boundaries(0, 11);
+  for (const std::int64_t a : sizes) {
+    for (const std::int64_t b : sizes) {
+      for (const std::int64_t grain : {256, 1024}) {
+        check_plan({a, b}, grain);
+        check_plan({a, 0, b, 0}, grain);  // empty in the middle, and last
+      }
+    }
+  }
+}
+
+TEST(a_worked_example) {
+  // 100 leaves 924 of 1024: 768 of the large tensor fit in whole blocks. Its last 256 then share a task with the rest.
+  const Plan plan = plan_of({100, 0, 3072, 24}, 1000);  // 1000 counts as 1024
+  const std::vector<Piece> expected{{0, 0, 100}, {2, 0, 768}, {2, 768, 1792}, {2, 1792, 2816}, {2, 2816, 3072}, {3, 0, 24}};
+  CHECK(plan.pieces.size() == expected.size());
+  for (std::size_t p = 0; p < std::min(expected.size(), plan.pieces.size()); ++p) {
+    CHECK(plan.pieces[p].tensor == expected[p].tensor);
+    CHECK(plan.pieces[p].begin == expected[p].begin);
+    CHECK(plan.pieces[p].end == expected[p].end);
+  }
+  CHECK((plan.tasks == std::vector<std::size_t>{0, 2, 3, 4, 6}));
+}
+
+TEST(small_tensors_share_a_task) {
+  const Plan plan = plan_of(Sizes(1000, 10), 4096);
+  check_plan(Sizes(1000, 10), 4096);
+  CHECK(plan.pieces.size() == 1000);
+  CHECK(plan.task_count() == 3);  // 409 tensors fit in 4096, and are not cut
+  // A tensor that the room does not take moves on whole rather than leaving less than a block behind.
+  CHECK(plan_of({200, 200}, 256).pieces.size() == 2);
+}
+
+TEST(random_sizes) {
+  std::mt19937_64 random(20240607);
+  const auto below = [&random](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
+  for (int round = 0; round < 3000; ++round) {
+    Sizes sizes(static_cast<std::size_t>(below(40)));
+    for (std::int64_t& size : sizes) size = below(5) == 0 ? 0 : below(std::int64_t{1} << below(18));
+    check_plan(sizes, std::max<std::int64_t>(1 + below(1 << 15), 300));
+  }
+}
+
+TEST(any_grain) {
+  const Sizes sizes{1000, 1, 255, 256, 257, 70000};
+  for (const std::int64_t grain : {-kMax - 1, -kMax, std::int64_t{-1}, std::int64_t{0}, std::int64_t{1}, std::int64_t{255},
+                                   std::int64_t{256}, std::int64_t{257}, kMax - 256, kMax - 255, kMax - 1, kMax}) {
+    check_plan(sizes, grain);
+  }
+  CHECK(plan_of(sizes, kMax).task_count() == 1);
+  CHECK(plan_of(sizes, 0).pieces.size() == plan_of(sizes, kBlock).pieces.size());
+}
+
+TEST(beyond_32_bits) {
+  constexpr std::int64_t k32 = std::int64_t{1} << 32, k40 = std::int64_t{1} << 40;
+  for (const std::int64_t off : {-1, 0, 1}) {
+    check_plan({k32 + off}, k32);
+    check_plan({k32 + off, 7, k32 + off}, k32 / 16);
+    check_plan({5, k40 + off, 0}, k32);
+  }
+  const Plan plan = plan_of({k40}, k32);
+  CHECK(plan.task_count() == 256);
+  CHECK(plan.pieces[255].begin == 255 * k32);
+  CHECK(plan.pieces[255].end == k40);
+}
+
+TEST(near_the_last_integer) {
+  // Sizes whose sum is beyond 64 bits, and cuts within a block of the end.
+  const Sizes sizes{kMax, kMax, kMax - 1, 1, kMax - 255, 300, kMax};
+  for (const std::int64_t grain : {kMax, kMax - 256, kMax / 2, kMax / 1000, std::int64_t{1} << 55}) {
+    check_plan(sizes, grain);
+  }
+}
+
+}  // namespace
+
+int main() { return check::run_tests(); }

@@ -1,0 +1,137 @@
+"""The command line answers, refuses and fails as a user expects; the examples run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gradstep
+import pytest
+from gradstep import demo
+from gradstep.__main__ import main
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def run(*args):
+    """Run Python as a user would, and collect its exit status and output."""
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, encoding="utf-8", timeout=120)
+
+
+def refused(args, capsys):
+    """The one line that a command line is refused with."""
+    with pytest.raises(SystemExit) as exit:
+        main(args)
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def demo_stops(monkeypatch):
+    """Replace the demonstration by what the test wants of it."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    pytest.importorskip("sklearn")
+    return lambda stand_in: monkeypatch.setattr(demo, "run", stand_in)
+
+
+@pytest.mark.parametrize("args", [["--help"], []])
+def test_help(args):
+    done = run("-m", "gradstep", *args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m gradstep")
+    assert "demo" in done.stdout
+    assert "info" in done.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"gradstep {gradstep.__version__}\n"
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out, err = capsys.readouterr()
+    config = gradstep.show_config(mode="dicts")
+    assert config["version"] in out
+    assert config["isa"]["chosen"] in out
+    assert err == ""
+
+
+def test_info_needs_numpy_alone():
+    extras = {"matplotlib", "rich", "sklearn", "threadpoolctl"}
+    code = f"import sys; from gradstep.__main__ import main; main(['info']); print(*{extras} & {{*sys.modules}})"
+    done = run("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["dmeo"], "dmeo"),
+        (["demo", "--epoch", "x"], "x"),
+        (["demo", "--epochs", "0"], "--epochs: '0' is not a whole number of 1 or more"),
+        (["demo", "--epochs", "1.5"], "1.5"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--hidden", "8", "0"], "--hidden"),
+        (["demo", "--output", "a.pdf"], "'a.pdf' does not end in .png"),
+        (["info", "--all"], "--all"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(args, words, capsys):
+    assert words in refused(args, capsys)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "rich", "sklearn"])
+def test_a_missing_extra_is_named_with_its_remedy(missing, capsys, monkeypatch, demo_stops):
+    demo_stops(lambda *_, **__: pytest.fail("the demo was started"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == (
+        f'python -m gradstep: error: the demo needs {missing}: pip install "gradstep[demo]"\n'
+    )
+
+
+def test_an_unwritable_output_is_reported_before_the_training(tmp_path, capsys, demo_stops):
+    demo_stops(lambda *_, **__: pytest.fail("the demo was started"))
+    directory = tmp_path / "directory.png"
+    directory.mkdir()
+    for path in (directory, tmp_path / "nowhere" / "a.png"):
+        assert main(["demo", "--output", str(path)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"python -m gradstep: error: cannot write {path}: ")
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_options_reach_the_demo(tmp_path, demo_stops):
+    seen = []
+    demo_stops(lambda *args, **options: seen.append((args, options)) or [])
+    path = tmp_path / "a.png"
+    assert main(["demo", "--output", str(path), "--epochs", "3", "--seed", "7", "--hidden", "9", "8"]) == 0
+    assert seen == [((path,), {"epochs": 3, "seed": 7, "hidden": [9, 8]})]
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 1)])
+def test_an_interrupted_demo_ends_with_one_line(stop, status, tmp_path, capsys, demo_stops):
+    def stand_in(*_, **__):
+        raise stop
+
+    demo_stops(stand_in)
+    assert main(["demo", "--output", str(tmp_path / "a.png")]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(path):
+    pytest.importorskip("sklearn")
+    done = run(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    if path.stem == "train_digits":
+        assert float(done.stdout.split()[-1]) >= 0.93

@@ -1,0 +1,188 @@
+"""The demonstration learns, times, compares and draws what it says it does."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gradstep import demo, optimizers, reference
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("sklearn")
+
+NAMES = [cls.__name__ for cls in optimizers.ALL]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return demo.load_digits(0)
+
+
+@pytest.fixture(scope="module")
+def runs(digits):
+    return [demo.train(cls, digits, hidden=(32,), epochs=2) for cls in optimizers.ALL]
+
+
+def test_data_are_split_without_overlap(digits):
+    assert len(digits.labels) + len(digits.test_labels) == 1797
+    assert len(digits.test_labels) == 359
+    assert digits.images.dtype == np.float32
+    assert 0 <= digits.images.min() < digits.images.max() <= 1
+
+
+def test_batches_hold_every_sample_once():
+    drawn = list(demo.batches(np.random.default_rng(0), 150))
+    assert [len(batch) for batch in drawn] == [64, 64, 22]
+    assert sorted(np.concatenate(drawn)) == list(range(150))
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 5)])
+def test_gradients_are_those_of_the_loss(hidden):
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((7, 8)), rng.integers(0, 10, 7)
+    single = demo.initial_params(rng, (8, *hidden, 10))
+    params = {name: array.astype(np.float64) for name, array in single.items()}
+    grads = demo.gradients(params, images, labels)
+    assert grads.keys() == params.keys()
+    for name, array in params.items():
+        for index in np.ndindex(array.shape):
+            kept, sides = array[index], []
+            for shift in (1e-6, -1e-6):
+                array[index] = kept + shift
+                sides.append(demo.mean_loss(params, images, labels))
+            array[index] = kept
+            assert grads[name][index] == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-7)
+
+
+def test_gradients_are_float32_where_the_digits_are(digits):
+    params = demo.initial_params(np.random.default_rng(0), (64, 5, 10))
+    grads = demo.gradients(params, digits.images[:7], digits.labels[:7])
+    assert {array.dtype for array in [*params.values(), *grads.values()]} == {np.dtype(np.float32)}
+
+
+def test_runs_start_from_the_same_weights_and_learn(runs):
+    assert [run.name for run in runs] == NAMES
+    assert len({run.losses[0] for run in runs}) == 1
+    for run in runs:
+        assert len(run.losses) == 3
+        assert run.losses[-1] < run.losses[0]
+
+
+def test_runs_have_the_bits_of_numpy(runs):
+    assert all(run.same_bits for run in runs)
+
+
+def test_every_step_is_timed(runs):
+    for run in runs:
+        assert {part: len(times) for part, times in run.times.items()} == {"gradients": 46, "gradstep": 46, "NumPy": 46}
+        assert run.ratio > 0
+        assert 0 < run.share("gradstep") < 1
+
+
+def test_a_run_is_reproducible(digits, runs):
+    again = demo.train(optimizers.ALL[0], digits, hidden=(32,), epochs=2)
+    assert (again.losses, again.accuracy) == (runs[0].losses, runs[0].accuracy)
+
+
+def test_a_differing_bit_is_noticed(digits, monkeypatch):
+    class Off(reference.Adam):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+            self.params = params
+
+        def step(self, grads):
+            super().step(grads)
+            self.params["bias1"][0] = np.nextafter(self.params["bias1"][0], np.float32(1))
+
+    monkeypatch.setattr(demo, "reference", SimpleNamespace(Adam=Off))
+    run = demo.train(optimizers.Adam, digits, hidden=(8,), epochs=1)
+    assert not run.same_bits
+    assert "Same bits as NumPy after every step: no (Adam)." in demo.remarks([run])
+
+
+def test_nan_is_no_success():
+    params = {"w": np.array([np.nan])}
+    assert not demo.same_bits(params, params)
+
+
+def test_an_optimizer_without_settings_runs_with_its_defaults(digits, monkeypatch):
+    monkeypatch.setattr(demo, "DIGITS", {})
+    monkeypatch.setattr(demo, "RAVINE", {})
+    run = demo.train(optimizers.Adam, digits, hidden=(8,), epochs=1)
+    path = demo.descend(optimizers.Adam)
+    assert run.options == {"lr": 1e-3}
+    assert demo.picture([run], {"Adam": path}).startswith(PNG)
+
+
+@pytest.mark.parametrize("cls", optimizers.ALL, ids=NAMES)
+def test_paths_lead_down_the_ravine(cls):
+    path = demo.descend(cls)
+    assert path.shape == (41, 2)
+    assert tuple(path[0]) == demo.START
+    assert demo.ravine(*path[-1]) < 0.1 * demo.ravine(*path[0])
+
+
+def test_the_picture_is_a_png_of_the_right_size(runs):
+    png = demo.picture(runs, {cls.__name__: demo.descend(cls) for cls in optimizers.ALL})
+    assert png.startswith(PNG)
+    assert tuple(np.frombuffer(png[16:24], ">u4")) == (1560, 728)
+
+
+def test_the_picture_leaves_matplotlib_as_it_was(runs):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    demo.picture(runs, {cls.__name__: demo.descend(cls) for cls in optimizers.ALL})
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    demo.write_whole(path, b"old")
+
+    def fail(part, _):
+        part.touch()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(path), "write_bytes", fail)
+    with pytest.raises(OSError, match="disk full"):
+        demo.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def command(path, *options, encoding="utf-8"):
+    """Run the command line as a user would, and collect its exit status and output."""
+    return subprocess.run(
+        [sys.executable, "-m", "gradstep", "demo", "--output", str(path), *options],
+        capture_output=True,
+        encoding=encoding,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "100"},
+        timeout=300,
+    )
+
+
+def test_the_whole_command(tmp_path):
+    path = tmp_path / "picture.png"
+    done = command(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.read_bytes().startswith(PNG)
+    assert path.stat().st_size > 50_000
+    assert list(tmp_path.iterdir()) == [path]
+    assert "Same bits as NumPy after every step: yes" in done.stdout
+    rows = {words[0]: words for words in map(str.split, done.stdout.splitlines()) if words and words[-1].endswith("x")}
+    assert list(rows) == NAMES
+    for _, *settings, loss, accuracy, _, _, _ in rows.values():
+        assert settings[0].startswith("lr=")
+        assert float(loss) < 0.1
+        assert float(accuracy) >= 0.93
+
+
+def test_the_command_speaks_to_an_ascii_terminal(tmp_path):
+    done = command(tmp_path / "picture.png", "--epochs", "1", "--hidden", "8", encoding="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(name in done.stdout for name in NAMES)

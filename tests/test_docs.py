@@ -1,0 +1,33 @@
+"""What README and guide show runs as written; README names what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import gradstep as gs
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "docs/guide.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run_in_order(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_readme_has_two_commands_and_every_optimizer():
+    text = (ROOT / "README.md").read_text()
+    assert len(re.findall(r"```sh\n[^\n]+\n```", text)) == text.count("```sh") == 2
+    for cls in gs.optimizers.ALL:
+        assert f"| `{cls.__name__}` |" in text
