@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -240,7 +241,7 @@ class Stepper {
   step::Stepper stepper_;
   std::vector<Owned> owned_;           // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_;  // where in owned_ a tensor's parameter is
-  std::int64_t step_count_ = 0;
+  std::atomic<std::int64_t> step_count_{0};
   std::mutex mutex_;
 };
 

@@ -2,9 +2,9 @@
 //
 // The job lives on the caller's stack. A worker reaches it only through a seat: under the mutex it takes one of
 // `seats_` and is counted in `inside_`; under the mutex it leaves again. Whoever finds no index left clears the
-// remaining seats, so a worker that wakes late finds none and sleeps on: it has seen the pool, never the job. The caller
-// clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job is
-// seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
+// remaining seats, so a worker that wakes late finds none and sleeps on: it has seen the pool, never the job. The
+// caller clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job
+// is seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
 //
 // `busy_` lets one caller at a time seat a job; all others run their own tasks themselves. Workers sleep when there is
 // no seat, and nobody spins: steps are milliseconds apart, and the core may be a neighbour's.
@@ -112,9 +112,9 @@ class Pool {
   int inside_ = 0;                     // workers that have joined and not left
 };
 
-// Never freed: workers sleep in it while the process exits. Its threads do not survive fork(), and its mutex may be held
-// by one of them, so a child forgets it untouched and makes another. The handler is set when the library is loaded,
-// hence before there is a pool to forget.
+// Never freed: workers sleep in it while the process exits. Its threads do not survive fork(), and its mutex may be
+// held by one of them, so a child forgets it untouched and makes another. The handler is set when the library is
+// loaded, hence before there is a pool to forget.
 std::atomic<Pool*> the_pool{nullptr};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
 

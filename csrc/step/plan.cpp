@@ -16,7 +16,7 @@ Plan make_plan(const std::int64_t* sizes, std::size_t tensors, std::int64_t grai
     for (std::int64_t begin = 0; begin < sizes[tensor];) {
       const std::int64_t left = sizes[tensor] - begin;
       const std::int64_t take = left <= room ? left : room / kBlock * kBlock;  // the rest, or up to a cut
-      if (take == 0) {  // full: open the next task
+      if (take == 0) {                                                         // full: open the next task
         plan.tasks.push_back(plan.pieces.size());
         room = grain;
         continue;

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from . import _core, _options
+from . import _checkpoint, _core, _options
 from ._options import Rate
 from ._structure import Array, Grads, Params, Structure, is_groups
 
@@ -22,10 +22,12 @@ REQUIRED: Final = inspect.Parameter.empty
 class OptionGroup(Mapping[str, Any]):
     """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
 
-    def __init__(self, options: dict[str, Any], change: Callable[[dict[str, Any]], None], owner: str) -> None:
-        self._options = options
-        self._change = change
+    def __init__(self, stepper: _core.Stepper, rule: str, owner: str, options: dict[str, Any]) -> None:
+        self._stepper = stepper
+        self._rule = rule
         self._owner = owner
+        self._options = options
+        self._number = stepper.add_group(self._for_core(options))
 
     def __getitem__(self, name: str) -> Any:
         return self._options[name]
@@ -41,9 +43,42 @@ class OptionGroup(Mapping[str, Any]):
 
     def update(self, **options: Any) -> None:
         """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
-        changed = {**self._options, **check_options(options, self._options, self._owner)}
-        self._change(changed)
+        changed = {**self._options, **self.checked(options)}
+        self._stepper.set_options(self._number, self._for_core(changed))
         self._options = changed
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options in their plain types, as this group may take them. Raises TypeError or ValueError."""
+        checked = check_options(options, self._options, self._owner)
+        if self._kept({**self._options, **checked}) != self.kept_states():
+            raise ValueError(
+                f"{self._owner}: options that add or drop a state cannot change after the optimizer was made"
+            )
+        return checked
+
+    def _for_core(self, options: Mapping[str, Any], lr: float = 0.0) -> dict[str, float]:
+        """Options as the core takes them; `lr` stands for a schedule."""
+        rate = lr if callable(options["lr"]) else options["lr"]
+        return _options.for_core({**options, "lr": rate}, RULES[self._rule]["options"])
+
+    def kept_states(self) -> list[str]:
+        """The names of the states that this group's options keep."""
+        return self._kept(self._options)
+
+    def _kept(self, options: Mapping[str, Any]) -> list[str]:
+        return _core.kept_states(self._rule, self._for_core(options))
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step that follows `step` others. Raises where a schedule gives no rate."""
+        lr = self["lr"]
+        if not callable(lr):
+            return float(lr)
+        return _options.number(lr(step), _options.DOMAINS["lr"], f"{self._owner}: lr({step})")
+
+    def follow_schedule(self, step: int) -> None:
+        """Hands the core the learning rate of the next step, where a schedule gives it."""
+        if callable(self["lr"]):
+            self._stepper.set_options(self._number, self._for_core(self._options, self.lr_at(step)))
 
     def __repr__(self) -> str:
         return f"OptionGroup({self._options})"
@@ -117,8 +152,8 @@ class Optimizer:
 
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
         number = len(self._groups)
-        kept = self._kept(options)
-        self._stepper.add_group(self._core_options(options, 0.0))
+        group = OptionGroup(self._stepper, self.rule, type(self).__name__, options)
+        kept = group.kept_states()
         for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
             if not isinstance(param, np.ndarray):
                 raise TypeError(f"params{name} must be a NumPy array, not {type(param).__name__}")
@@ -129,30 +164,7 @@ class Optimizer:
             self._params.append(param)
             self._states.append(states)
         self._structures.append(structure)
-        self._groups.append(
-            OptionGroup(
-                options,
-                lambda changed: self._stepper.set_options(number, self._core_options(changed, 0.0)),
-                type(self).__name__,
-            )
-        )
-
-    def _core_options(self, options: Mapping[str, Any], schedule_value: float) -> dict[str, float]:
-        lr = schedule_value if callable(options["lr"]) else options["lr"]
-        return _options.for_core({**options, "lr": lr}, RULES[self.rule]["options"])
-
-    def _kept(self, options: Mapping[str, Any]) -> list[str]:
-        """The names of the states that these options keep."""
-        return _core.kept_states(self.rule, self._core_options(options, 0.0))
-
-    def _current_lr(self, group: OptionGroup) -> float:
-        """The learning rate of the next step, a schedule's value checked."""
-        lr = group["lr"]
-        if not callable(lr):
-            return float(lr)
-        return _options.number(
-            lr(self.step_count), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({self.step_count})"
-        )
+        self._groups.append(group)
 
     def step(self, grads: Grads) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
@@ -172,9 +184,8 @@ class Optimizer:
             overlaps a parameter or state, or a schedule whose value is no rate.
         """
         flat = self._flatten(grads)
-        for number, group in enumerate(self._groups):
-            if callable(group["lr"]):
-                self._stepper.set_options(number, self._core_options(group, self._current_lr(group)))
+        for group in self._groups:
+            group.follow_schedule(self.step_count)
         self._stepper.step(flat)
 
     def _flatten(self, grads: Grads) -> Any:
@@ -221,28 +232,18 @@ class Optimizer:
     @property
     def state(self) -> dict[str, Any]:
         """The state arrays by name, each in the structure of params; None where a group does not keep that state."""
-        names = [name for name in RULES[self.rule]["states"] if any(name in states for states in self._states)]
-        return {name: self._build([states.get(name) for states in self._states]) for name in names}
+        return {name: self._build([states.get(name) for states in self._states]) for name in self.state_names()}
+
+    def state_names(self) -> list[str]:
+        """The names of the states that some group keeps."""
+        return [name for name in RULES[self.rule]["states"] if any(name in states for states in self._states)]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later run needs to go on with the same bits, as plain data with copies of the arrays.
 
-        The parameters themselves are not in it. A schedule is saved as None; give it again to the new optimizer.
+        The parameters themselves are not in it. A schedule is saved as None, and the new optimizer's own stays.
         """
-        clocks = self._stepper.clocks
-        saved: dict[str, Any] = {
-            "rule": self.rule,
-            "step_count": self.step_count,
-            "steps": [t for t, _ in clocks],
-            "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in self._groups],
-            "state": {
-                name: [states[name].copy() if name in states else None for states in self._states]
-                for name in RULES[self.rule]["states"]
-            },
-        }
-        if self.has_mu_product:
-            saved["mu_product"] = [product for _, product in clocks]
-        return saved
+        return _checkpoint.save(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave: options, step numbers and states. All is checked before anything changes.
@@ -250,58 +251,7 @@ class Optimizer:
         Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes:
         nothing is cast or broadcast.
         """
-        missing = {
-            "rule",
-            "step_count",
-            "steps",
-            "groups",
-            "state",
-            *(["mu_product"] if self.has_mu_product else []),
-        } - set(saved)
-        if missing:
-            raise ValueError(f"the state dict lacks {', '.join(sorted(missing))}")
-        if saved["rule"] != self.rule:
-            raise ValueError(f"the state dict is of {saved['rule']!r}, this optimizer of {self.rule!r}")
-        counts = {"groups": len(self._groups), "steps": len(self._params)}
-        if self.has_mu_product:
-            counts["mu_product"] = len(self._params)
-        for key, count in counts.items():
-            if len(saved[key]) != count:
-                raise ValueError(f"the state dict's {key} has {len(saved[key])} entries, this optimizer needs {count}")
-        copies: list[tuple[Array, Array]] = []
-        for i, ((_, name), states) in enumerate(zip(self._names(), self._states, strict=True)):
-            for state in RULES[self.rule]["states"]:
-                values = saved["state"].get(state, [])
-                value = values[i] if i < len(values) else None
-                label = f"state {state} of params{name}"
-                if (value is None) != (state not in states):
-                    raise ValueError(
-                        f"{label} is {'missing in' if value is None else 'not kept here, but in'} the state dict"
-                    )
-                if value is None:
-                    continue
-                target = states[state]
-                if not isinstance(value, np.ndarray) or value.dtype != target.dtype:
-                    raise TypeError(f"{label} is {getattr(value, 'dtype', type(value).__name__)}, not {target.dtype}")
-                if value.shape != target.shape:
-                    raise ValueError(f"{label} has shape {value.shape}, not {target.shape}")
-                copies.append((target, value))
-        loaded = []
-        for group, options in zip(self._groups, saved["groups"], strict=True):
-            kept = {name: value for name, value in options.items() if not (name == "lr" and value is None)}
-            checked = {**group, **check_options(kept, group, type(self).__name__)}
-            if self._kept(checked) != self._kept(group):
-                raise ValueError("the state dict's options keep other states than this optimizer")
-            loaded.append(checked)
-        products = saved["mu_product"] if self.has_mu_product else [1.0] * len(self._params)
-        clocks = [(int(t), float(product)) for t, product in zip(saved["steps"], products, strict=True)]
-
-        for group, options in zip(self._groups, loaded, strict=True):
-            group.update(**options)
-        for target, value in copies:
-            np.copyto(target, value)
-        self._stepper.clocks = clocks
-        self._stepper.step_count = int(saved["step_count"])
+        _checkpoint.load(self, saved)
 
     def _names(self) -> list[tuple[int, str]]:
         """Each tensor's group and name, in order."""

@@ -1,8 +1,9 @@
 """The bare kernels: one update of one array in place, states passed in. Made from the list of rules.
 
 `sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`,
-`adadelta_(p, g, a, u)`, `adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its docstring; one that its
-options do not keep is left out or None. The options of the class follow by name; `lr` is a number.
+`adadelta_(p, g, a, u)`, `adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its
+docstring; one that its options do not keep is left out or None. The options of the class follow by name; `lr` is a
+number.
 
 >>> import numpy as np
 >>> from gradstep.functional import adam_

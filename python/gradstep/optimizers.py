@@ -159,7 +159,7 @@ class NAG(Optimizer):
             raise RuntimeError("the parameters are already at the point ahead")
         # The move p -= shift * v is a step of SGD along the velocity.
         shifts = [
-            self._current_lr(group) * group["momentum"] if not group["lr_in_velocity"] else group["momentum"]
+            group["momentum"] if group["lr_in_velocity"] else group.lr_at(self.step_count) * group["momentum"]
             for group in self._groups
         ]
         move = _core.Stepper("sgd")

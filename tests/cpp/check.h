@@ -38,12 +38,12 @@ inline int run_tests() {
 
 }  // namespace check
 
-#define TEST(name)                                          \
-  static void name();                                       \
+#define TEST(name)                                           \
+  static void name();                                        \
   static const check::Register register_##name(#name, name); \
   static void name()
 
-#define CHECK(condition)                                                                    \
-  ((condition) ? void(0)                                                                    \
-               : void((check::failures.fetch_add(1),                                        \
+#define CHECK(condition)                             \
+  ((condition) ? void(0)                             \
+               : void((check::failures.fetch_add(1), \
                        std::fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition))))

@@ -123,7 +123,8 @@ TEST(two_tensors_at_the_boundaries) {
 TEST(a_worked_example) {
   // 100 leaves 924 of 1024: 768 of the large tensor fit in whole blocks. Its last 256 then share a task with the rest.
   const Plan plan = plan_of({100, 0, 3072, 24}, 1000);  // 1000 counts as 1024
-  const std::vector<Piece> expected{{0, 0, 100}, {2, 0, 768}, {2, 768, 1792}, {2, 1792, 2816}, {2, 2816, 3072}, {3, 0, 24}};
+  const std::vector<Piece> expected{{0, 0, 100},     {2, 0, 768},     {2, 768, 1792},
+                                    {2, 1792, 2816}, {2, 2816, 3072}, {3, 0, 24}};
   CHECK(plan.pieces.size() == expected.size());
   for (std::size_t p = 0; p < std::min(expected.size(), plan.pieces.size()); ++p) {
     CHECK(plan.pieces[p].tensor == expected[p].tensor);
@@ -156,8 +157,9 @@ TEST(random_sizes) {
 
 TEST(any_grain) {
   const Sizes sizes{1000, 1, 255, 256, 257, 70000};
-  for (const std::int64_t grain : {-kMax - 1, -kMax, std::int64_t{-1}, std::int64_t{0}, std::int64_t{1}, std::int64_t{255},
-                                   std::int64_t{256}, std::int64_t{257}, kMax - 256, kMax - 255, kMax - 1, kMax}) {
+  for (const std::int64_t grain :
+       {-kMax - 1, -kMax, std::int64_t{-1}, std::int64_t{0}, std::int64_t{1}, std::int64_t{255}, std::int64_t{256},
+        std::int64_t{257}, kMax - 256, kMax - 255, kMax - 1, kMax}) {
     check_plan(sizes, grain);
   }
   CHECK(plan_of(sizes, kMax).task_count() == 1);

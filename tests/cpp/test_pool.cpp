@@ -1,4 +1,5 @@
-// The pool: every task once, whoever calls, however many at a time, and after fork(); and the core count it starts from.
+// The pool: every task once, whoever calls, however many at a time, and after fork(); and the core count it starts
+// from.
 #include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -234,8 +235,8 @@ TEST(many_callers) {
   for (std::thread& caller : callers) caller.join();
 }
 
-// Jobs far shorter than a wake-up: most workers come when their job, and often the next, is over. The context is freed at
-// once, so that the address sanitizer sees a late touch; without it, the canary does.
+// Jobs far shorter than a wake-up: most workers come when their job, and often the next, is over. The context is freed
+// at once, so that the address sanitizer sees a late touch; without it, the canary does.
 TEST(a_worker_that_wakes_late_finds_nothing) {
   struct Context {
     std::atomic<int> alive{1}, runs{0};

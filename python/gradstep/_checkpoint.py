@@ -1,0 +1,95 @@
+"""An optimizer as plain data, and plain data taken over: checked wholly before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _options
+
+if TYPE_CHECKING:
+    from ._optimizer import Optimizer
+
+
+def contents(opt: Optimizer) -> dict[str, Any]:
+    """What a later run needs, with the optimizer's own arrays."""
+    clocks = opt._stepper.clocks
+    data: dict[str, Any] = {
+        "rule": opt.rule,
+        "step_count": opt.step_count,
+        "steps": [t for t, _ in clocks],
+        "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in opt._groups],
+        "state": {name: [states.get(name) for states in opt._states] for name in opt.state_names()},
+    }
+    if opt.has_mu_product:
+        data["mu_product"] = [product for _, product in clocks]
+    return data
+
+
+def save(opt: Optimizer) -> dict[str, Any]:
+    """The contents, with copies of the arrays."""
+    data = contents(opt)
+    for arrays in data["state"].values():
+        arrays[:] = [array if array is None else array.copy() for array in arrays]
+    return data
+
+
+def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Takes over what `save` gave. Raises TypeError or ValueError, with nothing changed, where it does not fit."""
+    ours = contents(opt)
+    check_like(saved, ours, "the state dict")
+    if saved["rule"] != opt.rule:
+        raise ValueError(f"the state dict is of the rule {saved['rule']!r}, this optimizer of {opt.rule!r}")
+    options = [
+        group.checked({name: value for name, value in given.items() if not (name == "lr" and value is None)})
+        for group, given in zip(opt._groups, saved["groups"], strict=True)
+    ]
+    step_count = count(saved["step_count"], "step_count")
+    steps = [count(t, f"steps[{i}]") for i, t in enumerate(saved["steps"])]
+    products = [
+        _options.number(product, _options.UP_TO_ONE, f"mu_product[{i}]")
+        for i, product in enumerate(saved.get("mu_product", [1.0] * len(steps)))
+    ]
+
+    for group, values in zip(opt._groups, options, strict=True):
+        group.update(**values)
+    for name, arrays in ours["state"].items():
+        for array, value in zip(arrays, saved["state"][name], strict=True):
+            if array is not None:
+                np.copyto(array, value)
+    opt._stepper.clocks = list(zip(steps, products, strict=True))
+    opt._stepper.step_count = step_count
+
+
+def count(value: object, name: str) -> int:
+    """A number of steps."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"the state dict's {name} must be an integer from 0, got {value!r}")
+    return int(value)
+
+
+def check_like(given: Any, ours: Any, name: str) -> None:
+    """Raises where `given` has not the keys, lengths, shapes and dtypes of `ours`. Nothing is cast or broadcast."""
+    if isinstance(ours, dict):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a dict, not {type(given).__name__}")
+        for key in [*ours, *given]:
+            if (key in ours) != (key in given):
+                raise ValueError(f"{name} {'lacks' if key in ours else 'has an unknown'} {key!r}")
+            check_like(given[key], ours[key], f"{name}[{key!r}]")
+    elif isinstance(ours, list):
+        if not isinstance(given, (list, tuple)):
+            raise TypeError(f"{name} must be a list, not {type(given).__name__}")
+        if len(given) != len(ours):
+            raise ValueError(f"{name} has {len(given)} entries, but this optimizer needs {len(ours)}")
+        for i, (theirs, mine) in enumerate(zip(given, ours, strict=True)):
+            check_like(theirs, mine, f"{name}[{i}]")
+    elif isinstance(ours, np.ndarray):
+        if not isinstance(given, np.ndarray) or given.dtype != ours.dtype:
+            raise TypeError(f"{name} must be {ours.dtype}, not {getattr(given, 'dtype', type(given).__name__)}")
+        if given.shape != ours.shape:
+            raise ValueError(f"{name} has shape {given.shape}, but its parameter has shape {ours.shape}")
+    elif isinstance(given, np.ndarray):
+        raise ValueError(f"{name} is an array, but this optimizer keeps none there")
