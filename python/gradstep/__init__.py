@@ -6,22 +6,14 @@
 >>> opt.step({"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)})  # params change in place
 """
 
-from . import functional, reference
+from . import functional, optimizers, reference
 from ._config import get_num_threads, set_num_threads, show_config
 from ._core import __version__
 from ._optimizer import Optimizer
-from .optimizers import NAG, SGD, AdaDelta, AdaGrad, Adam, Momentum, Nadam, RMSProp
+from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 __all__ = [
-    "NAG",
-    "SGD",
-    "AdaDelta",
-    "AdaGrad",
-    "Adam",
-    "Momentum",
-    "Nadam",
     "Optimizer",
-    "RMSProp",
     "__version__",
     "functional",
     "get_num_threads",
@@ -29,3 +21,4 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+__all__ += optimizers.__all__

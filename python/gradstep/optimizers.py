@@ -16,6 +16,8 @@ from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
 from ._structure import Params
 
+__all__ = ["NAG", "SGD", "AdaDelta", "AdaGrad", "Adam", "Momentum", "Nadam", "RMSProp"]
+
 
 class SGD(Optimizer):
     """Stochastic gradient descent: p -= lr * g.

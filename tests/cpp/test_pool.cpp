@@ -158,7 +158,7 @@ TEST(more_threads_than_cores) {
 }
 
 TEST(every_index_runs_once) {
-  for (const std::size_t count : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 1000, 4097}) {
+  for (const unsigned count : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 1000, 4097}) {
     for (const int threads : {1, 2, 3, 4, 8}) {
       for (int i = 0; i < 5; ++i) CHECK(runs_each_once(count, threads));
     }
