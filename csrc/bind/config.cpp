@@ -30,6 +30,7 @@ void register_config(py::module_& m) {
   m.def("isa", &cpu::isa);
   m.def("use_isa", &cpu::use_isa, py::arg("name"));
 
+  m.attr("MAX_THREADS") = cpu::kMaxThreads;
   m.def("num_threads", &cpu::threads);
   m.def("set_num_threads", &cpu::set_threads, py::arg("count"));
   m.def("default_threads", &cpu::default_threads);

@@ -2,11 +2,10 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <map>
-#include <mutex>
 #include <optional>
 
 #include "bind/bind.h"
@@ -33,6 +32,10 @@ Array view(py::handle object, const char* kind, const std::string& name) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
   if (!py::isinstance<py::array>(object)) {
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
+  }
+  const bool subclass = Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_;
+  if (subclass && py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+    throw WrongType(kind + name + " is a masked array, and a step knows no mask; give its data");
   }
   const auto* fields = py::detail::array_proxy(object.ptr());
   Array array{reinterpret_cast<std::byte*>(fields->data),
@@ -63,11 +66,15 @@ Array writable_view(py::handle object, const char* kind, const std::string& name
   return array;
 }
 
-// NumPy's exact test; where it would take too long, the answer is yes.
+// NumPy's exact test; where it would take too long, the answer is yes. Subclasses could answer for themselves: they are
+// not asked.
 bool share_memory(py::handle a, py::handle b) {
+  const py::module_ numpy = py::module_::import("numpy");
+  const py::object ndarray = numpy.attr("ndarray");
+  const auto plain = [&](py::handle array) { return ndarray.attr("view")(array, ndarray); };
   try {
     constexpr int kMaxWork = 100'000;
-    return py::module_::import("numpy").attr("shares_memory")(a, b, kMaxWork).cast<bool>();
+    return numpy.attr("shares_memory")(plain(a), plain(b), kMaxWork).cast<bool>();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_RuntimeError)) throw;  // TooHardError is one
     return true;
@@ -102,21 +109,40 @@ std::vector<std::string> kept_states(const std::string& rule, const Options& opt
   return kept;
 }
 
+// Runs f without the interpreter's lock. If the interpreter has ended meanwhile, taking the lock back unwinds this
+// (daemon) thread, which C++ frames need not survive; it sleeps until the process is gone, as from Python 3.14 on.
+template <class F>
+void without_gil(F f) {
+  PyThreadState* const state = PyEval_SaveThread();
+  f();
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) pause();
+  }
+}
+
+// An array that steps will write.
+Array target_view(py::handle object, const char* kind, const std::string& name) {
+  const Array array = writable_view(object, kind, name);
+  if (step::overlaps_itself(array)) {
+    throw std::invalid_argument(kind + name + " has strides that let its own elements overlap");
+  }
+  return array;
+}
+
+// Not for several threads at once: the Python class sees to that.
 class Stepper {
  public:
   explicit Stepper(const std::string& rule) : rule_(step::rule_number(rule)), stepper_(rule_) {}
 
   int add_group(const Options& options) { return stepper_.add_group(in_order(rule_, options)); }
 
-  void set_options(int group, const Options& options) {
-    const auto guard = lock();
-    stepper_.set_options(group, in_order(rule_, options));
-  }
+  void set_options(int group, const Options& options) { stepper_.set_options(group, in_order(rule_, options)); }
 
   // One entry of `states` for each of the rule's states; None where it is not kept.
   void add_tensor(int group, const std::string& name, const py::object& param,
                   const std::vector<std::optional<py::object>>& states) {
-    const auto guard = lock();
     const auto& names = step::catalog()[static_cast<std::size_t>(rule_)].states;
     std::vector<Owned> added{own(param, "params", name)};
     std::vector<Array> arrays;
@@ -156,32 +182,24 @@ class Stepper {
   }
 
   void step(const py::object& grads) {
-    const auto guard = lock();
-    const auto items =
-        py::reinterpret_steal<py::object>(PySequence_Fast(grads.ptr(), "grads must be a list of arrays"));
-    if (!items) throw py::error_already_set();
-    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
-    if (count != stepper_.size()) {
-      throw std::invalid_argument("got " + std::to_string(count) + " gradients for " + std::to_string(stepper_.size()) +
-                                  " parameters");
+    // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
+    const auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
+    if (!held) throw py::error_already_set();
+    if (held.size() != stepper_.size()) {
+      throw std::invalid_argument("got " + std::to_string(held.size()) + " gradients for " +
+                                  std::to_string(stepper_.size()) + " parameters");
     }
 
-    std::vector<py::object> held;  // another thread may drop them from the caller's list while the kernel runs
-    held.reserve(count);
     stepper_.begin();
-    for (std::size_t i = 0; i < count; ++i) {
-      held.push_back(
-          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<py::ssize_t>(i))));
-      const py::object& grad = held.back();
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
       if (grad.is_none()) continue;
       const std::string& name = stepper_.name(i);
       const Array array = view(grad, "grads", name);
       stepper_.set_gradient(i, writable_view(owned_[first_of_[i]].object, "params", name), array);
       if (stepper_.may_overlap(array)) check_overlap(grad, array, name);
     }
-
-    const py::gil_scoped_release release;
-    stepper_.run();
+    without_gil([this] { stepper_.run(); });
     ++step_count_;
   }
 
@@ -210,14 +228,10 @@ class Stepper {
   };
 
   static Owned own(const py::object& object, const char* kind, const std::string& name) {
-    const Array array = writable_view(object, kind, name);
-    if (step::may_overlap_itself(array)) {
-      throw std::invalid_argument(kind + name + " has strides that let its own elements overlap");
-    }
-    return {object, step::KeptArray(array), kind + name};
+    return {object, step::KeptArray(target_view(object, kind, name)), kind + name};
   }
 
-  void check_overlap(const py::object& grad, const Array& array, const std::string& name) const {
+  void check_overlap(py::handle grad, const Array& array, const std::string& name) const {
     const step::Extent bytes = step::extent(array);
     for (const Owned& owned : owned_) {
       const step::Extent other = step::extent(owned.array.view());
@@ -227,22 +241,11 @@ class Stepper {
     }
   }
 
-  // One step at a time. A thread waits without the interpreter's lock, which the other needs to finish.
-  std::unique_lock<std::mutex> lock() {
-    std::unique_lock<std::mutex> guard(mutex_, std::try_to_lock);
-    if (!guard.owns_lock()) {
-      const py::gil_scoped_release release;
-      guard.lock();
-    }
-    return guard;
-  }
-
   int rule_;
   step::Stepper stepper_;
   std::vector<Owned> owned_;           // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_;  // where in owned_ a tensor's parameter is
-  std::atomic<std::int64_t> step_count_{0};
-  std::mutex mutex_;
+  std::int64_t step_count_ = 0;
 };
 
 }  // namespace
@@ -267,6 +270,9 @@ void register_stepper(py::module_& m) {
     }
     return all;
   });
+  m.def(
+      "check_param", [](const py::object& param, const std::string& name) { target_view(param, "params", name); },
+      py::arg("param"), py::arg("name"));
   m.def("kept_states", &kept_states, py::arg("rule"), py::arg("options"));
 
   py::class_<Stepper>(m, "Stepper")

@@ -37,25 +37,26 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
-const Isa* choose(const std::string& name) {
+// `source` says where the name came from.
+const Isa* choose(const std::string& name, const std::string& source) {
   const Isa* chosen = nullptr;
   for (const Isa& isa : kIsas) {
     if (supported(isa) && (name.empty() || name == isa.name)) chosen = &isa;
   }
   if (chosen == nullptr) {
-    throw std::invalid_argument("instruction set '" + name + "' is not available: this machine supports " +
+    throw std::invalid_argument(source + "instruction set '" + name + "' is not available: this machine supports " +
                                 join(supported_isas()) + "; this build has " + join(compiled_isas()));
   }
   return chosen;
 }
 
-std::string asked_for() {
+const Isa* choose_default() {
   const char* name = std::getenv("GRADSTEP_ISA");
-  return name == nullptr ? "" : name;
+  return choose(name == nullptr ? "" : name, "GRADSTEP_ISA: ");
 }
 
 std::atomic<const Isa*>& in_use() {
-  static std::atomic<const Isa*> isa{choose(asked_for())};
+  static std::atomic<const Isa*> isa{choose_default()};
   return isa;
 }
 
@@ -75,7 +76,7 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-void use_isa(const std::string& name) { in_use() = choose(name.empty() ? asked_for() : name); }
+void use_isa(const std::string& name) { in_use() = name.empty() ? choose_default() : choose(name, ""); }
 
 std::string isa() { return in_use().load()->name; }
 

@@ -1,10 +1,7 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <utility>
 #include <vector>
 
 #include "codecs/all.h"
@@ -36,21 +33,8 @@ inline Extent extent(const Array& array) {
   return bytes;
 }
 
-// Whether two indices may name the same byte: some axis steps less than what lies within it reaches.
-inline bool may_overlap_itself(const Array& array) {
-  std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, length
-  for (int axis = 0; axis < array.rank; ++axis) {
-    if (array.shape[axis] == 0) return false;
-    if (array.shape[axis] > 1) axes.emplace_back(std::abs(array.strides[axis]), array.shape[axis]);
-  }
-  std::sort(axes.begin(), axes.end());
-  std::int64_t reach = item_size(array.dtype);
-  for (const auto& [stride, length] : axes) {
-    if (stride < reach) return true;
-    reach += stride * (length - 1);
-  }
-  return false;
-}
+// Whether two indices name the same byte.
+bool overlaps_itself(const Array& array);
 
 // An array with a shape and strides of its own.
 struct KeptArray {

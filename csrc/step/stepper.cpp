@@ -79,6 +79,8 @@ Layout Stepper::lay_out(const Tensor& t, const Array& grad) {
 }
 
 void Stepper::begin() {
+  prepared_.clear();
+  prepared_.reserve(tensors_.size());  // run() must not fail, and jobs point into it
   for (Tensor& t : tensors_) t.active = false;
   if (plan_.tasks.empty()) finish_plan();
 }
@@ -149,9 +151,7 @@ std::size_t Stepper::prepare(const Tensor& t) {
   return prepared_.size() - 1;
 }
 
-void Stepper::run() {
-  prepared_.clear();
-  prepared_.reserve(tensors_.size());  // jobs point into it
+void Stepper::run() noexcept {
   std::int64_t elements = 0;
   for (Tensor& t : tensors_) {
     if (!t.active) continue;

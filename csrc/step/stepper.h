@@ -21,8 +21,7 @@ struct WrongType : std::invalid_argument {
 
 // All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
 //
-// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes, and it cannot
-// fail.
+// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes.
 class Stepper {
  public:
   explicit Stepper(int rule) : rule_(rule) {}
@@ -38,7 +37,7 @@ class Stepper {
   void skip(std::size_t tensor) { tensors_[tensor].active = false; }
   // `param` is the parameter as it is now: it must still lie where it was when it was added.
   void set_gradient(std::size_t tensor, const Array& param, const Array& grad);
-  void run();
+  void run() noexcept;
 
   // After begin(): whether a gradient lies among the bytes of parameters and states, so that an exact test is due.
   bool may_overlap(const Array& grad) const { return owned_.meet(extent(grad)); }

@@ -39,17 +39,17 @@ def save(opt: Optimizer) -> dict[str, Any]:
 def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     """Takes over what `save` gave. Raises TypeError or ValueError, with nothing changed, where it does not fit."""
     ours = contents(opt)
-    check_like(saved, ours, "the state dict")
-    if saved["rule"] != opt.rule:
+    if isinstance(saved, Mapping) and saved.get("rule", opt.rule) != opt.rule:
         raise ValueError(f"the state dict is of the rule {saved['rule']!r}, this optimizer of {opt.rule!r}")
+    check_like(saved, ours, "the state dict")
     options = [
         group.checked({name: value for name, value in given.items() if not (name == "lr" and value is None)})
         for group, given in zip(opt._groups, saved["groups"], strict=True)
     ]
-    step_count = count(saved["step_count"], "step_count")
-    steps = [count(t, f"steps[{i}]") for i, t in enumerate(saved["steps"])]
+    step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
+    steps = [_options.whole_number(t, 0, f"the state dict's steps[{i}]") for i, t in enumerate(saved["steps"])]
     products = [
-        _options.number(product, _options.UP_TO_ONE, f"mu_product[{i}]")
+        _options.number(product, _options.UP_TO_ONE, f"the state dict's mu_product[{i}]")
         for i, product in enumerate(saved.get("mu_product", [1.0] * len(steps)))
     ]
 
@@ -61,13 +61,6 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
                 np.copyto(array, value)
     opt._stepper.clocks = list(zip(steps, products, strict=True))
     opt._stepper.step_count = step_count
-
-
-def count(value: object, name: str) -> int:
-    """A number of steps."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"the state dict's {name} must be an integer from 0, got {value!r}")
-    return int(value)
 
 
 def check_like(given: Any, ours: Any, name: str) -> None:

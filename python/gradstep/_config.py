@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-from . import _core
+from . import _core, _options
 
 
 def get_num_threads() -> int:
@@ -18,7 +18,7 @@ def set_num_threads(count: int) -> None:
     The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control
     group's quota). The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
     """
-    _core.set_num_threads(count)
+    _core.set_num_threads(_options.whole_number(count, 1, "the number of threads", _core.MAX_THREADS))
 
 
 @overload

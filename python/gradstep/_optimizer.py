@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -68,17 +69,9 @@ class OptionGroup(Mapping[str, Any]):
     def _kept(self, options: Mapping[str, Any]) -> list[str]:
         return _core.kept_states(self._rule, self._for_core(options))
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of the step that follows `step` others. Raises where a schedule gives no rate."""
-        lr = self["lr"]
-        if not callable(lr):
-            return float(lr)
-        return _options.number(lr(step), _options.DOMAINS["lr"], f"{self._owner}: lr({step})")
-
-    def follow_schedule(self, step: int) -> None:
-        """Hands the core the learning rate of the next step, where a schedule gives it."""
-        if callable(self["lr"]):
-            self._stepper.set_options(self._number, self._for_core(self._options, self.lr_at(step)))
+    def set_rate(self, rate: float) -> None:
+        """Hands the core the value of a schedule."""
+        self._stepper.set_options(self._number, self._for_core(self._options, rate))
 
     def __repr__(self) -> str:
         return f"OptionGroup({self._options})"
@@ -127,6 +120,8 @@ class Optimizer:
     """Whether each tensor carries one number from step to step besides its step number."""
 
     def __init__(self, params: Params, **options: Any) -> None:
+        if type(self) is Optimizer:
+            raise TypeError("Optimizer is the base of the optimizers; make one of them")
         owner = type(self).__name__
         defaults = check_options(options, options, owner)
         if not is_groups(params):
@@ -140,6 +135,8 @@ class Optimizer:
         self._groups: list[OptionGroup] = []
         self._params: list[Array] = []
         self._states: list[dict[str, Array]] = []
+        self._asked: list[tuple[Callable[[int], float], int, float]] = []  # schedules, the step, what they said
+        self._lock = threading.RLock()  # one step, or one checkpoint, at a time
         for number, group in enumerate(groups):
             if not isinstance(group, Mapping) or "params" not in group:
                 raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
@@ -155,8 +152,7 @@ class Optimizer:
         group = OptionGroup(self._stepper, self.rule, type(self).__name__, options)
         kept = group.kept_states()
         for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
-            if not isinstance(param, np.ndarray):
-                raise TypeError(f"params{name} must be a NumPy array, not {type(param).__name__}")
+            _core.check_param(param, name)  # before its states are allocated
             states = {state: np.zeros_like(param, subok=False) for state in kept}
             for state, option in self.initial_state.items():
                 states[state][...] = options[option]
@@ -183,10 +179,26 @@ class Optimizer:
             For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that
             overlaps a parameter or state, or a schedule whose value is no rate.
         """
-        flat = self._flatten(grads)
-        for group in self._groups:
-            group.follow_schedule(self.step_count)
-        self._stepper.step(flat)
+        with self._lock:
+            flat = self._flatten(grads)
+            for group in self._groups:
+                if callable(group["lr"]):
+                    group.set_rate(self._rate(group))
+            self._stepper.step(flat)
+
+    def _rate(self, group: OptionGroup) -> float:
+        """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""
+        lr = group["lr"]
+        if not callable(lr):
+            return float(lr)
+        step = self.step_count
+        for schedule, asked_at, rate in self._asked:
+            if schedule is lr and asked_at == step:
+                return rate
+        rate = _options.number(lr(step), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({step})")
+        self._asked = [asked for asked in self._asked if asked[1] == step]
+        self._asked.append((lr, step, rate))
+        return rate
 
     def _flatten(self, grads: Grads) -> Any:
         if not self._grouped:
@@ -243,7 +255,8 @@ class Optimizer:
 
         The parameters themselves are not in it. A schedule is saved as None, and the new optimizer's own stays.
         """
-        return _checkpoint.save(self)
+        with self._lock:
+            return _checkpoint.save(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave: options, step numbers and states. All is checked before anything changes.
@@ -251,7 +264,9 @@ class Optimizer:
         Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes:
         nothing is cast or broadcast.
         """
-        _checkpoint.load(self, saved)
+        with self._lock:
+            _checkpoint.load(self, saved)
+            self._asked.clear()
 
     def _names(self) -> list[tuple[int, str]]:
         """Each tensor's group and name, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -44,9 +44,23 @@ def number(value: object, domain: Domain, name: str) -> float:
     """`value` as a float, where it is a number of that domain. Raises TypeError or ValueError."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {domain.words}, got {value!r}")
-    if not (math.isfinite(value) and domain.holds(float(value))):
+    try:
+        x = float(value)
+    except OverflowError:
+        x = math.inf
+    if not (math.isfinite(x) and domain.holds(x)):
         raise ValueError(f"{name} must be {domain.words}, got {value!r}")
-    return float(value)
+    return x
+
+
+def whole_number(value: object, least: int, name: str, most: int = 2**62) -> int:
+    """`value` as an int from `least` to `most`. Raises TypeError or ValueError."""
+    words = f"{name} must be an integer from {least} to {most}, got {value!r}"
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(words)
+    if not least <= int(value) <= most:
+        raise ValueError(words)
+    return int(value)
 
 
 def check(name: str, value: Any, owner: str) -> Any:

@@ -31,14 +31,15 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         p for p in signature.parameters.values() if p.name not in ("self", "params", *cls.initial_state.values())
     ]
     defaults = {option.name: option.default for option in options}
-    clock = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
+    clock: dict[str, float] = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
 
     def update(p: Any, g: Any, *arrays: Any, **given: Any) -> float | None:
         if len(arrays) > len(states):
             raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
-        now = {key: given.pop(key, default) for key, default in clock.items()}
-        if not isinstance(now["step"], int) or now["step"] < 1:
-            raise ValueError(f"{name}: step must be an integer from 1, got {now['step']!r}")
+        step = _options.whole_number(given.pop("step", 1), 1, f"{name}: step")
+        product = 1.0
+        if cls.has_mu_product:
+            product = _options.number(given.pop("mu_product", 1.0), _options.UP_TO_ONE, f"{name}: mu_product")
         chosen = {**defaults, **check_options(given, defaults, name)}
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
@@ -46,7 +47,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))])
         stepper.check_apart()
-        stepper.clocks = [(now["step"] - 1, float(now.get("mu_product", 1.0)))]
+        stepper.clocks = [(step - 1, product)]
         stepper.step([g])
         return stepper.clocks[0][1] if cls.has_mu_product else None
 
@@ -76,6 +77,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
 
 
 _FUNCTIONS = {cls.rule + "_": _make(cls) for cls in ALL}
+__all__ = sorted(_FUNCTIONS)
 
 
 def __getattr__(name: str) -> Callable[..., float | None]:
@@ -85,4 +87,4 @@ def __getattr__(name: str) -> Callable[..., float | None]:
 
 
 def __dir__() -> list[str]:
-    return list(_FUNCTIONS)
+    return __all__

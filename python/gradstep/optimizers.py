@@ -6,7 +6,7 @@ Formulas leave out what all share (`l2`, `weight_decay`, `maximize`); `docs/nume
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -147,6 +147,11 @@ class NAG(Optimizer):
             maximize=maximize,
         )
         self._is_ahead = False
+        self._move = _core.Stepper("sgd")  # p -= shift * v is a step of SGD along the velocity
+        for _ in self._groups:
+            self._move.add_group(self._sgd_options(0.0))
+        for (number, name), param in zip(self._names(), self._params, strict=True):
+            self._move.add_tensor(number, name, param, [])
 
     @contextmanager
     def lookahead(self) -> Iterator[None]:
@@ -159,28 +164,28 @@ class NAG(Optimizer):
             raise RuntimeError("lookahead() is for NAG(lookahead=True)")
         if self._is_ahead:
             raise RuntimeError("the parameters are already at the point ahead")
-        # The move p -= shift * v is a step of SGD along the velocity.
-        shifts = [
-            group["momentum"] if group["lr_in_velocity"] else group.lr_at(self.step_count) * group["momentum"]
-            for group in self._groups
-        ]
-        move = _core.Stepper("sgd")
-        for shift in shifts:
-            options = {"lr": shift, "l2": 0.0, "weight_decay": 0.0, "maximize": False}
-            move.add_group(_options.for_core(options, RULES["sgd"]["options"]))
-        velocities = []
-        for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):
-            move.add_tensor(number, name, param, [])
-            velocities.append(states["momentum_buffer"] if self._groups[number]["lookahead"] else None)
-        kept = [param.copy(order="K") for param in self._params]
-        self._is_ahead = True
+        with self._lock:
+            for number, group in enumerate(self._groups):
+                shift = group["momentum"] if group["lr_in_velocity"] else self._rate(group) * group["momentum"]
+                self._move.set_options(number, self._sgd_options(shift))
+            velocities = [
+                states["momentum_buffer"] if self._groups[number]["lookahead"] else None
+                for (number, _), states in zip(self._names(), self._states, strict=True)
+            ]
+            kept = [param.copy(order="K") for param in self._params]
+            self._move.step(velocities)
+            self._is_ahead = True
         try:
-            move.step(velocities)
             yield
         finally:
-            for param, bits in zip(self._params, kept, strict=True):
-                np.copyto(param, bits)
-            self._is_ahead = False
+            with self._lock, ExitStack() as stack:  # whichever cannot be given back, the others are
+                for param, bits in zip(self._params, kept, strict=True):
+                    stack.callback(np.copyto, param, bits)
+                self._is_ahead = False
+
+    @staticmethod
+    def _sgd_options(lr: float) -> dict[str, float]:
+        return _options.for_core({"lr": lr, "l2": 0.0, "weight_decay": 0.0, "maximize": False}, RULES["sgd"]["options"])
 
     def step(self, grads: Any) -> None:
         if self._is_ahead:

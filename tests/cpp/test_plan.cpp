@@ -138,7 +138,8 @@ TEST(small_tensors_share_a_task) {
   const Plan plan = plan_of(Sizes(1000, 10), 4096);
   check_plan(Sizes(1000, 10), 4096);
   CHECK(plan.pieces.size() == 1000);
-  CHECK(plan.task_count() == 3);  // 409 tensors fit in 4096, and are not cut
+  CHECK(plan.task_count() == 3);                        // 409 tensors fit in 4096, and are not cut
+  CHECK(plan_of({100, 924}, 1024).pieces.size() == 2);  // a tensor that just fits is not cut either
   // A tensor that the room does not take moves on whole rather than leaving less than a block behind.
   CHECK(plan_of({200, 200}, 256).pieces.size() == 2);
 }

@@ -101,9 +101,13 @@ TEST(overlapping_strides_are_seen) {
   const std::int64_t shape[] = {3, 4};
   const std::int64_t apart[] = {4, 12}, backwards[] = {-16, 4}, window[] = {4, 4}, broadcast[] = {0, 4};
   const auto overlaps = [&](const std::int64_t* strides) {
-    return step::may_overlap_itself({data, DType::kFloat32, 2, shape, strides});
+    return step::overlaps_itself({data, DType::kFloat32, 2, shape, strides});
   };
   CHECK(!overlaps(apart) && !overlaps(backwards) && overlaps(window) && overlaps(broadcast));
+  const std::int64_t interlaced[] = {8, 12}, meeting[] = {12, 8}, huge_shape[] = {1 << 28, 1 << 28};
+  CHECK(!overlaps(interlaced));  // 3 * 8 = 2 * 12 needs an index that the first axis lacks
+  CHECK(overlaps(meeting));      // 2 * 12 = 3 * 8
+  CHECK(step::overlaps_itself({data, DType::kFloat32, 2, huge_shape, window}));
 }
 
 TEST(ranges_meet_where_a_byte_is_shared) {

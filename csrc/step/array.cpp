@@ -1,0 +1,44 @@
+#include "step/array.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+namespace gradstep::step {
+
+bool overlaps_itself(const Array& array) {
+  const std::int64_t size = item_size(array.dtype);
+  std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, length
+  for (int axis = 0; axis < array.rank; ++axis) {
+    if (array.shape[axis] == 0) return false;
+    if (array.shape[axis] > 1) axes.emplace_back(std::abs(array.strides[axis]), array.shape[axis]);
+  }
+  std::sort(axes.begin(), axes.end());
+
+  // Nearly always every axis steps over all that lies within it.
+  std::int64_t reach = size;
+  bool nested = true;
+  for (const auto& [stride, length] : axes) {
+    nested = nested && stride >= reach;
+    reach += stride * (length - 1);
+  }
+  if (nested) return false;
+
+  // More elements than room for them, and so room to list them where it is not so.
+  std::int64_t room = reach / size;
+  for (const auto& [stride, length] : axes) room /= length;
+  if (room == 0) return true;
+
+  std::vector<std::int64_t> offsets{0};
+  for (const auto& [stride, length] : axes) {
+    const std::size_t inner = offsets.size();
+    for (std::int64_t i = 1; i < length; ++i) {
+      for (std::size_t k = 0; k < inner; ++k) offsets.push_back(offsets[k] + i * stride);
+    }
+  }
+  std::sort(offsets.begin(), offsets.end());
+  const auto close = [=](std::int64_t a, std::int64_t b) { return b - a < size; };
+  return std::adjacent_find(offsets.begin(), offsets.end(), close) != offsets.end();
+}
+
+}  // namespace gradstep::step

@@ -1,0 +1,237 @@
+"""The one table that tests cross: rules and their knobs, types, sizes, instruction sets, threads, values of every kind.
+
+A rule that has no entry in KNOBS is still tested, with the settings that all rules have in common.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+
+import numpy as np
+from gradstep import _core, optimizers, reference
+
+RULES = {cls.rule: cls for cls in optimizers.ALL}
+REFERENCE = {rule: getattr(reference, cls.__name__, None) for rule, cls in RULES.items()}
+DTYPES = ("float32", "float64")
+ISAS = _core.supported_isas()
+THREADS = (1, 2, 3, 8)
+STEPS = 24
+CHECKPOINTS = (1, 2, STEPS)
+
+
+def schedule(step):
+    """A rate that changes at every step, to tell apart the velocities that carry it from those that do not."""
+    return 0.02 * (1 + 3 * step % 8)
+
+
+COMMON = [
+    {},
+    {"lr": 0.0},
+    {"lr": schedule, "maximize": True},
+    {"l2": 0.01},
+    {"weight_decay": 0.1},
+    {"lr": schedule, "l2": 0.3, "weight_decay": 0.2, "maximize": True},
+]
+ALMOST_1 = 1 - 1e-12  # 1 in float32, but 1 - ALMOST_1 is not 0
+TINY = 1e-42  # a subnormal in float32
+KNOBS = {
+    "sgd": [{"lr": TINY}, {"lr": schedule, "l2": 3.0, "weight_decay": 0.5}],
+    "momentum": [
+        {"momentum": 0.0},
+        {"momentum": 1.0, "dampening": 1.0},
+        {"dampening": 0.3},
+        {"dampening": 0.3, "dampen_first": False},
+        {"lr_in_velocity": True, "lr": schedule},
+        {"lr_in_velocity": True, "lr": schedule, "dampening": 0.7, "dampen_first": False, "l2": 0.1},
+    ],
+    "nag": [
+        {"momentum": 0.0},
+        {"momentum": 1.0},
+        {"lookahead": True},
+        {"lr_in_velocity": True, "lr": schedule},
+        {"lr_in_velocity": True, "lr": schedule, "lookahead": True, "l2": 0.1},
+    ],
+    "adagrad": [
+        {"eps": 0.0},
+        {"initial_accumulator": 0.1, "eps": TINY},
+        {"lr_decay": 0.5, "lr": schedule, "weight_decay": 0.1},
+        {"eps": 0.0, "eps_root": 1e-7, "initial_accumulator": 0.1},
+        {"eps": 1e-3, "eps_root": 1e-3, "lr_decay": 10.0, "l2": 0.1},
+    ],
+    "rmsprop": [
+        {"eps": 0.0},
+        {"centered": True},
+        # A steady gradient's mean of squares and square of means meet soon, and rounding takes the variance below zero.
+        {"centered": True, "rho": 0.1, "eps_root": 1e-12, "l2": 0.1},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "lr_in_velocity": True, "lr": schedule},
+        {"lr_in_velocity": True, "lr": schedule},
+        {"rho": 0.0, "centered": True, "momentum": 1.0, "eps": TINY},
+        {"rho": 1.0, "eps_root": 1e-6},
+        {"rho": ALMOST_1, "eps": 0.1, "eps_root": 0.1},
+        {"momentum": 0.5, "centered": True, "lr_in_velocity": True, "lr": schedule, "l2": 0.1, "weight_decay": 0.1},
+    ],
+    "adadelta": [
+        {"eps": 0.0},
+        {"rho": 0.0},
+        {"rho": 1.0, "eps": TINY},
+        {"rho": ALMOST_1, "eps": 1e-3, "l2": 0.1},
+    ],
+    "adam": [
+        {"betas": (0.0, 0.0), "eps": 0.0},
+        {"betas": (ALMOST_1, ALMOST_1)},
+        {"amsgrad": True},
+        {"amsgrad": True, "amsgrad_corrected": True, "l2": 0.1},
+        {"amsgrad": True, "amsgrad_corrected": True, "bias_correction": False},
+        {"amsgrad": True, "amsgrad_corrected": True, "eps_hat": True},
+        {"amsgrad_corrected": True},
+        {"eps_hat": True, "eps": 1e-7},
+        {"eps_hat": True, "bias_correction": False},
+        {"bias_correction": False, "eps": TINY},
+        {"eps": 0.0, "eps_root": 1e-8, "betas": (0.5, 0.9)},
+        {"amsgrad": True, "eps": 1e-3, "eps_root": 1e-3, "lr": schedule, "l2": 0.1, "weight_decay": 0.1},
+    ],
+    "nadam": [
+        {"betas": (0.0, 0.0), "eps": 0.0},
+        {"betas": (ALMOST_1, ALMOST_1)},
+        {"momentum_decay": None},
+        {"momentum_decay": 0.0},
+        {"momentum_decay": 1.0, "eps": TINY},
+        {"momentum_decay": 3e5},  # its schedule passes the exponent from which 0.96 to its power is 0
+        {"eps": 1e-3, "eps_root": 1e-3, "betas": (0.5, 0.9), "lr": schedule, "l2": 0.1, "weight_decay": 0.1},
+    ],
+}
+
+
+def knobs(rule):
+    """The settings of a rule that are worth crossing; the last has the most options on."""
+    return COMMON + KNOBS.get(rule, [])
+
+
+def say(knobs):
+    """A setting as the id of a test."""
+    words = (f"{name}={'schedule' if callable(value) else value}" for name, value in knobs.items())
+    return ",".join(words).replace(" ", "") or "default"
+
+
+# Sizes hug the boundaries: 2**k times {1, 2, 3}, each minus one, exact and plus one, past every vector width (16),
+# unrolled loop, block of the plan (256) and strided tile (512).
+SMALL = sorted({0, *(n * 2**k + d for n in (1, 3) for k in range(11) for d in (-1, 0, 1))})
+# Then the same of what a task holds (16384) and of what is worth sharing among threads (32768), and a large odd one.
+LARGE = [16383, 0, 16384, 1, 16385, 32767, 32768, 32769, 100_003, 7]
+
+
+def special(dtype):
+    """The values at the edges of a type."""
+    info = np.finfo(dtype)
+    positive = [0.0, 1.0, info.smallest_subnormal, info.tiny, info.eps, info.max, np.inf, np.nan]
+    return np.array([*positive, *(-x for x in positive)], dtype)
+
+
+def values(seed, rows, size, dtype):
+    """Rows of numbers, each column of one kind in all rows, so that an infinity does not soon swallow every element."""
+    rng = np.random.default_rng(seed)
+    info = np.finfo(dtype)
+    x = rng.standard_normal((rows, size))
+    kind = rng.choice(6, size, p=[0.6, 0.1, 0.1, 0.06, 0.1, 0.04])
+    steady, sparse, tiny, wide, edge = (kind == k for k in range(1, 6))
+    x[:, steady] = x[:1, steady]
+    x[:, sparse] *= rng.random((rows, sparse.sum())) < 0.3  # else zeros of both signs
+    x[:, tiny] *= info.tiny
+    exponents = rng.integers(info.minexp - info.nmant, info.maxexp, (rows, wide.sum()))
+    with np.errstate(all="ignore"):
+        x[:, wide] = np.ldexp(x[:, wide], exponents)
+        x = x.astype(dtype)
+    x[:, edge] = rng.choice(special(dtype), (rows, edge.sum()))
+    x.flags.writeable = False
+    return x
+
+
+@cache
+def problem(size, dtype):
+    """A parameter and its gradients at every step."""
+    return values([size, 1], 1, size, dtype)[0], values([size, 2], STEPS, size, dtype)
+
+
+def split(flat, sizes):
+    """An array as pieces of these sizes, which are views of it."""
+    ends = list(accumulate(sizes))
+    assert ends[-1] == flat.size
+    return [flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def leaves(tree):
+    """The arrays of what an optimizer takes or shows: an array, a list or dict of them, a list of groups; no None."""
+    if isinstance(tree, dict):
+        return leaves(tree["params"] if "params" in tree else list(tree.values()))
+    if isinstance(tree, list | tuple):
+        return [array for branch in tree for array in leaves(branch)]
+    return [] if tree is None else [tree]
+
+
+def flat(tree):
+    """All elements in order, in a new array."""
+    return np.concatenate([np.ravel(array) for array in leaves(tree)])
+
+
+def run(cls, params, grads, knobs):
+    """Parameters and states at the checkpoints, by name, after steps of one of our classes or of the reference's."""
+    opt = cls(params, **knobs)
+    seen = {}
+    for step, g in enumerate(grads, 1):
+        opt.step(g)
+        if step in CHECKPOINTS:
+            seen |= {f"{name} after step {step}": flat(a) for name, a in {"params": params, **opt.state}.items()}
+    return seen
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    rule: str
+    dtype: str
+    knobs: dict = field(hash=False)
+
+    def __str__(self):
+        return f"{self.rule}-{self.dtype}-{say(self.knobs)}"
+
+    def ours(self, params, grads):
+        return run(RULES[self.rule], params, grads, self.knobs)
+
+    def expected(self, size):
+        """What the reference makes of the whole problem, as one array."""
+        p, grads = problem(size, self.dtype)
+        return run(REFERENCE[self.rule], p.copy(), grads, self.knobs)
+
+
+CASES = [Case(rule, dtype, k) for rule in RULES for k in knobs(rule) for dtype in DTYPES]
+WIDEST = [Case(rule, dtype, knobs(rule)[-1]) for rule in RULES for dtype in DTYPES]
+FEW = [Case(rule, dtype, {}) for rule in RULES for dtype in DTYPES] + WIDEST
+
+
+def bits(array):
+    """An array's bits as integers, those of every NaN the same: which one comes out is up to the machine."""
+    array = np.asarray(array)
+    return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(f"u{array.itemsize}")
+
+
+def same_bits(a, b):
+    """Whether two arrays have the same shape, type and bits, signs of zeros included."""
+    return a.dtype == b.dtype and np.array_equal(bits(a), bits(b))
+
+
+def assert_same(ours, expected, where):
+    """Compare what `run` gave, and say where and in which element the first difference is."""
+    assert ours.keys() == expected.keys(), where
+    for name, theirs in expected.items():
+        mine = ours[name]
+        if same_bits(mine, theirs):
+            continue
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), f"{where}: {name}"
+        wrong = np.flatnonzero(bits(mine) != bits(theirs))
+        i = wrong[0]
+        raise AssertionError(
+            f"{where}: {name}: {wrong.size} of {theirs.size} elements differ, the first at {i}: "
+            f"{float(mine[i]).hex()} where the reference has {float(theirs[i]).hex()}"
+        )

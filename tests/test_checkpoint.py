@@ -1,0 +1,289 @@
+"""A run resumed from a checkpoint has the bits of one that was never interrupted; what does not fit is refused."""
+
+import copy
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from tests.table import CASES, RULES, knobs, schedule
+from tests.test_refusals import frozen
+
+STEPS, PAUSE = 9, 4
+STATE_OPTIONS = {"rmsprop": {"centered", "momentum"}, "adam": {"amsgrad"}}
+
+
+def through_pickle(saved, _):
+    return pickle.loads(pickle.dumps(saved))
+
+
+def through_copy(saved, _):
+    return copy.deepcopy(saved)
+
+
+def through_files(saved, path):
+    """The arrays as an npz, all else as JSON: a state dict is plain data."""
+    arrays = {f"{name} {i}": a for name, of in saved["state"].items() for i, a in enumerate(of) if a is not None}
+    np.savez(path / "state.npz", **arrays)
+    rest = {**saved, "state": {name: [None] * len(of) for name, of in saved["state"].items()}}
+    (path / "rest.json").write_text(json.dumps(rest))
+    loaded = json.loads((path / "rest.json").read_text())
+    with np.load(path / "state.npz") as file:
+        for key in file.files:
+            name, i = key.split()
+            loaded["state"][name][int(i)] = file[key]
+    return loaded
+
+
+def parameters(dtype):
+    """Of three shapes and layouts."""
+    x = np.linspace(-1, 1, 60).astype(dtype)
+    return [x[:12].reshape(3, 4).copy(), np.asfortranarray(x[12:42].reshape(5, 6)), x[42:][::-2]]
+
+
+def gradients(params, step):
+    """The third has one now and then, the first not at the start."""
+    rng = np.random.default_rng(step)
+    grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in params]
+    return [grads[0] if step else None, grads[1], grads[2] if step % 3 == 1 else None]
+
+
+def bits(opt, params):
+    return frozen(opt, *params)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_resumed_run_has_the_same_bits(case, tmp_path):
+    cls = RULES[case.rule]
+    params = parameters(case.dtype)
+    opt = cls(params, **case.knobs)
+    for step in range(PAUSE):
+        opt.step(gradients(params, step))
+    saved, at_pause = opt.state_dict(), [p.copy() for p in params]
+    for step in range(PAUSE, STEPS):
+        opt.step(gradients(params, step))
+
+    for trip in (through_pickle, through_copy, through_files):
+        # A schedule cannot be saved, and states cannot be added; all other options come from the checkpoint.
+        kept = {k: v for k, v in case.knobs.items() if callable(v) or k in STATE_OPTIONS.get(case.rule, ())}
+        again = [p.copy(order="K") for p in at_pause]
+        resumed = cls(again, **kept)
+        resumed.load_state_dict(trip(saved, tmp_path))
+        for step in range(PAUSE, STEPS):
+            resumed.step(gradients(again, step))
+        assert bits(resumed, again) == bits(opt, params), trip.__name__
+    assert opt.state_dict()["steps"] == [STEPS - 1, STEPS, STEPS // 3]
+
+
+def test_groups_keep_their_own():
+    """Options, states that one group keeps and the other does not, and step numbers."""
+    params = [np.ones(3), np.ones(2), np.ones((2, 2), np.float32)]
+
+    def make(params):
+        of = [{"w": params[0], "b": params[1]}, params[2]]
+        opt = gs.Adam([{"params": of[0], "amsgrad": True, "betas": (0.5, 0.9)}, {"params": of[1], "eps": 0.1}])
+        opt.groups[1]["lr"] = schedule
+        return opt
+
+    opt = make(params)
+    opt.groups[0].update(lr=0.25, l2=0.5)
+    opt.groups[1].update(maximize=True, eps=0.5)
+    grads = [{"w": np.arange(3.0), "b": None}, np.ones((2, 2), np.float32)]
+    opt.step(grads)
+    saved = opt.state_dict()
+    assert [group["lr"] for group in saved["groups"]] == [0.25, None]
+    assert [a is None for a in saved["state"]["max_exp_avg_sq"]] == [False, False, True]
+    assert saved["steps"] == [1, 0, 1]
+
+    again = copy.deepcopy(params)
+    resumed = make(again)
+    resumed.load_state_dict(saved)
+    assert [dict(group) for group in resumed.groups] == [dict(group) for group in opt.groups]
+    assert resumed.groups[1]["lr"] is schedule
+    for each in (opt, resumed):
+        each.step(grads)
+    assert bits(resumed, again) == bits(opt, params)
+
+
+def test_a_schedule_is_saved_as_none_and_kept():
+    old, new = gs.SGD(np.ones(1), lr=schedule), gs.SGD(np.ones(1), lr=schedule)
+    assert old.state_dict()["groups"][0]["lr"] is None
+    new.load_state_dict(old.state_dict())
+    assert new.lr is schedule
+    number = gs.SGD(np.ones(1), lr=0.5)
+    number.load_state_dict(old.state_dict())
+    assert number.lr == 0.5, "a checkpoint of a schedule says nothing of the rate"
+    new.load_state_dict(number.state_dict())
+    assert new.lr == 0.5
+
+
+def plain(data):
+    """Whether this is of plain types throughout, subclasses excluded."""
+    if type(data) is dict:
+        return all(type(key) is str for key in data) and all(map(plain, data.values()))
+    if type(data) in (list, tuple):
+        return all(map(plain, data))
+    return data is None or type(data) in (str, int, float, bool, np.ndarray)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_state_dict_is_plain_and_apart(rule):
+    """NumPy's scalars among the options too; and neither side sees the other's changes."""
+    p, g = np.ones(3), np.ones(3)
+    opt = RULES[rule](p, lr=np.float32(0.25), **{name: v for name, v in knobs(rule)[-1].items() if name != "lr"})
+    opt.step(g)
+    saved = opt.state_dict()
+    assert plain(saved)
+    assert list(saved) == ["rule", "step_count", "steps", "groups", "state"] + ["mu_product"] * (rule == "nadam")
+    before, states = bits(opt, [p]), opt.state
+    opt.load_state_dict(saved)
+    for arrays in saved["state"].values():
+        for a in arrays:
+            a.fill(7)
+    saved["groups"][0]["l2"], saved["steps"][0] = 7.0, 7
+    assert bits(opt, [p]) == before
+    assert all(opt.state[name] is a for name, a in states.items()), "states are written in place"
+
+
+def put(*path):
+    """An edit of a state dict: the last item of the path goes to the place that the others name."""
+    *where, key, value = path
+
+    def edit(saved):
+        for k in where:
+            saved = saved[k]
+        saved[key] = value
+
+    return edit
+
+
+def drop(*path):
+    *where, key = path
+
+    def edit(saved):
+        for k in where:
+            saved = saved[k]
+        del saved[key]
+
+    return edit
+
+
+NO_COUNT = [-1, 1.0, 1.5, math.nan, math.inf, None, "1", True, 2**63, 2**70, [1], np.float64(1)]
+NO_PRODUCT = [math.nan, math.inf, -0.5, 1.5, None, "1", 1j, True, [0.5]]
+ARRAY = np.zeros(2)
+# An edit of Nadam's state dict of two tensors of shapes (3,) and (2,), the error, and words of it.
+EDITS = [
+    *((put("step_count", value), (TypeError, ValueError), "step_count") for value in NO_COUNT),
+    *((put("steps", 1, value), (TypeError, ValueError), "steps.*1") for value in NO_COUNT),
+    *((put("mu_product", 1, value), (TypeError, ValueError), "mu_product.*1") for value in NO_PRODUCT),
+    *((put("mu_product", 1, ARRAY[:n]), (TypeError, ValueError), "mu_product.*1") for n in (0, 1, 2)),
+    *((drop(key), ValueError, key) for key in ("rule", "step_count", "steps", "groups", "state", "mu_product")),
+    *((drop(key, 1), ValueError, key) for key in ("steps", "mu_product")),
+    (drop("groups", 0), ValueError, "groups"),
+    (drop("groups", 0, "eps"), ValueError, "eps"),
+    (drop("state", "exp_avg"), ValueError, "exp_avg"),
+    (drop("state", "exp_avg", 1), ValueError, "exp_avg"),
+    (put("rule", "adam"), ValueError, "'adam'.*'nadam'"),
+    (put("rule", None), (TypeError, ValueError), "rule"),
+    (put("extra", 1), ValueError, "extra"),
+    (put("steps", [1, 1, 1]), ValueError, "steps"),
+    (put("steps", 2), (TypeError, ValueError), "steps"),
+    (put("mu_product", [0.5] * 3), ValueError, "mu_product"),
+    (put("groups", [{}, {}]), ValueError, "groups"),
+    (put("groups", [None]), TypeError, "groups"),
+    (put("groups", None), TypeError, "groups"),
+    (put("groups", 0, "lr", -1), ValueError, "lr must be"),
+    (put("groups", 0, "lr", "1"), TypeError, "lr must be"),
+    (put("groups", 0, "eps", math.nan), ValueError, "eps must be"),
+    (put("groups", 0, "betas", [0.9, 1.0]), ValueError, r"betas\[1\] must be"),
+    (put("groups", 0, "maximize", 1), TypeError, "maximize must be"),
+    (put("groups", 0, "amsgrad", False), (TypeError, ValueError), "amsgrad"),
+    (put("state", None), TypeError, "state"),
+    (put("state", []), TypeError, "state"),
+    (put("state", "max_exp_avg_sq", [np.zeros(3), np.zeros(2)]), ValueError, "max_exp_avg_sq"),
+    (put("state", "exp_avg", [np.zeros(3), np.zeros(2), np.zeros(1)]), ValueError, "exp_avg.*3"),
+    (put("state", "exp_avg", np.zeros((2, 3))), TypeError, "exp_avg"),
+    (put("state", "exp_avg_sq", 1, None), (TypeError, ValueError), "exp_avg_sq.*1"),
+    (put("state", "exp_avg_sq", 1, [0.0, 0.0]), TypeError, "exp_avg_sq.*1.* not list"),
+    (put("state", "exp_avg_sq", 1, 0.0), TypeError, "exp_avg_sq.*1.* not float"),
+    *((put("state", "exp_avg", 1, ARRAY.astype(t)), TypeError, "exp_avg.*1.*float64") for t in ("f4", ">f8", "O")),
+    *((put("state", "exp_avg", 1, np.zeros(s)), ValueError, r"exp_avg.*1.*\(2,\)") for s in ((), 1, (2, 1), 3, 0)),
+]
+
+
+def pair(rule="nadam", **options):
+    opt = RULES[rule]([np.ones(3), np.ones(2)], **options)
+    opt.step([np.ones(3), np.full(2, 2.0)])
+    return opt
+
+
+@pytest.mark.parametrize(("edit", "error", "words"), EDITS)
+def test_what_does_not_fit_is_refused_and_nothing_changes(edit, error, words):
+    opt = pair()
+    saved = pair(lr=0.5, eps=0.5).state_dict()
+    saved["state"]["exp_avg"][0].fill(5)
+    edit(saved)
+    before = frozen(opt)
+    with pytest.raises(error, match=words):
+        opt.load_state_dict(saved)
+    assert frozen(opt) == before
+    twin = pair()
+    for each in (opt, twin):
+        each.step([np.ones(3), np.ones(2)])
+    assert frozen(opt) == frozen(twin)
+
+
+@pytest.mark.parametrize("saved", [None, 1, [], "rule", {}, np.zeros(3)])
+def test_no_state_dict_at_all(saved):
+    opt = pair()
+    before = frozen(opt)
+    with pytest.raises((TypeError, ValueError), match="state dict"):
+        opt.load_state_dict(saved)
+    assert frozen(opt) == before
+
+
+def test_other_optimizers_are_refused():
+    """Every rule's by every other, and the same rule's with other tensors, types, states or groups."""
+    for rule in RULES:
+        for other in set(RULES) - {rule}:
+            opt = pair(rule)
+            before = frozen(opt)
+            with pytest.raises(ValueError, match=f"'{other}'.*'{rule}'"):
+                opt.load_state_dict(pair(other).state_dict())
+            assert frozen(opt) == before
+    a, b = np.ones(3), np.ones(2)
+    unlike = [
+        gs.Adam([a.copy()]),
+        gs.Adam([a.copy(), b.copy(), a.copy()]),
+        gs.Adam([b.copy(), a.copy()]),
+        gs.Adam([a.astype("f4"), b.astype("f4")]),
+        gs.Adam([a.copy(), b.astype("f4")]),
+        gs.Adam([a.copy(), b.copy()], amsgrad=True),
+        gs.Adam([{"params": a.copy()}, {"params": b.copy()}]),
+        gs.Adam([a.reshape(1, 3), b]),
+    ]
+    for one in unlike:
+        opt = pair("adam")
+        for taker, giver in ((opt, one), (one, opt)):
+            before = frozen(taker)
+            with pytest.raises((TypeError, ValueError), match="state dict"):
+                taker.load_state_dict(giver.state_dict())
+            assert frozen(taker) == before
+
+
+def test_what_numpy_makes_of_plain_data_is_taken():
+    """Integers and floats of NumPy's, and tuples for lists."""
+    opt = pair()
+    saved = opt.state_dict()
+    expected = frozen(opt)
+    saved["step_count"] = np.int64(saved["step_count"])
+    saved["steps"] = tuple(np.array(saved["steps"]))
+    saved["mu_product"] = tuple(np.array(saved["mu_product"]))
+    saved["groups"][0]["lr"] = np.float64(saved["groups"][0]["lr"])
+    fresh = gs.Nadam([np.ones(3), np.ones(2)])
+    fresh.load_state_dict(saved)
+    assert frozen(fresh) == expected
+    assert plain(fresh.state_dict())

@@ -1,0 +1,164 @@
+"""The bare kernels: the classes' bits, one call a step, with every state and number in the caller's hands."""
+
+import inspect
+import math
+import pickle
+import pydoc
+
+import numpy as np
+import pytest
+
+from gradstep import functional
+from tests.table import CASES, RULES, problem, same_bits
+
+FUNCTIONS = {rule: getattr(functional, f"{rule}_") for rule in RULES}
+EVERY_RULE = pytest.mark.parametrize("rule", RULES)
+FIRST = {"adagrad": {"sum": "initial_accumulator"}}  # states that do not start at zero: the option that says at what
+
+
+def state_names(rule):
+    """The names of all states, kept or not."""
+    parameters = inspect.signature(FUNCTIONS[rule]).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY][2:]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_classes_bits(case):
+    p, grads = problem(200, case.dtype)
+    own, theirs = p.copy(), p.copy()
+    opt = RULES[case.rule](theirs, **case.knobs)
+    options = {name: value for name, value in case.knobs.items() if name not in FIRST.get(case.rule, {}).values()}
+    rate = options.pop("lr", None)
+    first = {name: case.knobs.get(option, 0.0) for name, option in FIRST.get(case.rule, {}).items()}
+    states = {name: np.full_like(p, first.get(name, 0.0)) for name in opt.state}
+    given = [states.get(name) for name in state_names(case.rule)]
+    while given and given[-1] is None:
+        given.pop()
+    carried = {}
+    for step in range(1, 7):
+        if rate is not None:
+            options["lr"] = rate(step - 1) if callable(rate) else rate
+        back = FUNCTIONS[case.rule](own, grads[step], *given, step=step, **carried, **options)
+        if case.rule == "nadam":
+            carried = {"mu_product": back}
+        else:
+            assert back is None
+        opt.step(grads[step])
+        assert same_bits(own, theirs), step
+        assert all(same_bits(states[name], a) for name, a in opt.state.items()), step
+    assert opt.state_dict().get("mu_product", [None]) == [carried.get("mu_product")]
+
+
+@EVERY_RULE
+def test_the_signature_is_the_classes(rule):
+    function, cls = FUNCTIONS[rule], RULES[rule]
+    shown = inspect.signature(function).parameters
+    options = inspect.signature(cls).parameters
+    expected = {n: o.default for n, o in options.items() if n not in ("params", *FIRST.get(rule, {}).values())}
+    positional = ["p", "g", *state_names(rule)]
+    clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}
+    assert {name: p.default for name, p in shown.items() if name not in positional} == {**clock, **expected}
+    assert {p.kind for name, p in shown.items() if name not in positional} == {inspect.Parameter.KEYWORD_ONLY}
+    text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    for word in (f"{rule}_(p, g, ", *positional, *expected, cls.__name__, "in place"):
+        assert word in text
+    assert function.__name__ == function.__qualname__ == f"{rule}_"
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+def test_there_is_one_function_a_rule():
+    assert dir(functional) == sorted(f"{rule}_" for rule in RULES)
+    for name in dir(functional):
+        assert getattr(functional, name) is getattr(functional, name)
+    with pytest.raises(AttributeError, match="adamw_"):
+        _ = functional.adamw_
+    names = {}
+    exec("from gradstep.functional import *", names)
+    assert set(dir(functional)) <= set(names)
+
+
+P, G = np.ones(3), np.ones(3)
+V, W = np.zeros(3), np.zeros(3)
+READ_ONLY = np.broadcast_to(0.0, 3)
+F = functional
+REFUSED = [
+    (lambda: F.sgd_([1.0], G), TypeError, "params must be a NumPy array, not list"),
+    (lambda: F.sgd_(P, [1.0] * 3), TypeError, "grads must be a NumPy array, not list"),
+    (lambda: F.sgd_(P.astype("f2"), G), TypeError, "params has dtype float16; supported are"),
+    (lambda: F.sgd_(P, G.astype("f4")), TypeError, "grads is float32, but its parameter is float64"),
+    (lambda: F.sgd_(P, G[:2]), ValueError, r"grads has shape \(2,\), but its parameter has shape \(3,\)"),
+    (lambda: F.sgd_(READ_ONLY, G), ValueError, "params is read-only"),
+    (lambda: F.sgd_(P, P[::-1]), ValueError, "grads overlaps params"),
+    (lambda: F.momentum_(P, G), ValueError, "state momentum_buffer .*is missing"),
+    (lambda: F.momentum_(P, G, None), ValueError, "state momentum_buffer .*is missing"),
+    (lambda: F.adam_(P, G, V), ValueError, "state exp_avg_sq .*is missing"),
+    (lambda: F.adam_(P, G, V, W, amsgrad=True), ValueError, "state max_exp_avg_sq .*is missing"),
+    (lambda: F.adam_(P, G, V, W, np.zeros(3)), ValueError, "state max_exp_avg_sq .*is given, but"),
+    (lambda: F.rmsprop_(P, G, V, W), ValueError, "state grad_avg .*is given, but"),
+    (lambda: F.rmsprop_(P, G, V, None, None, momentum=0.5), ValueError, "state momentum_buffer .*is missing"),
+    (lambda: F.sgd_(P, G, V), TypeError, "sgd_ takes .*states.*, got 1"),
+    (lambda: F.momentum_(P, G, V, W), TypeError, r"momentum_ takes 1 states \(momentum_buffer\), got 2"),
+    (lambda: F.momentum_(P, G, [0.0] * 3), TypeError, "state momentum_buffer .*must be a NumPy array, not list"),
+    (lambda: F.momentum_(P, G, V.astype("f4")), TypeError, "state momentum_buffer .*dtype"),
+    (lambda: F.momentum_(P, G, V[:2]), (TypeError, ValueError), "state momentum_buffer .*shape"),
+    (lambda: F.momentum_(P, G, READ_ONLY), ValueError, "state momentum_buffer .*is read-only"),
+    (lambda: F.momentum_(P, G, P), ValueError, "state momentum_buffer .*is the same array as params"),
+    (lambda: F.momentum_(P, G, G), ValueError, "grads overlaps state momentum_buffer"),
+    (lambda: F.adam_(P, G, V, V), ValueError, "state exp_avg_sq .*is the same array as state exp_avg"),
+    (lambda: F.sgd_(P, G, lr=lambda _: 0.1), TypeError, "sgd_: lr must be a number"),
+    (lambda: F.sgd_(P, G, lr=-1), ValueError, "sgd_: lr must be"),
+    (lambda: F.sgd_(P, G, learning_rate=1), TypeError, "sgd_ has no option 'learning_rate'; it has lr, "),
+    (lambda: F.sgd_(P, G, mu_product=1.0), TypeError, "sgd_ has no option 'mu_product'"),
+    (lambda: F.adagrad_(P, G, V, initial_accumulator=1.0), TypeError, "no option 'initial_accumulator'"),
+    (lambda: F.momentum_(P, G, momentum_buffer=V), TypeError, "momentum_buffer"),
+    (lambda: F.sgd_(P), TypeError, r"sgd_\(\) missing 1 required positional argument: 'g'"),
+]
+NO_STEPS = [0, -1, 1.0, 1.5, "1", None, math.nan, True, 2**63, 2**70]
+REFUSED += [(lambda s=s: F.adam_(P, G, V, W, step=s), (TypeError, ValueError), "adam_: step must be") for s in NO_STEPS]
+NO_PRODUCTS = [-0.5, 1.5, math.nan, math.inf, None, "1", 1j]
+REFUSED += [
+    (lambda m=m: F.nadam_(P, G, V, W, mu_product=m), (TypeError, ValueError), "nadam_: mu_product must be")
+    for m in NO_PRODUCTS
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED)
+def test_refused_with_nothing_written(call, error, words):
+    before = [a.tobytes() for a in (P, G, V, W)]
+    with pytest.raises(error, match=words):
+        call()
+    assert before == [a.tobytes() for a in (P, G, V, W)]
+
+
+def test_numbers_of_numpy_are_numbers():
+    p, q = np.ones(3), np.ones(3)
+    m, v = np.zeros((2, 2, 3))
+    back = functional.nadam_(p, G, *m, step=np.int64(5), mu_product=np.float64(0.5), lr=np.float32(0.25))
+    assert back == functional.nadam_(q, G, *v, step=5, mu_product=0.5, lr=0.25)
+    assert type(back) is float
+    assert same_bits(p, q)
+
+
+@EVERY_RULE
+def test_no_gradient_is_no_step(rule):
+    """As in the classes, None in place of the gradient changes nothing."""
+    p = np.ones(3)
+    kept = RULES[rule](p.copy()).state
+    states = [np.full(3, 2.0) if name in kept else None for name in state_names(rule)]
+    given = states[: len(kept)]
+    back = FUNCTIONS[rule](p, None, *given, **({"mu_product": 0.25} if rule == "nadam" else {}))
+    assert back == (0.25 if rule == "nadam" else None)
+    assert p.tolist() == [1.0] * 3
+    assert all(s.tolist() == [2.0] * 3 for s in given)
+
+
+def test_strided_and_misaligned_arrays_of_any_rank():
+    record = np.zeros(4, [("a", "u1"), ("p", "f4"), ("g", "f4"), ("v", "f4")])
+    record["a"], record["p"], record["g"] = 7, 1, [1, 2, 3, 4]
+    functional.momentum_(record["p"][::-1], record["g"], record["v"], lr=0.5, momentum=0.5)
+    assert record["p"].tolist() == [-1, -0.5, 0, 0.5]
+    assert record["v"].tolist() == record["g"].tolist() == [1, 2, 3, 4]
+    assert set(record["a"]) == {7}
+    p = np.array(1.0)
+    functional.sgd_(p, np.array(0.5), lr=1.0)
+    assert p == 0.5

@@ -1,0 +1,76 @@
+"""Includes and imports point one way, and what is compiled per instruction set shares no code with the rest."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from gradstep import reference
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="there are no sources beside the tests")
+
+# Which other folders a folder of csrc may include.
+ARROWS = {
+    "base": set(),
+    "rules": {"base"},
+    "codecs": {"base"},
+    "cpu": {"base", "rules", "codecs"},
+    "cuda": {"base", "rules", "codecs"},
+    "step": {"base", "rules", "codecs", "cpu", "cuda"},
+    "bind": {"base", "rules", "codecs", "cpu", "cuda", "step"},
+}
+GENERATED = {"isa_list.inc"}
+# What holds no template, nor an inline function that the linker could keep from one instruction set for another.
+C_HEADERS = {"cstddef", "cstdint", "math.h"}
+
+SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.is_file())
+
+
+def includes(source):
+    """A file's includes: those in quotes, and those in angle brackets."""
+    found = re.findall(r'^\s*#\s*include\s*([<"])(.*?)[>"]', (CSRC / source).read_text(encoding="utf-8"), re.MULTILINE)
+    return [name for mark, name in found if mark == '"'], [name for mark, name in found if mark == "<"]
+
+
+def test_every_source_has_a_place():
+    assert {source.split("/")[0] for source in SOURCES} <= set(ARROWS)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_includes_point_one_way(source):
+    layer = source.split("/")[0]
+    ours, others = includes(source)
+    for name in set(ours) - GENERATED:
+        assert name in SOURCES, f"{source} includes {name}, which is not written as from csrc/"
+        assert name.split("/")[0] in ARROWS[layer] | {layer}, f"{source} must not include {name}"
+    for name in others:
+        python = name == "Python.h" or name.startswith(("pybind11/", "numpy/"))
+        assert layer == "bind" or not python, f"{source} includes {name}: bindings are for csrc/bind"
+        assert name not in SOURCES, f'{source} includes <{name}>, to be written "{name}"'
+
+
+def test_what_is_compiled_per_instruction_set_includes_no_shared_code():
+    reached, todo = set(), ["cpu/kernels.cpp"]
+    while todo:
+        source = todo.pop()
+        ours, others = includes(source)
+        assert set(others) <= C_HEADERS, f"cpu/kernels.cpp reaches {source}, which includes {others}"
+        todo += set(ours) - reached
+        reached |= {source, *ours}
+    assert "rules/all.h" in reached
+
+
+def test_the_reference_stands_alone():
+    """It imports NumPy and the standard library alone: what it shared with the extension, it could not judge."""
+    imported = set()
+    for node in ast.walk(ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            imported.add(node.module)
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"numpy"}

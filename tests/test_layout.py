@@ -1,0 +1,199 @@
+"""Arrays of any layout are stepped where they lie: the bits of packed ones, and not a byte beside them is touched."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import gradstep
+import numpy as np
+import pytest
+from gradstep import _core, functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.table import (
+    DTYPES,
+    FEW,
+    ISAS,
+    REFERENCE,
+    RULES,
+    SMALL,
+    THREADS,
+    WIDEST,
+    Case,
+    assert_same,
+    flat,
+    knobs,
+    problem,
+    run,
+    say,
+    split,
+)
+
+PATTERN = 0xA5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array lies in memory."""
+
+    rotate: int = 0  # how far the axes are turned, from C order
+    reverse: bool = False  # then their order is reversed: C order becomes F order
+    gap: int = 0  # bytes left free after every element, every row and so on
+    flip: bool = False  # every axis runs backwards
+    shift: int = 0  # bytes past a 64-byte boundary at which it begins
+
+    def place(self, array):
+        """A copy of the array that lies so. Its base is the bytes around it, filled with a pattern."""
+        order = sorted(range(array.ndim), key=lambda axis: (axis + self.rotate) % array.ndim, reverse=self.reverse)
+        strides, reach = [0] * array.ndim, array.itemsize
+        for axis in reversed(order):
+            strides[axis] = reach + self.gap
+            reach = strides[axis] * max(array.shape[axis], 1)
+        room = np.full(64 + self.shift + reach + 64, PATTERN, np.uint8)
+        view = np.ndarray(array.shape, array.dtype, room, -room.ctypes.data % 64 + self.shift, strides)
+        if self.flip:
+            view = view[(..., *[slice(None, None, -1)] * view.ndim)]
+        view[...] = array
+        return view
+
+
+def assert_untouched_around(view):
+    """Overwrites the elements; whatever byte is then not the pattern has been written outside of them."""
+    room = view
+    while room.base is not None:
+        room = room.base
+    view[...] = np.full(view.itemsize, PATTERN, np.uint8).view(view.dtype)[0]
+    assert np.all(room == PATTERN)
+
+
+LAYOUTS = [
+    Layout(),
+    Layout(reverse=True),
+    Layout(rotate=1),
+    Layout(gap=16),
+    Layout(flip=True),
+    Layout(shift=1),
+    Layout(shift=2, flip=True),
+    Layout(shift=3, reverse=True),
+    Layout(gap=5),  # as a field of packed records
+    Layout(rotate=2, reverse=True, gap=8, flip=True, shift=4),
+]
+SHAPES = [(), (1,), (0, 3), (513,), (7, 11), (1, 5, 1), (3, 1, 260), (2, 3, 4, 3, 2)]
+
+
+def shaped(array, shapes):
+    """A flat array in pieces of these shapes."""
+    pieces = split(array, [int(np.prod(shape)) for shape in shapes])
+    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("case", WIDEST, ids=str)
+def test_every_pair_of_layouts(case):
+    """Parameters of every shape and layout, each with gradients of every layout, in one optimizer."""
+    rows = list(product(SHAPES, LAYOUTS, LAYOUTS))
+    p, grads = problem(sum(int(np.prod(shape)) for shape, _, _ in rows), case.dtype)
+
+    def place(array, which):
+        pieces = shaped(array, [shape for shape, _, _ in rows])
+        return [row[which].place(piece) for row, piece in zip(rows, pieces, strict=True)]
+
+    params = place(p, 1)
+    assert_same(case.ours(params, (place(g, 2) for g in grads)), case.expected(p.size), "layouts")
+    for param in params:
+        assert_untouched_around(param)
+
+
+@st.composite
+def layouts(draw):
+    return Layout(
+        rotate=draw(st.integers(0, 4)),
+        reverse=draw(st.booleans()),
+        gap=draw(st.sampled_from([0, 0, 1, 8, 20])),
+        flip=draw(st.booleans()),
+        shift=draw(st.integers(0, 16)),
+    )
+
+
+@given(
+    st.sampled_from([(rule, setting) for rule in RULES for setting in knobs(rule)]),
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(1, 5), max_size=5) | st.lists(st.integers(20, 30), min_size=2, max_size=2),
+    st.lists(layouts(), min_size=5, max_size=5),
+    st.sampled_from(ISAS),
+)
+@settings(max_examples=300)
+def test_states_of_any_layout(rule_and_setting, dtype, shape, how, isa):
+    """The bare kernels take states, too, that lie as they like; gradients are only read."""
+    _core.use_isa(isa)
+    rule, setting = rule_and_setting
+    setting = {name: value for name, value in setting.items() if name not in RULES[rule].initial_state.values()}
+    lr = setting.get("lr", 0.25)
+    p, grads = (a[..., : int(np.prod(shape))].reshape((*a.shape[:-1], *shape)) for a in problem(5**5, dtype))
+
+    param, grad, *states = (layout.place(np.zeros(shape, dtype)) for layout in how)
+    param[...] = p
+    kept = RULES[rule](param, **setting).state
+    names = next(r["states"] for r in _core.rules() if r["name"] == rule)
+    states = {name: state for name, state in zip(names, states, strict=False) if name in kept}
+    clock = {}
+    for step, g in enumerate(grads, 1):
+        grad[...] = g
+        now = setting | {"lr": lr(step - 1) if callable(lr) else lr, "step": step} | clock
+        product = getattr(functional, f"{rule}_")(param, grad, *map(states.get, names), **now)
+        clock = {} if product is None else {"mu_product": product}
+
+    theirs = p.copy()
+    ref = REFERENCE[rule](theirs, **setting | {"lr": lr})
+    for g in grads:
+        ref.step(g)
+    ours = {name: flat(array) for name, array in {"params": param, **states}.items()}
+    assert_same(ours, {name: flat(array) for name, array in {"params": theirs, **ref.state}.items()}, say(setting))
+    assert_same({"grads": flat(grad)}, {"grads": flat(grads[-1])}, "the gradient was written")
+    for view in (param, grad, *states.values()):
+        assert_untouched_around(view)
+
+
+@pytest.mark.parametrize("case", WIDEST, ids=str)
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[3], LAYOUTS[-1]], ids=str)
+def test_large_tensors_shared_among_threads(case, layout):
+    """Tasks and tiles begin and end within rows."""
+    shape = (3, 151, 149)
+    p, grads = problem(int(np.prod(shape)), case.dtype)
+    expected = case.expected(p.size)
+    for threads in THREADS[:1] + THREADS[-1:]:
+        gradstep.set_num_threads(threads)
+        param = layout.place(p.reshape(shape))
+        placed = (replace(layout, rotate=1).place(g.reshape(shape)) for g in grads)
+        assert_same(case.ours(param, placed), expected, f"{threads} threads")
+        assert_untouched_around(param)
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_broadcast_gradients(case):
+    """Gradients with steps of zero, from a row, a column or one number."""
+    shape = (31, 17)
+    p = problem(31 * 17, case.dtype)[0].reshape(shape)
+    grads = []
+    for step, g in enumerate(problem(31, case.dtype)[1]):
+        narrow = [g[:17], g.reshape(31, 1), g[0]][step % 3]
+        grads.append(np.broadcast_to(narrow, shape))
+    expected = run(REFERENCE[case.rule], p.copy(), [g.copy() for g in grads], case.knobs)
+    for layout in LAYOUTS:
+        assert_same(case.ours(layout.place(p), grads), expected, str(layout))
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_interleaved_parameters(case):
+    """Columns of one array as parameters of their own: none writes into its neighbour."""
+    p, grads = problem(3 * sum(SMALL), case.dtype)
+    table = p.reshape(3, -1).T.copy()
+    assert_same(case.ours(list(table.T), [list(g.reshape(3, -1)) for g in grads]), case.expected(p.size), "columns")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_reference_takes_every_shape(rule):
+    """Scalars of no dimension and empty arrays are no special cases in the reference that the others rely on."""
+    grads = [shaped(g, SHAPES) for g in problem(1512 + 9, "float32")[1]]
+    params = shaped(problem(1512 + 9, "float32")[0].copy(), SHAPES)
+    expected = Case(rule, "float32", knobs(rule)[-1]).expected(1512 + 9)
+    assert_same(run(REFERENCE[rule], params, grads, knobs(rule)[-1]), expected, "shapes")

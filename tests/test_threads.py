@@ -1,0 +1,409 @@
+"""Threads: how many, when, and that nobody notices: the same bits, free of the GIL, safe to fork and to exit."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import _core
+from tests.table import RULES, THREADS, knobs, problem, same_bits
+
+SMALL, LARGE = 32767, 8 * 16384  # not worth sharing; enough for eight threads
+STARTED = """
+import os, signal, sys, threading, time, warnings
+import numpy as np
+
+def tasks():
+    return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
+
+def make(size=200_000, rule="Adam", **options):
+    p, g = np.linspace(-1, 1, size, dtype="f4"), np.linspace(2, -3, size, dtype="f4")
+    return getattr(gs, rule)(p, **options), p, g
+
+before = tasks()
+import gradstep as gs
+from gradstep import _core
+"""
+
+
+def interpreter(code, **env):
+    """A new interpreter's run of this code, with these variables and no others of ours."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GRADSTEP_")} | env
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+
+
+def python(code, **env):
+    """The words that a new interpreter prints. It must end well, soon and in silence."""
+    done = interpreter(STARTED + code, **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def refusal(**env):
+    """The error with which the import ends."""
+    done = interpreter("import gradstep", **env)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+
+@LINUX
+def test_threads_start_with_the_first_step_worth_sharing():
+    out = python(f"""
+gs.set_num_threads(4)
+assert (tasks() - before, _core.worker_count()) == (0, 0), "at import"
+for rule in ("SGD", "Adam", "Nadam"):
+    opt, p, g = make({SMALL}, rule)
+    opt.step(g)
+many = [np.ones(32) for _ in range({SMALL} // 32)]
+gs.Adam(many).step([a.copy() for a in many])
+gs.functional.sgd_(p, g)
+assert (tasks() - before, _core.worker_count()) == (0, 0), "small"
+opt, p, g = make({LARGE})
+gs.set_num_threads(1)
+opt.step(g)
+assert (tasks() - before, _core.worker_count()) == (0, 0), "one thread"
+for threads, workers in ((4, 3), (2, 3), (6, 5), (1, 5), (4, 5)):
+    gs.set_num_threads(threads)
+    opt.step(g)
+    assert (tasks() - before, _core.worker_count()) == (workers, workers), threads
+gs.set_num_threads(1000)
+opt.step(g)
+assert _core.worker_count() == 7, "no more than there are tasks"
+print("done", gs.show_config(mode="dicts")["threads"]["count"])
+""")
+    assert out == ["done", "1000"]
+
+
+@LINUX
+def test_no_openmp():
+    assert (
+        python("""
+def loaded():
+    with open("/proc/self/maps") as maps:
+        return {line.split("/")[-1] for line in maps if "omp" in line}
+
+opt, _, g = make()
+opt.step(g)
+print(*loaded())
+""")
+        == []
+    )
+
+
+def test_the_default_is_what_this_process_may_use():
+    count, default, shown = map(
+        int,
+        python("""
+print(gs.get_num_threads(), _core.default_threads(), gs.show_config(mode="dicts")["threads"]["default"])
+"""),
+    )
+    assert count == default == shown
+    assert 1 <= count <= (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_one_core_is_one_thread():
+    pin = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    show = "import gradstep as gs; print(gs.get_num_threads(), gs.show_config(mode='dicts')['threads']['default'])"
+    assert interpreter(pin + show).stdout.split() == ["1", "1"]
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("3", 3), ("1024", 1024), ("", _core.default_threads())])
+def test_the_variable_sets_the_number(text, count):
+    out = python(
+        "print(gs.get_num_threads()); gs.set_num_threads(2); print(gs.get_num_threads())", GRADSTEP_NUM_THREADS=text
+    )
+    assert out == [str(count), "2"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1025", "two", "2.0", "2 3", "0x2", "2,3", "9" * 30])
+def test_a_bad_variable_is_an_error_at_import(text):
+    error = refusal(GRADSTEP_NUM_THREADS=text)
+    assert error.startswith("ImportError: ")
+    assert f"GRADSTEP_NUM_THREADS='{text}'" in error
+
+
+@pytest.mark.parametrize("isa", _core.supported_isas())
+def test_the_instruction_set_can_be_chosen(isa):
+    assert python("print(gs.show_config(mode='dicts')['isa']['chosen'])", GRADSTEP_ISA=isa) == [isa]
+
+
+@pytest.mark.parametrize(
+    "isa", ["nonsense", "AVX2", "baseline,avx2", *(set(_core.compiled_isas()) - {*_core.supported_isas()})]
+)
+def test_an_instruction_set_that_is_not_there(isa):
+    error = refusal(GRADSTEP_ISA=isa)
+    assert error.startswith("ImportError: ")
+    assert repr(isa) in error
+    assert f"this machine supports {', '.join(_core.supported_isas())}" in error
+    assert "GRADSTEP_ISA" in error, "the user may not know where the name came from"
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [*((n, ValueError) for n in (0, -1, 1025, 2**40)), *((n, TypeError) for n in (2.5, "3", None))],
+)
+def test_a_bad_number_of_threads(count, error):
+    gs.set_num_threads(3)
+    with pytest.raises(error, match="number of threads|count"):
+        gs.set_num_threads(count)
+    assert gs.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_bits_do_not_depend_on_the_number_of_threads(rule):
+    """Of packed, strided and transposed tensors in one step."""
+    values, grads = problem(3 * 49152 + 7, "float32")
+    seen = []
+    for threads in THREADS:
+        gs.set_num_threads(threads)
+        buffer = values.copy()
+        cut = [lambda x: x[7:98311:2], lambda x: x[8:98311:2], lambda x: x[98311:].reshape(192, 256).T]
+        opt = RULES[rule]([f(buffer) for f in cut], **knobs(rule)[-1])
+        for g in grads[:4]:
+            opt.step([f(g) for f in cut])
+        seen.append([buffer, *(a for states in opt.state.values() for a in states)])
+    for other in seen[1:]:
+        assert all(map(same_bits, seen[0], other))
+
+
+@FORK
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_child_can_step(busy):
+    """After steps in the parent, and (busy) while another thread of the parent is in one; in a child's child too."""
+    out = python(f"""
+warnings.simplefilter("ignore")  # fork in a process with threads: that is the test
+gs.set_num_threads(3)
+opt, p, g = make()
+opt.step(g)
+stop = False
+
+def step_on():
+    other, _, g = make(2_000_000)
+    while not stop:
+        other.step(g)
+
+thread = threading.Thread(target=step_on)
+if {busy}:
+    thread.start()
+
+def child(generations):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # the watchdog
+        opt.step(g)
+        assert _core.worker_count() == 2
+        good = child(generations - 1) if generations else True
+        os.write(result, p.tobytes()[-4096:])
+        os._exit(0 if good else 1)
+    return os.waitpid(pid, 0)[1] == 0
+
+for _ in range(5):
+    source, result = os.pipe()
+    good = child(1)
+    grandchild, of_child = os.read(source, 4096), os.read(source, 4096)
+    print(good)
+stop = True
+if {busy}:
+    thread.join()
+opt.step(g)
+print(of_child == p.tobytes()[-4096:])
+opt.step(g)
+print(grandchild == p.tobytes()[-4096:])
+""")
+    assert out == ["True"] * 7
+
+
+def test_other_threads_run_during_a_step():
+    """None takes the interpreter's lock from this thread, so long is the switch interval; the step must give it."""
+    gs.set_num_threads(1)
+    p, g = np.zeros(8_000_000, np.float32), np.ones(8_000_000, np.float32)
+    opt = gs.Adam(p)
+    opt.step(g)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        for _ in range(20):  # the system need not schedule the other thread at once
+            go, ran = threading.Event(), []
+            thread = threading.Thread(target=lambda go=go, ran=ran: (go.wait(), ran.append(time.perf_counter())))
+            thread.start()
+            time.sleep(0.001)
+            go.set()
+            opt.step(g)
+            end = time.perf_counter()
+            thread.join()
+            if ran[0] < end:
+                return
+    finally:
+        sys.setswitchinterval(interval)
+    pytest.fail("no other thread ran during any of 20 steps")
+
+
+@pytest.fixture
+def eager():
+    """Threads that take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    gs.set_num_threads(3)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def together(*calls):
+    """Run the calls, each in a thread of its own, at once."""
+    start = threading.Barrier(len(calls))
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for done in [pool.submit(lambda call=call: (start.wait(), call())) for call in calls]:
+            done.result()
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_threads_that_step_optimizers_of_their_own(size):
+    p, grads = problem(size, "float32")
+    rules = [*RULES, "adam"]
+
+    def run(rule, result):
+        own = p.copy()
+        opt = RULES[rule](own, **knobs(rule)[-1])
+        for g in grads:
+            opt.step(g)
+        result[:] = [own, *opt.state.values()]
+
+    alone, ours = [[] for _ in rules], [[] for _ in rules]
+    for rule, result in zip(rules, alone, strict=True):
+        run(rule, result)
+    together(*(lambda r=rule, o=result: run(r, o) for rule, result in zip(rules, ours, strict=True)))
+    for mine, expected in zip(ours, alone, strict=True):
+        assert all(map(same_bits, mine, expected))
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("rate", ["number", "schedule"])
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_threads_that_step_one_optimizer(size, rate):
+    """One after another, as if one thread took all their steps: none is lost, and each has a step number of its own."""
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.01 * (step + 1)
+
+    def make():
+        p = np.linspace(-1, 1, size, dtype=np.float32)
+        return p, gs.Nadam(p, lr=0.1 if rate == "number" else schedule)
+
+    g = np.linspace(3, -2, size, dtype=np.float32)
+    threads, steps = 4, 25
+    p, opt = make()
+    together(*[lambda: [opt.step(g) for _ in range(steps)]] * threads)
+    assert opt.step_count == threads * steps
+    assert opt.state_dict()["steps"] == [threads * steps]
+    assert asked == ([] if rate == "number" else [*range(threads * steps)])
+    expected, alone = make()
+    for _ in range(threads * steps):
+        alone.step(g)
+    assert same_bits(p, expected)
+    assert opt.state_dict()["mu_product"] == alone.state_dict()["mu_product"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_checkpoint_is_taken_between_steps():
+    p, g = np.zeros(2_000_000), np.ones(2_000_000)
+    opt = gs.AdaGrad(p)
+    thread = threading.Thread(target=lambda: [opt.step(g) for _ in range(20)])
+    thread.start()
+    while thread.is_alive():
+        saved = opt.state_dict()
+        total = saved["state"]["sum"][0]
+        assert total.min() == total.max() == saved["steps"][0] == saved["step_count"]
+    thread.join()
+
+
+@pytest.mark.usefixtures("eager")
+def test_gradients_may_be_dropped_from_the_list_during_a_step():
+    """Nobody else holds them: the step must."""
+    params = [np.zeros(1_000_000) for _ in range(3)]
+    opt = gs.SGD(params, lr=1.0)
+    grads, stop = [], threading.Event()
+
+    def drop():
+        while not stop.wait(0.0005):
+            grads[:] = [None] * 3
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    for _ in range(10):
+        grads[:] = [np.ones(1_000_000) for _ in range(3)]
+        opt.step(grads)
+    stop.set()
+    thread.join()
+    steps = opt.state_dict()["steps"]
+    assert any(steps)
+    assert [(p.min(), p.max()) for p in params] == [(-t, -t) for t in steps]
+
+
+def test_the_list_may_shrink_and_grow_during_a_step():
+    """A gradient that might overlap a parameter is asked about in Python, and other threads run meanwhile."""
+    out = python("""
+sys.setswitchinterval(1e-5)
+x = np.ones(8000)
+params, good = [x[i:4000:400] for i in range(200)], [x[200 + i : 4000 : 400] for i in range(200)]
+opt = gs.SGD(params, lr=1.0)
+grads = [*good]
+end = time.monotonic() + 1.5
+
+def change():
+    while time.monotonic() < end:
+        grads.clear()
+        grads.extend(good)
+        for _ in range(100):
+            pass
+
+thread = threading.Thread(target=change)
+thread.start()
+taken = 0
+while time.monotonic() < end:
+    try:
+        opt.step(grads)
+        taken += 1
+    except ValueError:
+        pass
+thread.join()
+print(taken == opt.step_count, {p[0] for p in params} == {1.0 - taken}, {g[0] for g in good} == {1.0})
+""")
+    assert out == ["True"] * 3
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+@pytest.mark.parametrize(("daemons", "own"), [(0, True), (1, True), (3, True), (3, False)])
+def test_the_interpreter_exits(size, daemons, own):
+    """With workers asleep, and with daemon threads in the middle of a step of their own or of a shared optimizer."""
+    out = python(f"""
+gs.set_num_threads(3)
+shared, _, g = make({size})
+other, _, large = make()
+other.step(large)
+
+def step_on():
+    opt = make({size})[0] if {own} else shared
+    while True:
+        opt.step(g)
+
+for _ in range({daemons}):
+    threading.Thread(target=step_on, daemon=True).start()
+time.sleep(0.05)
+print(_core.worker_count())
+""")
+    assert out == ["2"]
