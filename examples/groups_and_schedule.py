@@ -2,8 +2,9 @@
 
 import math
 
-import gradstep as gs
 import numpy as np
+
+import gradstep as gs
 
 STEPS = 300
 

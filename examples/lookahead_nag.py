@@ -1,7 +1,8 @@
 """Nesterov's method as he wrote it: the gradient is taken where the velocity is about to lead, not where we stand."""
 
-import gradstep as gs
 import numpy as np
+
+import gradstep as gs
 
 point = np.array([-7.0, 2.0])
 opt = gs.NAG(point, lr=0.1, momentum=0.8, lookahead=True)

@@ -1,8 +1,9 @@
 """A whole training loop: a perceptron in plain NumPy learns handwritten digits with Adam. Needs scikit-learn."""
 
-import gradstep as gs
 import numpy as np
 from sklearn.datasets import load_digits
+
+import gradstep as gs
 
 rng = np.random.default_rng(0)
 images, labels = load_digits(return_X_y=True)

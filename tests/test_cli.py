@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gradstep
 import pytest
+
+import gradstep
 from gradstep import demo
 from gradstep.__main__ import main
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from gradstep import demo, optimizers, reference
 
 pytest.importorskip("matplotlib")

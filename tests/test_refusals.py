@@ -527,7 +527,7 @@ def test_any_views_are_refused_where_they_share_an_element_and_stepped_where_the
         *params, g, h = random_views(seed, cube, shapes)
         if any(np.shares_memory(a, b) for a, b in [params, *((p, x) for p in params for x in (g, h))]):
             refused += 1
-            with pytest.raises(ValueError, match="overlaps|is the same array"):
+            with pytest.raises(ValueError, match=r"overlaps|is the same array"):
                 gs.SGD(params, lr=1.0).step([g, h])
         else:
             gs.SGD(params, lr=1.0).step([g, h])

@@ -1,5 +1,7 @@
 """Threads: how many, when, and that nobody notices: the same bits, free of the GIL, safe to fork and to exit."""
 
+import _thread
+import contextlib
 import os
 import subprocess
 import sys
@@ -331,6 +333,77 @@ def test_a_checkpoint_is_taken_between_steps():
     thread.join()
 
 
+@pytest.mark.parametrize("change", ["lr", "group", "checkpoint"])
+def test_a_change_of_options_waits_for_the_step_that_is_under_way(change):
+    """The kernels read them while other threads run."""
+    under_way = threading.Event()
+
+    def rate(_):
+        under_way.set()
+        return 0.5
+
+    params = [np.zeros(2_000_000), np.zeros(1)]
+    opt = gs.SGD([{"params": params[0], "lr": rate}, {"params": params[1]}])
+    saved = opt.state_dict()
+    thread = threading.Thread(target=opt.step, args=([np.ones(2_000_000), np.ones(1)],))
+    thread.start()
+    under_way.wait()
+    if change == "lr":
+        opt.lr = 0.25
+    elif change == "group":
+        opt.groups[1].update(lr=0.25, l2=0.5)
+    else:
+        opt.load_state_dict(saved)
+    assert opt.step_count == (0 if change == "checkpoint" else 1)
+    thread.join()
+    assert opt.step_count == (0 if change == "checkpoint" else 1)
+    assert params[0].max() == -0.5
+
+
+@pytest.mark.usefixtures("eager")
+def test_threads_that_look_ahead_and_step():
+    """One of them at a time is at the point ahead, and none steps from there."""
+    start, g = np.linspace(-1, 1, 300_000), np.linspace(2, -3, 300_000)
+    p, own = start.copy(), start.copy()
+    opt, alone = (gs.NAG(x, lr=0.1, lookahead=True) for x in (p, own))
+    taken = []
+
+    def look_and_step():
+        for _ in range(30):
+            with contextlib.suppress(RuntimeError), opt.lookahead():
+                time.sleep(1e-5)
+            with contextlib.suppress(RuntimeError):
+                opt.step(g)
+                taken.append(1)
+
+    together(*[look_and_step] * 3)
+    assert opt.step_count == len(taken) > 0
+    for _ in taken:
+        alone.step(g)
+    assert same_bits(opt.state["momentum_buffer"], alone.state["momentum_buffer"])
+    assert same_bits(p, own)
+
+
+def test_an_interrupt_on_the_way_ahead_gives_back_every_bit():
+    p = np.full(4_000_000, 0.5)
+    opt = gs.NAG(p, lr=0.25, momentum=0.5, lookahead=True)
+    opt.step(np.ones_like(p))
+    before = p.copy()
+
+    def interrupt():
+        while p[0] == before[0]:
+            time.sleep(0)
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), opt.lookahead():
+        time.sleep(10)
+    thread.join()
+    assert same_bits(p, before)
+    opt.step(np.ones_like(p))
+
+
 @pytest.mark.usefixtures("eager")
 def test_gradients_may_be_dropped_from_the_list_during_a_step():
     """Nobody else holds them: the step must."""
@@ -344,18 +417,20 @@ def test_gradients_may_be_dropped_from_the_list_during_a_step():
 
     thread = threading.Thread(target=drop)
     thread.start()
-    for _ in range(10):
-        grads[:] = [np.ones(1_000_000) for _ in range(3)]
-        opt.step(grads)
-    stop.set()
-    thread.join()
+    try:
+        for _ in range(10):
+            grads[:] = [np.ones(1_000_000) for _ in range(3)]
+            opt.step(grads)
+    finally:
+        stop.set()
+        thread.join()
     steps = opt.state_dict()["steps"]
     assert any(steps)
     assert [(p.min(), p.max()) for p in params] == [(-t, -t) for t in steps]
 
 
 def test_the_list_may_shrink_and_grow_during_a_step():
-    """A gradient that might overlap a parameter is asked about in Python, and other threads run meanwhile."""
+    """Whether a gradient overlaps a parameter may be asked of NumPy, and other threads run meanwhile."""
     out = python("""
 sys.setswitchinterval(1e-5)
 x = np.ones(8000)
@@ -407,3 +482,23 @@ time.sleep(0.05)
 print(_core.worker_count())
 """)
     assert out == ["2"]
+
+
+def test_the_interpreter_exits_while_overlaps_are_looked_for():
+    """Parameters and gradients that interleave are looked at closely, by NumPy."""
+    for _ in range(4):
+        assert (
+            python("""
+def step_on():
+    x = np.zeros(8000)
+    opt = gs.SGD([x[i:4000:400] for i in range(200)])
+    grads = [x[200 + i : 4000 : 400] for i in range(200)]
+    while True:
+        opt.step(grads)
+
+for _ in range(3):
+    threading.Thread(target=step_on, daemon=True).start()
+time.sleep(0.05)
+""")
+            == []
+        )

@@ -2,9 +2,10 @@
 
 from math import sqrt
 
-import gradstep as gs
 import numpy as np
 import pytest
+
+import gradstep as gs
 
 ITERATIONS = 100
 
