@@ -1,6 +1,7 @@
-import gradstep
 import hypothesis
 import pytest
+
+import gradstep
 from gradstep import _core
 
 # The same examples on every run: a test that fails today failed yesterday.

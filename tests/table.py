@@ -8,6 +8,7 @@ from functools import cache
 from itertools import accumulate
 
 import numpy as np
+
 from gradstep import _core, optimizers, reference
 
 RULES = {cls.rule: cls for cls in optimizers.ALL}

@@ -4,11 +4,11 @@ import inspect
 import re
 from pathlib import Path
 
-import gradstep
 import numpy as np
 import pytest
-from gradstep import _core, functional, optimizers, reference
 
+import gradstep
+from gradstep import _core, functional, optimizers, reference
 from tests.table import REFERENCE, RULES
 
 CORE = {rule["name"]: rule for rule in _core.rules()}

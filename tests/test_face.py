@@ -430,8 +430,8 @@ def python(code):
 
 
 def test_the_import_is_quick():
-    """Beyond NumPy's own, the best of several in milliseconds."""
-    code = "import time, numpy; t = time.perf_counter(); import gradstep; print(1e3 * (time.perf_counter() - t))"
+    """Milliseconds beyond NumPy's own, the best of several; of this process, for the machine may have others."""
+    code = "import time, numpy; t = time.process_time(); import gradstep; print(1e3 * (time.process_time() - t))"
     assert min(float(python(code)) for _ in range(7)) < 30
 
 

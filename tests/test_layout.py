@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from itertools import product
 
-import gradstep
 import numpy as np
 import pytest
-from gradstep import _core, functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradstep
+from gradstep import _core, functional
 from tests.table import (
     DTYPES,
     FEW,
@@ -180,6 +180,18 @@ def test_broadcast_gradients(case):
     expected = run(REFERENCE[case.rule], p.copy(), [g.copy() for g in grads], case.knobs)
     for layout in LAYOUTS:
         assert_same(case.ours(layout.place(p), grads), expected, str(layout))
+
+
+def test_gradients_in_memory_that_cannot_be_written(tmp_path):
+    """Gradients are only read: to write even their own bits back would crash here."""
+    file = np.memmap(tmp_path / "grads", "float64", "w+", shape=(600, 4))
+    file[...] = 1.0
+    file.flush()
+    mapped = np.memmap(file.filename, "float64", "r", shape=file.shape)
+    grads = [mapped, mapped[::-1, ::2], mapped.T, np.broadcast_to(mapped[0], (3, 4))]
+    params = [np.ones(g.shape) for g in grads]
+    gradstep.SGD(params, lr=0.25).step(grads)
+    assert all(np.all(p == 0.75) for p in params)
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)

@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from gradstep import _core
 
+from gradstep import _core
 from tests.table import REFERENCE
 
 BUILD = _core.build_info()

@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "bind/bind.h"
 
@@ -19,6 +22,9 @@ using step::Array;
 using step::WrongType;
 using Options = std::map<std::string, double>;
 
+// Two arrays whose extents meet, and what to say if they share memory.
+using Suspect = std::tuple<py::object, py::object, std::string>;
+
 std::string supported() {
   std::string names;
 #define GS_NAME(name, Codec) names += (names.empty() ? "" : ", ") + std::string(codecs::Codec::kName);
@@ -27,14 +33,25 @@ std::string supported() {
   return names;
 }
 
+// Asked of the type's bases by name: importing numpy.ma would run Python here (see Stepper::step).
+bool is_masked(py::handle object) {
+  PyTypeObject* const type = Py_TYPE(object.ptr());
+  if (type == py::detail::npy_api::get().PyArray_Type_) return false;
+  const py::handle bases = type->tp_mro;
+  for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(bases.ptr()); ++i) {
+    const auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(bases.ptr(), i));
+    if (std::strcmp(base->tp_name, "MaskedArray") == 0) return true;
+  }
+  return false;
+}
+
 // A NumPy array as the core sees it. Its name, made up only for an error, is `kind` and then `name`.
 Array view(py::handle object, const char* kind, const std::string& name) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
   if (!py::isinstance<py::array>(object)) {
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
   }
-  const bool subclass = Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_;
-  if (subclass && py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+  if (is_masked(object)) {
     throw WrongType(kind + name + " is a masked array, and a step knows no mask; give its data");
   }
   const auto* fields = py::detail::array_proxy(object.ptr());
@@ -64,21 +81,6 @@ Array writable_view(py::handle object, const char* kind, const std::string& name
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
   return array;
-}
-
-// NumPy's exact test; where it would take too long, the answer is yes. Subclasses could answer for themselves: they are
-// not asked.
-bool share_memory(py::handle a, py::handle b) {
-  const py::module_ numpy = py::module_::import("numpy");
-  const py::object ndarray = numpy.attr("ndarray");
-  const auto plain = [&](py::handle array) { return ndarray.attr("view")(array, ndarray); };
-  try {
-    constexpr int kMaxWork = 100'000;
-    return numpy.attr("shares_memory")(plain(a), plain(b), kMaxWork).cast<bool>();
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_RuntimeError)) throw;  // TooHardError is one
-    return true;
-  }
 }
 
 // Options in the catalog's order; the names must be exactly the rule's.
@@ -156,51 +158,55 @@ class Stepper {
       }
     }
     stepper_.add_tensor(group, name, added[0].array.view(), arrays);
-    first_of_.push_back(owned_.size());
     for (Owned& owned : added) owned_.push_back(std::move(owned));
+    first_of_.push_back(owned_.size());
   }
 
-  // No two of the arrays that a step writes may share an element. To be called once, when all tensors are added.
-  void check_apart() const {
-    std::vector<const Owned*> order;
-    for (const Owned& owned : owned_) order.push_back(&owned);
-    std::sort(order.begin(), order.end(), [](const Owned* a, const Owned* b) {
-      return step::extent(a->array.view()).begin < step::extent(b->array.view()).begin;
-    });
+  // Of the arrays that steps write, those whose extents meet; no two may share an element.
+  std::vector<Suspect> suspects() const {
+    std::vector<std::pair<step::Extent, const Owned*>> order;
+    for (const Owned& owned : owned_) order.emplace_back(step::extent(owned.array.view()), &owned);
+    std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
+    std::vector<Suspect> found;
     for (std::size_t i = 0; i < order.size(); ++i) {
-      const step::Extent mine = step::extent(order[i]->array.view());
-      for (std::size_t j = i + 1; j < order.size(); ++j) {
-        if (step::extent(order[j]->array.view()).begin >= mine.end) break;
-        if (share_memory(order[i]->object, order[j]->object)) {
-          const auto [first, second] = std::minmax(order[i], order[j]);
-          const bool same = first->array.data == second->array.data && first->array.shape == second->array.shape &&
-                            first->array.strides == second->array.strides;
-          throw std::invalid_argument(second->name + (same ? " is the same array as " : " overlaps ") + first->name);
-        }
+      for (std::size_t j = i + 1; j < order.size() && order[j].first.begin < order[i].first.end; ++j) {
+        const auto [first, second] = std::minmax(order[i].second, order[j].second);
+        const bool same = first->array.data == second->array.data && first->array.shape == second->array.shape &&
+                          first->array.strides == second->array.strides;
+        found.emplace_back(first->object, second->object,
+                           second->name + (same ? " is the same array as " : " overlaps ") + first->name);
       }
     }
+    return found;
   }
 
-  void step(const py::object& grads) {
+  // Takes a step and returns None. Or, where gradients lie among the bytes of arrays that steps write, takes none and
+  // returns the gradients and the pairs to look at; step(those gradients, true) then takes it. NumPy has the exact
+  // test, but no Python may run here: when the interpreter ends, a thread that waits for its lock is unwound, and these
+  // frames would drop references without it.
+  std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads, bool looked_at) {
     // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
-    const auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
+    auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
     if (!held) throw py::error_already_set();
     if (held.size() != stepper_.size()) {
       throw std::invalid_argument("got " + std::to_string(held.size()) + " gradients for " +
                                   std::to_string(stepper_.size()) + " parameters");
     }
 
+    std::vector<Suspect> suspects;
     stepper_.begin();
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
       if (grad.is_none()) continue;
-      const std::string& name = stepper_.name(i);
-      const Array array = view(grad, "grads", name);
-      stepper_.set_gradient(i, writable_view(owned_[first_of_[i]].object, "params", name), array);
-      if (stepper_.may_overlap(array)) check_overlap(grad, array, name);
+      const Array array = view(grad, "grads", stepper_.name(i));
+      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
+      stepper_.set_gradient(i, array);
+      if (!looked_at && stepper_.may_overlap(array)) add_suspects(grad, array, stepper_.name(i), suspects);
     }
+    if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
     without_gil([this] { stepper_.run(); });
     ++step_count_;
+    return std::nullopt;
   }
 
   std::int64_t step_count() const { return step_count_; }
@@ -221,30 +227,40 @@ class Stepper {
   }
 
  private:
+  // An array that steps write, as it was when it was added.
   struct Owned {
     py::object object;
     step::KeptArray array;
     std::string name;
+
+    void check_unmoved() const {
+      const Array now = writable_view(object, name.c_str(), "");
+      if (now.data != array.data || !step::same(array.shape, now.shape, now.rank) ||
+          !step::same(array.strides, now.strides, now.rank)) {
+        throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
+      }
+    }
   };
 
   static Owned own(const py::object& object, const char* kind, const std::string& name) {
     return {object, step::KeptArray(target_view(object, kind, name)), kind + name};
   }
 
-  void check_overlap(py::handle grad, const Array& array, const std::string& name) const {
+  void add_suspects(py::handle grad, const Array& array, const std::string& name,
+                    std::vector<Suspect>& suspects) const {
     const step::Extent bytes = step::extent(array);
     for (const Owned& owned : owned_) {
       const step::Extent other = step::extent(owned.array.view());
-      if (bytes.begin < other.end && other.begin < bytes.end && share_memory(grad, owned.object)) {
-        throw std::invalid_argument("grads" + name + " overlaps " + owned.name + ", which the step writes");
-      }
+      if (bytes.begin >= other.end || other.begin >= bytes.end) continue;
+      suspects.emplace_back(py::reinterpret_borrow<py::object>(grad), owned.object,
+                            "grads" + name + " overlaps " + owned.name + ", which the step writes");
     }
   }
 
   int rule_;
   step::Stepper stepper_;
-  std::vector<Owned> owned_;           // each tensor's parameter, then its states
-  std::vector<std::size_t> first_of_;  // where in owned_ a tensor's parameter is
+  std::vector<Owned> owned_;              // each tensor's parameter, then its states
+  std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
   std::int64_t step_count_ = 0;
 };
 
@@ -280,8 +296,8 @@ void register_stepper(py::module_& m) {
       .def("add_group", &Stepper::add_group, py::arg("options"))
       .def("set_options", &Stepper::set_options, py::arg("group"), py::arg("options"))
       .def("add_tensor", &Stepper::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"))
-      .def("check_apart", &Stepper::check_apart)
-      .def("step", &Stepper::step, py::arg("grads"))
+      .def("suspects", &Stepper::suspects)
+      .def("step", &Stepper::step, py::arg("grads"), py::arg("looked_at") = false)
       .def_property("step_count", &Stepper::step_count, &Stepper::set_step_count)
       .def_property("clocks", &Stepper::clocks, &Stepper::set_clocks);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -31,6 +32,10 @@ inline Extent extent(const Array& array) {
     (reach < 0 ? bytes.begin : bytes.end) += static_cast<std::uintptr_t>(reach);
   }
   return bytes;
+}
+
+inline bool same(const std::vector<std::int64_t>& expected, const std::int64_t* given, int rank) {
+  return expected.size() == static_cast<std::size_t>(rank) && std::equal(expected.begin(), expected.end(), given);
 }
 
 // Whether two indices name the same byte.

@@ -21,10 +21,6 @@ bool aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
 }
 
-bool same(const std::vector<std::int64_t>& expected, const std::int64_t* given, int rank) {
-  return expected.size() == static_cast<std::size_t>(rank) && std::equal(expected.begin(), expected.end(), given);
-}
-
 std::string tuple(const std::int64_t* shape, int rank) {
   std::string text = "(";
   for (int axis = 0; axis < rank; ++axis) text += (axis == 0 ? "" : ", ") + std::to_string(shape[axis]);
@@ -99,12 +95,9 @@ void Stepper::finish_plan() {
   plan_ = make_plan(sizes.data(), sizes.size(), kGrain);
 }
 
-void Stepper::set_gradient(std::size_t tensor, const Array& param, const Array& grad) {
+void Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   Tensor& t = tensors_[tensor];
-  if (param.data != t.param.data || !same(t.param.shape, param.shape, param.rank) ||
-      !same(t.param.strides, param.strides, param.rank)) {
-    throw std::invalid_argument("params" + t.name + " was moved or reshaped after the optimizer was made");
-  }
+  const Array param = t.param.view();
   if (!same(t.param.shape, grad.shape, grad.rank)) {
     throw std::invalid_argument("grads" + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                                 ", but its parameter has shape " + tuple(param.shape, param.rank));

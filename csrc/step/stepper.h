@@ -35,8 +35,8 @@ class Stepper {
 
   void begin();
   void skip(std::size_t tensor) { tensors_[tensor].active = false; }
-  // `param` is the parameter as it is now: it must still lie where it was when it was added.
-  void set_gradient(std::size_t tensor, const Array& param, const Array& grad);
+  // Throws where shape or dtype are not the parameter's.
+  void set_gradient(std::size_t tensor, const Array& grad);
   void run() noexcept;
 
   // After begin(): whether a gradient lies among the bytes of parameters and states, so that an exact test is due.

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _checkpoint, _core, _options
 from ._options import Rate
+from ._step import check_apart, take
 from ._structure import Array, Grads, Params, Structure, is_groups
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
@@ -23,8 +24,11 @@ REQUIRED: Final = inspect.Parameter.empty
 class OptionGroup(Mapping[str, Any]):
     """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
 
-    def __init__(self, stepper: _core.Stepper, rule: str, owner: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, stepper: _core.Stepper, lock: threading.RLock, rule: str, owner: str, options: dict[str, Any]
+    ) -> None:
         self._stepper = stepper
+        self._lock = lock
         self._rule = rule
         self._owner = owner
         self._options = options
@@ -44,16 +48,18 @@ class OptionGroup(Mapping[str, Any]):
 
     def update(self, **options: Any) -> None:
         """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
-        changed = {**self._options, **self.checked(options)}
-        self._stepper.set_options(self._number, self._for_core(changed))
-        self._options = changed
+        with self._lock:
+            changed = {**self._options, **self.checked(options)}
+            self._stepper.set_options(self._number, self._for_core(changed))
+            self._options = changed
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options in their plain types, as this group may take them. Raises TypeError or ValueError."""
         checked = check_options(options, self._options, self._owner)
-        if self._kept({**self._options, **checked}) != self.kept_states():
+        for state in set(self._kept({**self._options, **checked})) ^ set(self.kept_states()):
             raise ValueError(
-                f"{self._owner}: options that add or drop a state cannot change after the optimizer was made"
+                f"{self._owner}: options that add or drop a state cannot change after the optimizer was made, "
+                f"and these would with {state}"
             )
         return checked
 
@@ -145,11 +151,11 @@ class Optimizer:
             self._add_group(Structure(group["params"], f"[{number}]" if self._grouped else ""), group["params"], merged)
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
-        self._stepper.check_apart()
+        check_apart(self._stepper.suspects())
 
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
         number = len(self._groups)
-        group = OptionGroup(self._stepper, self.rule, type(self).__name__, options)
+        group = OptionGroup(self._stepper, self._lock, self.rule, type(self).__name__, options)
         kept = group.kept_states()
         for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
             _core.check_param(param, name)  # before its states are allocated
@@ -184,7 +190,7 @@ class Optimizer:
             for group in self._groups:
                 if callable(group["lr"]):
                     group.set_rate(self._rate(group))
-            self._stepper.step(flat)
+            take(self._stepper, flat)
 
     def _rate(self, group: OptionGroup) -> float:
         """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from . import _core, _options
 from ._optimizer import RULES, Optimizer, check_options
+from ._step import check_apart, take
 from .optimizers import ALL
 
 
@@ -33,7 +34,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     defaults = {option.name: option.default for option in options}
     clock: dict[str, float] = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
 
-    def update(p: Any, g: Any, *arrays: Any, **given: Any) -> float | None:
+    def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
         if len(arrays) > len(states):
             raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
         step = _options.whole_number(given.pop("step", 1), 1, f"{name}: step")
@@ -46,9 +47,9 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper = _core.Stepper(cls.rule)
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))])
-        stepper.check_apart()
+        check_apart(stepper.suspects())
         stepper.clocks = [(step - 1, product)]
-        stepper.step([g])
+        take(stepper, [g])
         return stepper.clocks[0][1] if cls.has_mu_product else None
 
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -14,6 +14,7 @@ import numpy as np
 from . import _core, _options
 from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
+from ._step import take
 from ._structure import Params
 
 __all__ = ["NAG", "SGD", "AdaDelta", "AdaGrad", "Adam", "Momentum", "Nadam", "RMSProp"]
@@ -160,11 +161,11 @@ class NAG(Optimizer):
         Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, or within
         itself.
         """
-        if not any(group["lookahead"] for group in self._groups):
-            raise RuntimeError("lookahead() is for NAG(lookahead=True)")
-        if self._is_ahead:
-            raise RuntimeError("the parameters are already at the point ahead")
         with self._lock:
+            if not any(group["lookahead"] for group in self._groups):
+                raise RuntimeError("lookahead() is for NAG(lookahead=True)")
+            if self._is_ahead:
+                raise RuntimeError("the parameters are already at the point ahead")
             for number, group in enumerate(self._groups):
                 shift = group["momentum"] if group["lr_in_velocity"] else self._rate(group) * group["momentum"]
                 self._move.set_options(number, self._sgd_options(shift))
@@ -172,14 +173,19 @@ class NAG(Optimizer):
                 states["momentum_buffer"] if self._groups[number]["lookahead"] else None
                 for (number, _), states in zip(self._names(), self._states, strict=True)
             ]
-            kept = [param.copy(order="K") for param in self._params]
-            self._move.step(velocities)
+            kept = [(param, param.copy(order="K")) for param in self._params]
             self._is_ahead = True
         try:
+            try:
+                with self._lock:
+                    take(self._move, velocities)
+            except (TypeError, ValueError):
+                kept = []  # it was refused: nothing has moved
+                raise
             yield
         finally:
             with self._lock, ExitStack() as stack:  # whichever cannot be given back, the others are
-                for param, bits in zip(self._params, kept, strict=True):
+                for param, bits in kept:
                     stack.callback(np.copyto, param, bits)
                 self._is_ahead = False
 
@@ -188,9 +194,10 @@ class NAG(Optimizer):
         return _options.for_core({"lr": lr, "l2": 0.0, "weight_decay": 0.0, "maximize": False}, RULES["sgd"]["options"])
 
     def step(self, grads: Any) -> None:
-        if self._is_ahead:
-            raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
-        super().step(grads)
+        with self._lock:
+            if self._is_ahead:
+                raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
+            super().step(grads)
 
 
 class AdaGrad(Optimizer):

@@ -46,7 +46,7 @@ std::vector<double> adam_options() {
   stepper.add_tensor(0, "", p.view(), {m.view(), v.view(), step::Array{}});
   for (int i = 0; i < 10; ++i) {
     stepper.begin();
-    stepper.set_gradient(0, p.view(), g.view());
+    stepper.set_gradient(0, g.view());
     stepper.run();
   }
   p.values.insert(p.values.end(), v.values.begin(), v.values.end());
