@@ -76,9 +76,9 @@ def test_every_rule_has_its_bare_kernel(rule):
     assert list(parameters)[: 2 + len(CORE[rule]["states"])] == ["p", "g", *CORE[rule]["states"]]
 
 
-@pytest.mark.parametrize("rule", CORE)
+@pytest.mark.parametrize("rule", [name.lower() for name in CONTRACT])
 def test_docs_write_the_rule_down(rule):
-    """Each rule has its section of operations, which names every state and every option that the rule takes."""
+    """Each of the first eight has its section of operations, which names every state and every option that the rule takes."""
     if not NUMERICS.is_file():
         pytest.skip("there are no docs beside the tests")
     sections = dict(re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", NUMERICS.read_text(encoding="utf-8"), re.M | re.S))

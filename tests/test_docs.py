@@ -29,4 +29,3 @@ def test_readme_has_two_commands_and_every_optimizer():
     assert len(re.findall(r"```sh\n[^\n]+\n```", text)) == text.count("```sh") == 2
     for name in ("SGD", "Momentum", "NAG", "AdaGrad", "RMSProp", "AdaDelta", "Adam", "Nadam"):
         assert f"| `{name}` |" in text
-        assert f"\n## {name}\n" in (ROOT / "docs/numerics.md").read_text()

@@ -139,8 +139,8 @@ def test_states_of_any_layout(rule_and_setting, dtype, shape, how, isa):
     for step, g in enumerate(grads, 1):
         grad[...] = g
         now = setting | {"lr": lr(step - 1) if callable(lr) else lr, "step": step} | clock
-        product = getattr(functional, f"{rule}_")(param, grad, *map(states.get, names), **now)
-        clock = {} if product is None else {"mu_product": product}
+        mu_product = getattr(functional, f"{rule}_")(param, grad, *map(states.get, names), **now)
+        clock = {} if mu_product is None else {"mu_product": mu_product}
 
     theirs = p.copy()
     ref = REFERENCE[rule](theirs, **setting | {"lr": lr})
