@@ -133,7 +133,8 @@ def test_the_variable_sets_the_number(text, count):
 def test_a_bad_variable_is_an_error_at_import(text):
     error = refusal(GRADSTEP_NUM_THREADS=text)
     assert error.startswith("ImportError: ")
-    assert f"GRADSTEP_NUM_THREADS='{text}'" in error
+    assert "GRADSTEP_NUM_THREADS: " in error
+    assert f"got '{text}'" in error
 
 
 @pytest.mark.parametrize("isa", _core.supported_isas())

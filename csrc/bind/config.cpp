@@ -20,6 +20,10 @@ void register_config(py::module_& m) {
     py::dict info;
     info["compiler"] = GRADSTEP_COMPILER;
     info["flags"] = GRADSTEP_FLAGS;
+    for (const std::string& isa : cpu::compiled_isas()) {
+      const std::string flags = cpu::isa_flags(isa);
+      if (!flags.empty()) info[("flags for " + isa).c_str()] = flags;
+    }
     info["type"] = GRADSTEP_BUILD_TYPE;
     info["system"] = GRADSTEP_SYSTEM;
     return info;

@@ -46,7 +46,7 @@ bool is_masked(py::handle object) {
 }
 
 // A NumPy array as the core sees it. Its name, made up only for an error, is `kind` and then `name`.
-Array view(py::handle object, const char* kind, const std::string& name) {
+Array view(py::handle object, const std::string& kind, const std::string& name) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
   if (!py::isinstance<py::array>(object)) {
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
@@ -75,7 +75,7 @@ Array view(py::handle object, const char* kind, const std::string& name) {
                   " in native byte order");
 }
 
-Array writable_view(py::handle object, const char* kind, const std::string& name) {
+Array writable_view(py::handle object, const std::string& kind, const std::string& name) {
   const Array array = view(object, kind, name);
   if (!py::detail::check_flags(object.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
@@ -125,7 +125,7 @@ void without_gil(F f) {
 }
 
 // An array that steps will write.
-Array target_view(py::handle object, const char* kind, const std::string& name) {
+Array target_view(py::handle object, const std::string& kind, const std::string& name) {
   const Array array = writable_view(object, kind, name);
   if (step::overlaps_itself(array)) {
     throw std::invalid_argument(kind + name + " has strides that let its own elements overlap");
@@ -136,22 +136,28 @@ Array target_view(py::handle object, const char* kind, const std::string& name) 
 // Not for several threads at once: the Python class sees to that.
 class Stepper {
  public:
-  explicit Stepper(const std::string& rule) : rule_(step::rule_number(rule)), stepper_(rule_) {}
+  Stepper(const std::string& rule, const std::string& params, const std::string& grads)
+      : rule_(step::rule_number(rule)), params_(params), grads_(grads), stepper_(rule_, params, grads) {}
 
   int add_group(const Options& options) { return stepper_.add_group(in_order(rule_, options)); }
 
   void set_options(int group, const Options& options) { stepper_.set_options(group, in_order(rule_, options)); }
 
+  void check_options(int group, const Options& options) const {
+    stepper_.check_options(group, in_order(rule_, options));
+  }
+  void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
+
   // One entry of `states` for each of the rule's states; None where it is not kept.
   void add_tensor(int group, const std::string& name, const py::object& param,
                   const std::vector<std::optional<py::object>>& states) {
     const auto& names = step::catalog()[static_cast<std::size_t>(rule_)].states;
-    std::vector<Owned> added{own(param, "params", name)};
+    std::vector<Owned> added{own(param, params_, name)};
     std::vector<Array> arrays;
     for (std::size_t s = 0; s < states.size(); ++s) {
       arrays.emplace_back();
       if (!states[s]) continue;
-      added.push_back(own(*states[s], ("state " + names[s] + " of params").c_str(), name));
+      added.push_back(own(*states[s], "state " + names[s] + " of " + params_, name));
       arrays.back() = added.back().array.view();
       if (arrays.back().dtype != added[0].array.dtype || added.back().array.shape != added[0].array.shape) {
         throw WrongType(added.back().name + " must have its parameter's shape and dtype");
@@ -170,6 +176,7 @@ class Stepper {
     std::vector<Suspect> found;
     for (std::size_t i = 0; i < order.size(); ++i) {
       for (std::size_t j = i + 1; j < order.size() && order[j].first.begin < order[i].first.end; ++j) {
+        if (step::surely_apart(order[i].second->array.view(), order[j].second->array.view())) continue;
         const auto [first, second] = std::minmax(order[i].second, order[j].second);
         const bool same = first->array.data == second->array.data && first->array.shape == second->array.shape &&
                           first->array.strides == second->array.strides;
@@ -198,7 +205,7 @@ class Stepper {
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
       if (grad.is_none()) continue;
-      const Array array = view(grad, "grads", stepper_.name(i));
+      const Array array = view(grad, grads_, stepper_.name(i));
       for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
       stepper_.set_gradient(i, array);
       if (!looked_at && stepper_.may_overlap(array)) add_suspects(grad, array, stepper_.name(i), suspects);
@@ -234,7 +241,7 @@ class Stepper {
     std::string name;
 
     void check_unmoved() const {
-      const Array now = writable_view(object, name.c_str(), "");
+      const Array now = writable_view(object, name, "");
       if (now.data != array.data || !step::same(array.shape, now.shape, now.rank) ||
           !step::same(array.strides, now.strides, now.rank)) {
         throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
@@ -242,22 +249,21 @@ class Stepper {
     }
   };
 
-  static Owned own(const py::object& object, const char* kind, const std::string& name) {
+  static Owned own(const py::object& object, const std::string& kind, const std::string& name) {
     return {object, step::KeptArray(target_view(object, kind, name)), kind + name};
   }
 
   void add_suspects(py::handle grad, const Array& array, const std::string& name,
                     std::vector<Suspect>& suspects) const {
-    const step::Extent bytes = step::extent(array);
     for (const Owned& owned : owned_) {
-      const step::Extent other = step::extent(owned.array.view());
-      if (bytes.begin >= other.end || other.begin >= bytes.end) continue;
+      if (step::surely_apart(array, owned.array.view())) continue;
       suspects.emplace_back(py::reinterpret_borrow<py::object>(grad), owned.object,
-                            "grads" + name + " overlaps " + owned.name + ", which the step writes");
+                            grads_ + name + " overlaps " + owned.name + ", which the step writes");
     }
   }
 
   int rule_;
+  std::string params_, grads_;
   step::Stepper stepper_;
   std::vector<Owned> owned_;              // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
@@ -292,9 +298,12 @@ void register_stepper(py::module_& m) {
   m.def("kept_states", &kept_states, py::arg("rule"), py::arg("options"));
 
   py::class_<Stepper>(m, "Stepper")
-      .def(py::init<const std::string&>(), py::arg("rule"))
+      .def(py::init<const std::string&, const std::string&, const std::string&>(), py::arg("rule"),
+           py::arg("params") = "params", py::arg("grads") = "grads")
       .def("add_group", &Stepper::add_group, py::arg("options"))
+      .def("check_options", &Stepper::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Stepper::set_options, py::arg("group"), py::arg("options"))
+      .def("set_lr", &Stepper::set_lr, py::arg("group"), py::arg("lr"))
       .def("add_tensor", &Stepper::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"))
       .def("suspects", &Stepper::suspects)
       .def("step", &Stepper::step, py::arg("grads"), py::arg("looked_at") = false)

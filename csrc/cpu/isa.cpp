@@ -8,7 +8,7 @@
 
 namespace gradstep::cpu {
 
-#define GS_ISA_ROW(name, required) Kernel find_kernel_##name(const rules::Key& key);
+#define GS_ISA_ROW(name, required, flags) Kernel find_kernel_##name(const rules::Key& key);
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 
@@ -16,12 +16,13 @@ namespace {
 
 struct Isa {
   const char* name;
+  const char* flags;  // of its kernels, beside those of all files
   unsigned required;
   Kernel (*find)(const rules::Key&);
 };
 
 constexpr Isa kIsas[] = {
-#define GS_ISA_ROW(name, required) {#name, required, find_kernel_##name},
+#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernel_##name},
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 };
@@ -66,6 +67,13 @@ std::vector<std::string> compiled_isas() {
   std::vector<std::string> names;
   for (const Isa& isa : kIsas) names.emplace_back(isa.name);
   return names;
+}
+
+std::string isa_flags(const std::string& name) {
+  for (const Isa& isa : kIsas) {
+    if (name == isa.name) return isa.flags;
+  }
+  return "";
 }
 
 std::vector<std::string> supported_isas() {

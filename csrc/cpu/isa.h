@@ -10,6 +10,7 @@ namespace gradstep::cpu {
 // The instruction sets compiled in, weakest first, and those that this machine can run.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
+std::string isa_flags(const std::string& name);
 
 // The one in use: the strongest supported, or what GRADSTEP_ISA names. The name must be a supported one; an empty name
 // asks for the default again. Throws std::invalid_argument.

@@ -14,7 +14,7 @@ using Task = void (*)(void* context, std::size_t index);
 // child starts its own.
 void parallel_for(std::size_t count, int threads, Task task, void* context);
 
-// Workers alive now, for tests and show_config.
+// Workers alive now, for tests.
 int worker_count();
 
 }  // namespace gradstep::cpu

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/ieee_mode.h"
-
 namespace gradstep::cpu {
 namespace {
 
@@ -71,7 +69,6 @@ void update_tiles(const Tensor& tensor, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void update(const Tensor& tensor, std::int64_t begin, std::int64_t end) {
-  const IeeeMode ieee;
   const std::int64_t size = item_size(tensor.dtype);
   if (!tensor.packed) {
     return size == 8 ? update_tiles<double>(tensor, begin, end) : update_tiles<float>(tensor, begin, end);

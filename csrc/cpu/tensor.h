@@ -12,9 +12,10 @@ inline constexpr int kMaxStreams = 2 + rules::kMaxStates;  // parameter, gradien
 
 // Where one array of a tensor lies. Its elements are walked in the order of the tensor's shape, last axis fastest.
 struct Stream {
-  std::byte* data = nullptr;  // null: this state is not kept
-  const std::int64_t* strides =
-      nullptr;  // bytes from one element to the next along each axis; null: packed and aligned
+  // Null: this state is not kept.
+  std::byte* data = nullptr;
+  // Bytes from one element to the next along each axis; null: packed and aligned.
+  const std::int64_t* strides = nullptr;
 };
 
 // One tensor's update, ready to run.

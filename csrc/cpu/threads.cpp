@@ -11,10 +11,10 @@
 namespace gradstep::cpu {
 namespace {
 
-int checked(long count, const std::string& given) {
+int checked(long count, const std::string& source, const std::string& given) {
   if (count < 1 || count > kMaxThreads) {
-    throw std::invalid_argument("the number of threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " +
-                                given);
+    throw std::invalid_argument(source + "the number of threads must be an integer from 1 to " +
+                                std::to_string(kMaxThreads) + ", got " + given);
   }
   return static_cast<int>(count);
 }
@@ -24,7 +24,7 @@ int initial() {
   if (text == nullptr || *text == '\0') return std::min(default_threads(), kMaxThreads);
   char* end = nullptr;
   const long count = std::strtol(text, &end, 10);
-  return checked(*end == '\0' ? count : 0, "GRADSTEP_NUM_THREADS='" + std::string(text) + "'");
+  return checked(*end == '\0' ? count : 0, "GRADSTEP_NUM_THREADS: ", "'" + std::string(text) + "'");
 }
 
 std::atomic<int>& setting() {
@@ -36,6 +36,6 @@ std::atomic<int>& setting() {
 
 int threads() { return setting().load(std::memory_order_relaxed); }
 
-void set_threads(int count) { setting() = checked(count, std::to_string(count)); }
+void set_threads(int count) { setting() = checked(count, "", std::to_string(count)); }
 
 }  // namespace gradstep::cpu

@@ -5,25 +5,30 @@
 #include "base/macros.h"
 #include "rules/moments.h"
 
+// clang-format off
 // What a rule supplies. It knows one element, and nothing of storage, threads, devices or Python:
 //
 //   struct X {
 //     static constexpr const char* kName = "x";
-//     static constexpr const char* kStates[] = {"first", ...};    names of its states; none: kStates[] = {nullptr}
-//     GS_OPTIONS(lr, ...);                                        its options, all double; lr is one of them
-//     using Variants = Values<...>;                               the instantiations worth having
-//     static unsigned variant(const Options& o);                  which of them these options need; bit k: state k is
-//     kept template <class T, unsigned kVariant> struct Update {       the scalars of one step, rounded once to T
+//     // Names of its states; {nullptr} where it has none.
+//     static constexpr const char* kStates[] = {"first", ...};
+//     // Its options, all double; lr is one of them.
+//     GS_OPTIONS(lr, ...);
+//     // The instantiations worth having, and which of them these options need. Bit k: state k is kept; higher bits are its own.
+//     using Variants = Values<...>;
+//     static unsigned variant(const Options& o);
+//     // The scalars of one step, rounded once to T, and one element's update. A state that is not kept is a dummy.
+//     template <class T, unsigned kVariant> struct Update {
 //       Update(const Options& o, Clock& clock);
-//       void operator()(T& p, T g, T& first, ...) const;          one element; a state that is not kept is a dummy
+//       void operator()(T& p, T g, T& first, ...) const;
 //     };
 //   };
 //
 // docs/numerics.md writes the same arithmetic operation by operation.
+// clang-format on
 namespace gradstep::rules {
 
 inline constexpr int kMaxStates = 3;
-inline constexpr unsigned kStateBits = (1u << kMaxStates) - 1;
 
 // Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
 #define GS_OPTIONS(...)                                  \

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <utility>
 
 namespace gradstep::step {
@@ -39,6 +40,23 @@ bool overlaps_itself(const Array& array) {
   std::sort(offsets.begin(), offsets.end());
   const auto close = [=](std::int64_t a, std::int64_t b) { return b - a < size; };
   return std::adjacent_find(offsets.begin(), offsets.end(), close) != offsets.end();
+}
+
+bool surely_apart(const Array& a, const Array& b) {
+  const Extent x = extent(a), y = extent(b);
+  if (x.begin >= y.end || y.begin >= x.end) return true;
+  // Elements of both begin at their array's first, give or take a multiple of this.
+  std::int64_t period = 0;
+  for (const Array* array : {&a, &b}) {
+    for (int axis = 0; axis < array->rank; ++axis) {
+      if (array->shape[axis] > 1) period = std::gcd(period, array->strides[axis]);
+    }
+  }
+  if (period == 0) return false;
+  const auto distance =
+      static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(b.data) - reinterpret_cast<std::intptr_t>(a.data));
+  const std::int64_t from_a_to_b = (distance % period + period) % period;
+  return from_a_to_b >= item_size(a.dtype) && period - from_a_to_b >= item_size(b.dtype);
 }
 
 }  // namespace gradstep::step

@@ -41,6 +41,10 @@ inline bool same(const std::vector<std::int64_t>& expected, const std::int64_t* 
 // Whether two indices name the same byte.
 bool overlaps_itself(const Array& array);
 
+// Whether two arrays surely share no byte: their extents do not meet, or they interlace, as the columns of one matrix
+// do.
+bool surely_apart(const Array& a, const Array& b);
+
 // An array with a shape and strides of its own.
 struct KeptArray {
   std::byte* data = nullptr;

@@ -93,9 +93,12 @@ rules::Key key_of(int rule, const std::vector<double>& options, Compute compute)
   return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, compute};
 }
 
+// Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
+[[gnu::noinline]] static void compute(const rules::Key& key, const Prepare& prepare) { rules::visit(key, prepare); }
+
 void prepare(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, Scalars& scalars) {
   const cpu::IeeeMode ieee;
-  rules::visit(key, Prepare{options.data(), clock, scalars});
+  compute(key, Prepare{options.data(), clock, scalars});
 }
 
 }  // namespace gradstep::step

@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "cpu/ieee_mode.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
@@ -34,17 +35,29 @@ int Stepper::add_group(std::vector<double> options) {
   return static_cast<int>(groups_.size()) - 1;
 }
 
-void Stepper::set_options(int group, std::vector<double> options) {
-  std::vector<double>& now = groups_[static_cast<std::size_t>(group)];
-  const rules::Key before = key_of(rule_, now, {}), after = key_of(rule_, options, {});
+void Stepper::check_options(int group, const std::vector<double>& options) const {
+  const rules::Key before = key_of(rule_, groups_[static_cast<std::size_t>(group)], {});
+  const rules::Key after = key_of(rule_, options, {});
   const auto& states = catalog()[static_cast<std::size_t>(rule_)].states;
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (keeps(before, s) != keeps(after, s)) {
-      throw std::invalid_argument("an option that adds or drops the state " + states[s] +
-                                  " cannot change after the optimizer was made");
+      throw std::invalid_argument(
+          "options that add or drop a state cannot change after the optimizer was made, "
+          "and these would with " +
+          states[s]);
     }
   }
-  now = std::move(options);
+}
+
+void Stepper::set_options(int group, std::vector<double> options) {
+  check_options(group, options);
+  groups_[static_cast<std::size_t>(group)] = std::move(options);
+}
+
+void Stepper::set_lr(int group, double lr) {
+  const auto& names = catalog()[static_cast<std::size_t>(rule_)].options;
+  const auto place = std::find(names.begin(), names.end(), "lr") - names.begin();
+  groups_[static_cast<std::size_t>(group)][static_cast<std::size_t>(place)] = lr;
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states) {
@@ -57,7 +70,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   const auto& names = catalog()[static_cast<std::size_t>(rule_)].states;
   for (std::size_t s = 0; s < names.size(); ++s) {
     if (keeps(key, s) != (t.states[s].data != nullptr)) {
-      throw std::invalid_argument("state " + names[s] + " of params" + t.name +
+      throw std::invalid_argument("state " + names[s] + " of " + params_ + t.name +
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
   }
@@ -99,11 +112,11 @@ void Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   Tensor& t = tensors_[tensor];
   const Array param = t.param.view();
   if (!same(t.param.shape, grad.shape, grad.rank)) {
-    throw std::invalid_argument("grads" + t.name + " has shape " + tuple(grad.shape, grad.rank) +
+    throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                                 ", but its parameter has shape " + tuple(param.shape, param.rank));
   }
   if (grad.dtype != param.dtype) {
-    throw WrongType("grads" + t.name + " is " + dtype_name(grad.dtype) + ", but its parameter is " +
+    throw WrongType(grads_ + t.name + " is " + dtype_name(grad.dtype) + ", but its parameter is " +
                     dtype_name(param.dtype));
   }
 
@@ -156,6 +169,7 @@ void Stepper::run() noexcept {
   }
 
   const auto task = [](void* self, std::size_t index) {
+    const cpu::IeeeMode ieee;
     const auto& [pieces, tasks] = static_cast<Stepper*>(self)->plan_;
     for (std::size_t i = tasks[index]; i < tasks[index + 1]; ++i) {
       const Tensor& t = static_cast<Stepper*>(self)->tensors_[pieces[i].tensor];

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/tensor.h"
@@ -21,20 +22,24 @@ struct WrongType : std::invalid_argument {
 
 // All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
 //
-// A step is: begin(), then set_gradient() or skip() for every tensor, then run(). Only run() writes.
+// A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes.
 class Stepper {
  public:
-  explicit Stepper(int rule) : rule_(rule) {}
+  // Messages call the arrays what the user does.
+  Stepper(int rule, std::string params, std::string grads)
+      : rule_(rule), params_(std::move(params)), grads_(std::move(grads)) {}
 
   // Options in the order of the rule's catalog entry. Returns the group's number.
   int add_group(std::vector<double> options);
+  // Throws where the options would add or drop a state.
+  void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
+  void set_lr(int group, double lr);
 
-  // `name` follows "params" or "grads" in messages: "[3]", "['w']". A state that is not kept has null data.
+  // `name` follows what the arrays are called: "[3]", "['w']". A state that is not kept has null data.
   void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states);
 
   void begin();
-  void skip(std::size_t tensor) { tensors_[tensor].active = false; }
   // Throws where shape or dtype are not the parameter's.
   void set_gradient(std::size_t tensor, const Array& grad);
   void run() noexcept;
@@ -55,8 +60,8 @@ class Stepper {
     std::int64_t size;
     rules::Clock clock{0, 1};
     bool active = false;
-    Layout like_param,
-        unlike_param;  // for a gradient that lies as the parameter does, and for this step's that does not
+    // For a gradient that lies as the parameter does, and for this step's that does not.
+    Layout like_param, unlike_param;
     cpu::Tensor job;
   };
 
@@ -74,6 +79,7 @@ class Stepper {
   void finish_plan();
 
   int rule_;
+  std::string params_, grads_;
   std::vector<std::vector<double>> groups_;
   std::vector<Tensor> tensors_;
   std::vector<Prepared> prepared_;

@@ -43,7 +43,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         raise ValueError(f"the state dict is of the rule {saved['rule']!r}, this optimizer of {opt.rule!r}")
     check_like(saved, ours, "the state dict")
     options = [
-        group.checked({name: value for name, value in given.items() if not (name == "lr" and value is None)})
+        group.checked({k: v for k, v in given.items() if not (k == "lr" and v is None)})
         for group, given in zip(opt._groups, saved["groups"], strict=True)
     ]
     step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
@@ -54,7 +54,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     ]
 
     for group, values in zip(opt._groups, options, strict=True):
-        group.update(**values)
+        group.take_over(values)
     for name, arrays in ours["state"].items():
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:
@@ -84,5 +84,7 @@ def check_like(given: Any, ours: Any, name: str) -> None:
             raise TypeError(f"{name} must be {ours.dtype}, not {getattr(given, 'dtype', type(given).__name__)}")
         if given.shape != ours.shape:
             raise ValueError(f"{name} has shape {given.shape}, but its parameter has shape {ours.shape}")
+        if not ours.flags.writeable:
+            raise ValueError(f"{name} cannot be taken over: this optimizer's own array is read-only")
     elif isinstance(given, np.ndarray):
         raise ValueError(f"{name} is an array, but this optimizer keeps none there")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from ._structure import Array, Grads, Params, Structure, is_groups
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
 """The compiled rules by name: the names of their options and states."""
 
+Chosen = TypeVar("Chosen", bound="Optimizer")
+
 REQUIRED: Final = inspect.Parameter.empty
 """In a preset: the framework has no default."""
 
@@ -25,12 +27,15 @@ class OptionGroup(Mapping[str, Any]):
     """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
 
     def __init__(
-        self, stepper: _core.Stepper, lock: threading.RLock, rule: str, owner: str, options: dict[str, Any]
+        self,
+        stepper: _core.Stepper,
+        lock: threading.RLock,
+        cls: type[Optimizer],
+        options: dict[str, Any],
     ) -> None:
         self._stepper = stepper
         self._lock = lock
-        self._rule = rule
-        self._owner = owner
+        self._cls = cls
         self._options = options
         self._number = stepper.add_group(self._for_core(options))
 
@@ -49,46 +54,46 @@ class OptionGroup(Mapping[str, Any]):
     def update(self, **options: Any) -> None:
         """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
         with self._lock:
-            changed = {**self._options, **self.checked(options)}
-            self._stepper.set_options(self._number, self._for_core(changed))
-            self._options = changed
+            for name in self._cls.initial_state.values():
+                if name in options:
+                    raise ValueError(
+                        f"{self._cls.__name__}: {name} is where a state starts; it cannot change afterwards"
+                    )
+            self.take_over(self.checked(options))
+
+    def take_over(self, checked: Mapping[str, Any]) -> None:
+        """Sets options that `checked` gave."""
+        changed = {**self._options, **checked}
+        self._stepper.set_options(self._number, self._for_core(changed))
+        self._options = changed
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options in their plain types, as this group may take them. Raises TypeError or ValueError."""
-        checked = check_options(options, self._options, self._owner)
-        for state in set(self._kept({**self._options, **checked})) ^ set(self.kept_states()):
-            raise ValueError(
-                f"{self._owner}: options that add or drop a state cannot change after the optimizer was made, "
-                f"and these would with {state}"
-            )
+        checked = _options.check_all(options, self._cls.defaults, self._cls.__name__)
+        self._stepper.check_options(self._number, self._for_core({**self._options, **checked}))
         return checked
-
-    def _for_core(self, options: Mapping[str, Any], lr: float = 0.0) -> dict[str, float]:
-        """Options as the core takes them; `lr` stands for a schedule."""
-        rate = lr if callable(options["lr"]) else options["lr"]
-        return _options.for_core({**options, "lr": rate}, RULES[self._rule]["options"])
-
-    def kept_states(self) -> list[str]:
-        """The names of the states that this group's options keep."""
-        return self._kept(self._options)
-
-    def _kept(self, options: Mapping[str, Any]) -> list[str]:
-        return _core.kept_states(self._rule, self._for_core(options))
 
     def set_rate(self, rate: float) -> None:
         """Hands the core the value of a schedule."""
-        self._stepper.set_options(self._number, self._for_core(self._options, rate))
+        self._stepper.set_lr(self._number, rate)
+
+    def kept_states(self) -> list[str]:
+        """The names of the states that this group keeps."""
+        return _core.kept_states(self._cls.rule, self._for_core(self._options))
+
+    def _for_core(self, options: Mapping[str, Any]) -> dict[str, float]:
+        rate = 0.0 if callable(options["lr"]) else options["lr"]  # a schedule's value comes with the step
+        return _options.for_core({**options, "lr": rate}, RULES[self._cls.rule]["options"])
 
     def __repr__(self) -> str:
         return f"OptionGroup({self._options})"
 
 
-def check_options(options: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """The options in their plain types. Raises TypeError where one is unknown or mistyped, ValueError out of range."""
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(known)}")
-    return {name: _options.check(name, value, owner) for name, value in options.items()}
+def zeros_like(array: Array) -> Array:
+    """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that."""
+    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    zeros = np.zeros([array.shape[axis] for axis in axes], array.dtype)
+    return zeros if axes == sorted(axes) else np.transpose(zeros, np.argsort(axes))
 
 
 class Optimizer:
@@ -125,17 +130,27 @@ class Optimizer:
     has_mu_product: ClassVar[bool] = False
     """Whether each tensor carries one number from step to step besides its step number."""
 
-    def __init__(self, params: Params, **options: Any) -> None:
-        if type(self) is Optimizer:
-            raise TypeError("Optimizer is the base of the optimizers; make one of them")
+    defaults: ClassVar[dict[str, Any]]
+    """The options of the class with their defaults, as its signature has them."""
+
+    def __init_subclass__(cls) -> None:
+        if "rule" not in vars(cls):
+            return  # derived from one of the optimizers: the options are those of that
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.defaults = {p.name: p.default for p in parameters if p.name not in ("self", "params")}
+
+    def __init__(self, params: Params) -> None:  # noqa: ARG002
+        raise TypeError("Optimizer is the base of the optimizers; make one of them")
+
+    def _begin(self, arguments: dict[str, Any]) -> None:
+        """Set up from the arguments of a class's `__init__`."""
         owner = type(self).__name__
-        defaults = check_options(options, options, owner)
-        if not is_groups(params):
-            self._grouped = False
-            groups: list[Any] = [{"params": params}]
-        else:
-            self._grouped = True
-            groups = list(params)
+        params = arguments["params"]
+        defaults = _options.check_all(
+            {name: value for name, value in arguments.items() if name not in ("self", "params")}, self.defaults, owner
+        )
+        self._grouped = is_groups(params)
+        groups: list[Any] = list(params) if self._grouped else [{"params": params}]
         self._stepper = _core.Stepper(self.rule)
         self._structures: list[Structure] = []
         self._groups: list[OptionGroup] = []
@@ -147,7 +162,7 @@ class Optimizer:
             if not isinstance(group, Mapping) or "params" not in group:
                 raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
             own = {name: value for name, value in group.items() if name != "params"}
-            merged = {**defaults, **check_options(own, defaults, f"{owner}, group {number}")}
+            merged = {**defaults, **_options.check_all(own, self.defaults, f"{owner}, group {number}")}
             self._add_group(Structure(group["params"], f"[{number}]" if self._grouped else ""), group["params"], merged)
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
@@ -155,11 +170,11 @@ class Optimizer:
 
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
         number = len(self._groups)
-        group = OptionGroup(self._stepper, self._lock, self.rule, type(self).__name__, options)
+        group = OptionGroup(self._stepper, self._lock, type(self), options)
         kept = group.kept_states()
         for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
             _core.check_param(param, name)  # before its states are allocated
-            states = {state: np.zeros_like(param, subok=False) for state in kept}
+            states = {state: zeros_like(param) for state in kept}
             for state, option in self.initial_state.items():
                 states[state][...] = options[option]
             self._stepper.add_tensor(number, name, param, [states.get(s) for s in RULES[self.rule]["states"]])
@@ -238,9 +253,9 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: Rate) -> None:
-        value = _options.check("lr", value, type(self).__name__)
-        for group in self._groups:
-            group["lr"] = value
+        with self._lock:
+            for group in self._groups:
+                group["lr"] = value
 
     @property
     def groups(self) -> list[OptionGroup]:
@@ -279,7 +294,7 @@ class Optimizer:
         return [(number, name) for number, structure in enumerate(self._structures) for name in structure.names]
 
     @classmethod
-    def preset(cls, framework: str, params: Params, **overrides: Any) -> Any:
+    def preset(cls: type[Chosen], framework: str, params: Params, **overrides: Any) -> Chosen:
         """This optimizer with a framework's defaults and forms: "torch", "keras", "optax", or the original "paper".
 
         `overrides` are options by their names here, and stand over the framework's. Raises ValueError for an unknown
@@ -295,6 +310,10 @@ class Optimizer:
                 )
         return cls(params, **options)
 
+    def __reduce__(self) -> str:
+        raise TypeError("an optimizer cannot be copied or pickled, for it holds your arrays; use state_dict()")
+
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._groups[0].items())
-        return f"{type(self).__name__}({len(self._params)} arrays, {options})"
+        count = len(self._params)
+        return f"{type(self).__name__}({count} array{'s' * (count != 1)}, {options})"

@@ -37,7 +37,7 @@ DOMAINS: dict[str, Domain] = {
     "initial_accumulator": NON_NEGATIVE,
     "momentum_decay": NON_NEGATIVE,
 }
-"""Every other option is a flag, True or False."""
+"""Of another option, the default tells: a flag, True or False, or else a number >= 0."""
 
 
 def number(value: object, domain: Domain, name: str) -> float:
@@ -63,14 +63,14 @@ def whole_number(value: object, least: int, name: str, most: int = 2**62) -> int
     return int(value)
 
 
-def check(name: str, value: Any, owner: str) -> Any:
+def check(name: str, value: Any, default: Any, owner: str) -> Any:
     """The option's value in its plain type. Raises TypeError or ValueError, naming `owner` and the option."""
     label = f"{owner}: {name}"
-    domain = DOMAINS.get(name)
-    if domain is None:
+    if isinstance(default, bool):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{label} must be True or False, got {value!r}")
         return bool(value)
+    domain = DOMAINS.get(name, NON_NEGATIVE)
     if name == "lr" and callable(value):
         return value
     if name == "momentum_decay" and value is None:
@@ -80,6 +80,14 @@ def check(name: str, value: Any, owner: str) -> Any:
             raise TypeError(f"{label} must be two numbers, got {value!r}")
         return tuple(number(beta, domain, f"{label}[{i}]") for i, beta in enumerate(value))
     return number(value, domain, label)
+
+
+def check_all(options: Mapping[str, Any], defaults: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Options in their plain types. Raises TypeError where one is unknown or mistyped, ValueError out of range."""
+    for name in options:
+        if name not in defaults:
+            raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(defaults)}")
+    return {name: check(name, value, defaults[name], owner) for name, value in options.items()}
 
 
 def for_core(options: Mapping[str, Any], names: list[str]) -> dict[str, float]:

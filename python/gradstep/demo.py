@@ -33,7 +33,12 @@ Array = npt.NDArray[Any]
 Params = dict[str, Array]
 Options = Mapping[str, Any]
 
-REQUIRES = ("matplotlib", "rich", "sklearn")  # what `pip install "gradstep[demo]"` brings; imported where they are used
+REQUIRES = (
+    "matplotlib",
+    "rich",
+    "sklearn",
+    "threadpoolctl",
+)  # what `pip install "gradstep[demo]"` brings; imported where they are used
 EPOCHS, BATCH, HIDDEN = 30, 64, (256, 128)
 
 # Optimizers that are not named here run with their defaults.

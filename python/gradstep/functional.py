@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _core, _options
-from ._optimizer import RULES, Optimizer, check_options
+from ._optimizer import RULES, Optimizer
 from ._step import check_apart, take
 from .optimizers import ALL
 
@@ -27,11 +27,7 @@ from .optimizers import ALL
 def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     name = cls.rule + "_"
     states = RULES[cls.rule]["states"]
-    signature = inspect.signature(cls.__init__)
-    options = [
-        p for p in signature.parameters.values() if p.name not in ("self", "params", *cls.initial_state.values())
-    ]
-    defaults = {option.name: option.default for option in options}
+    defaults = {key: value for key, value in cls.defaults.items() if key not in cls.initial_state.values()}
     clock: dict[str, float] = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
 
     def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
@@ -41,10 +37,10 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         product = 1.0
         if cls.has_mu_product:
             product = _options.number(given.pop("mu_product", 1.0), _options.UP_TO_ONE, f"{name}: mu_product")
-        chosen = {**defaults, **check_options(given, defaults, name)}
+        chosen = {**defaults, **_options.check_all(given, defaults, name)}
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
-        stepper = _core.Stepper(cls.rule)
+        stepper = _core.Stepper(cls.rule, "p", "g")
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))])
         check_apart(stepper.suspects())
@@ -71,7 +67,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         inspect.Parameter("g", positional),
         *[inspect.Parameter(state, positional, default=None) for state in states],
         *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
-        *[option.replace(kind=keyword) for option in options],
+        *[inspect.Parameter(key, keyword, default=default) for key, default in defaults.items()],
     ]
     update.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return update

@@ -25,7 +25,9 @@ class SGD(Optimizer):
 
     Robbins and Monro, "A Stochastic Approximation Method", 1951.
 
-    Parameters beyond those of `Optimizer`: none. State: none.
+    State: none.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "sgd"
@@ -39,7 +41,7 @@ class SGD(Optimizer):
     def __init__(
         self, params: Params, lr: Rate = 1e-3, *, l2: float = 0.0, weight_decay: float = 0.0, maximize: bool = False
     ) -> None:
-        super().__init__(params, lr=lr, l2=l2, weight_decay=weight_decay, maximize=maximize)
+        self._begin(locals())
 
 
 class Momentum(Optimizer):
@@ -60,6 +62,8 @@ class Momentum(Optimizer):
         False: the first step is not dampened (v = g), as in torch.
 
     State: `momentum_buffer` (v), zero at first.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "momentum"
@@ -83,17 +87,7 @@ class Momentum(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            lr_in_velocity=lr_in_velocity,
-            dampen_first=dampen_first,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
 
 
 class NAG(Optimizer):
@@ -115,6 +109,8 @@ class NAG(Optimizer):
         point ahead.
 
     State: `momentum_buffer` (v), zero at first.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "nag"
@@ -137,16 +133,7 @@ class NAG(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            momentum=momentum,
-            lr_in_velocity=lr_in_velocity,
-            lookahead=lookahead,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
         self._is_ahead = False
         self._move = _core.Stepper("sgd")  # p -= shift * v is a step of SGD along the velocity
         for _ in self._groups:
@@ -173,7 +160,11 @@ class NAG(Optimizer):
                 states["momentum_buffer"] if self._groups[number]["lookahead"] else None
                 for (number, _), states in zip(self._names(), self._states, strict=True)
             ]
-            kept = [(param, param.copy(order="K")) for param in self._params]
+            kept = [
+                (param, param.copy(order="K"))
+                for param, velocity in zip(self._params, velocities, strict=True)
+                if velocity is not None
+            ]
             self._is_ahead = True
         try:
             try:
@@ -215,6 +206,8 @@ class AdaGrad(Optimizer):
         Added outside and inside the root.
 
     State: `sum` (a).
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "adagrad"
@@ -239,17 +232,7 @@ class AdaGrad(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            lr_decay=lr_decay,
-            initial_accumulator=initial_accumulator,
-            eps=eps,
-            eps_root=eps_root,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
 
 
 class RMSProp(Optimizer):
@@ -274,6 +257,8 @@ class RMSProp(Optimizer):
 
     States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at
     first.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "rmsprop"
@@ -299,19 +284,7 @@ class RMSProp(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            rho=rho,
-            momentum=momentum,
-            centered=centered,
-            eps=eps,
-            eps_root=eps_root,
-            lr_in_velocity=lr_in_velocity,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
 
 
 class AdaDelta(Optimizer):
@@ -329,6 +302,8 @@ class AdaDelta(Optimizer):
         Added inside both roots.
 
     States: `square_avg` (a), `acc_delta` (u), zero at first.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "adadelta"
@@ -350,7 +325,7 @@ class AdaDelta(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(params, lr=lr, rho=rho, eps=eps, l2=l2, weight_decay=weight_decay, maximize=maximize)
+        self._begin(locals())
 
 
 class Adam(Optimizer):
@@ -377,6 +352,8 @@ class Adam(Optimizer):
         AMSGrad takes the maximum of the corrected second moment, as optax does. Without effect under eps_hat.
 
     States: `exp_avg` (m), `exp_avg_sq` (v); `max_exp_avg_sq` where amsgrad. All zero at first.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "adam"
@@ -403,20 +380,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            eps_root=eps_root,
-            amsgrad=amsgrad,
-            bias_correction=bias_correction,
-            eps_hat=eps_hat,
-            amsgrad_corrected=amsgrad_corrected,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
 
 
 class Nadam(Optimizer):
@@ -439,6 +403,8 @@ class Nadam(Optimizer):
         How fast mu_t rises to b1; None: mu_t is b1 throughout.
 
     States: `exp_avg` (m), `exp_avg_sq` (v), zero at first; and the product P of each tensor.
+
+    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
     """
 
     rule = "nadam"
@@ -463,17 +429,7 @@ class Nadam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            eps_root=eps_root,
-            momentum_decay=momentum_decay,
-            l2=l2,
-            weight_decay=weight_decay,
-            maximize=maximize,
-        )
+        self._begin(locals())
 
 
 ALL: tuple[type[Optimizer], ...] = tuple(

@@ -41,7 +41,7 @@ std::vector<double> adam_options() {
   const std::size_t size = gradients.size();
   Packed p(size, 1e-38f), g(size), m(size), v(size);
   g.values = gradients;
-  step::Stepper stepper(step::rule_number("adam"));
+  step::Stepper stepper(step::rule_number("adam"), "params", "grads");
   stepper.add_group(adam_options());
   stepper.add_tensor(0, "", p.view(), {m.view(), v.view(), step::Array{}});
   for (int i = 0; i < 10; ++i) {
@@ -108,6 +108,20 @@ TEST(overlapping_strides_are_seen) {
   CHECK(!overlaps(interlaced));  // 3 * 8 = 2 * 12 needs an index that the first axis lacks
   CHECK(overlaps(meeting));      // 2 * 12 = 3 * 8
   CHECK(step::overlaps_itself({data, DType::kFloat32, 2, huge_shape, window}));
+}
+
+TEST(interlaced_arrays_are_surely_apart) {
+  float storage[64];
+  const std::int64_t shape[] = {8}, stride[] = {16};
+  const auto column = [&](int i) {
+    return step::Array{reinterpret_cast<std::byte*>(storage + i), DType::kFloat32, 1, shape, stride};
+  };
+  CHECK(step::surely_apart(column(0), column(1)) && step::surely_apart(column(3), column(1)));
+  CHECK(!step::surely_apart(column(0), column(0)) && !step::surely_apart(column(0), column(4)));
+  step::Array between = column(0);
+  between.data += 2;
+  CHECK(!step::surely_apart(between, column(0)) && !step::surely_apart(between, column(1)));
+  CHECK(step::surely_apart(between, column(2)));
 }
 
 TEST(ranges_meet_where_a_byte_is_shared) {
