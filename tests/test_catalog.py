@@ -78,7 +78,7 @@ def test_every_rule_has_its_bare_kernel(rule):
 
 @pytest.mark.parametrize("rule", [name.lower() for name in CONTRACT])
 def test_docs_write_the_rule_down(rule):
-    """Each of the first eight has its section of operations, which names every state and every option that the rule takes."""
+    """Each of the first eight has its section of operations, which names all states and options of the rule."""
     if not NUMERICS.is_file():
         pytest.skip("there are no docs beside the tests")
     sections = dict(re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", NUMERICS.read_text(encoding="utf-8"), re.M | re.S))
