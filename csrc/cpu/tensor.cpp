@@ -8,31 +8,43 @@ namespace {
 
 constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within every L1
 
-// Moves elements [begin, end) of a strided stream into a tile, or back.
+constexpr int kMaxRank = 64;  // NumPy's
+
+// Moves elements [begin, end) of a strided stream into a tile, or back, row by row: a row is a run along the last axis.
 template <std::size_t kSize, bool kGather>
 void move(const Tensor& tensor, const Stream& stream, std::int64_t begin, std::int64_t end, std::byte* tile) {
   constexpr auto kStep = static_cast<std::int64_t>(kSize);
-  const int last = tensor.rank - 1;
-  const std::int64_t step = stream.strides[last];
+  constexpr std::int64_t kLongRow = 16;  // from here on a call of memcpy is worth its price
   const auto copy = [](std::byte* in_tile, std::byte* in_place, std::size_t bytes) {
     std::memcpy(kGather ? in_tile : in_place, kGather ? in_place : in_tile, bytes);  // elements need not be aligned
   };
-  while (begin < end) {
-    const std::int64_t column = begin % tensor.shape[last];
-    const std::int64_t count = std::min(end - begin, tensor.shape[last] - column);
-    std::byte* row = stream.data + column * step;
-    std::int64_t rest = begin / tensor.shape[last];
-    for (int axis = last - 1; axis >= 0; --axis) {
-      row += rest % tensor.shape[axis] * stream.strides[axis];
-      rest /= tensor.shape[axis];
-    }
-    if (step == kStep) {
-      copy(tile, row, static_cast<std::size_t>(count) * kSize);
+  const int last = tensor.rank - 1;
+  const std::int64_t length = tensor.shape[last], step = stream.strides[last];
+
+  std::int64_t index[kMaxRank];  // of the row
+  std::byte* row = stream.data;
+  std::int64_t rest = begin / length, column = begin % length;
+  for (int axis = last - 1; axis >= 0; --axis) {
+    index[axis] = rest % tensor.shape[axis];
+    rest /= tensor.shape[axis];
+    row += index[axis] * stream.strides[axis];
+  }
+  for (std::int64_t left = end - begin; left > 0; column = 0) {
+    const std::int64_t count = std::min(left, length - column);
+    std::byte* const first = row + column * step;
+    if (step == kStep && count >= kLongRow) {
+      copy(tile, first, static_cast<std::size_t>(count) * kSize);
     } else {
-      for (std::int64_t i = 0; i < count; ++i) copy(tile + i * kStep, row + i * step, kSize);
+      for (std::int64_t i = 0; i < count; ++i) copy(tile + i * kStep, first + i * step, kSize);
     }
     tile += count * kStep;
-    begin += count;
+    left -= count;
+    for (int axis = last - 1; axis >= 0; --axis) {
+      row += stream.strides[axis];
+      if (++index[axis] < tensor.shape[axis]) break;
+      row -= tensor.shape[axis] * stream.strides[axis];
+      index[axis] = 0;
+    }
   }
 }
 
