@@ -119,7 +119,7 @@ def say(knobs):
 # unrolled loop, block of the plan (256) and strided tile (512).
 SMALL = sorted({0, *(n * 2**k + d for n in (1, 3) for k in range(11) for d in (-1, 0, 1))})
 # Then the same of what a task holds (16384) and of what is worth sharing among threads (32768), and a large odd one.
-LARGE = [16383, 0, 16384, 1, 16385, 32767, 32768, 32769, 100_003, 7]
+LARGE = [4095, 4096, 4097, 16383, 0, 16384, 1, 16385, 32767, 32768, 32769, 100_003, 7]
 
 
 def special(dtype):

@@ -17,7 +17,7 @@ import gradstep as gs
 from gradstep import _core
 from tests.table import RULES, THREADS, knobs, problem, same_bits
 
-SMALL, LARGE = 32767, 8 * 16384  # not worth sharing; enough for eight threads
+SMALL, LARGE = 65535, 16 * 4096  # not worth waking a thread for; enough for sixteen
 STARTED = """
 import os, signal, sys, threading, time, warnings
 import numpy as np
@@ -81,7 +81,7 @@ for threads, workers in ((4, 3), (2, 3), (6, 5), (1, 5), (4, 5)):
     assert (tasks() - before, _core.worker_count()) == (workers, workers), threads
 gs.set_num_threads(1000)
 opt.step(g)
-assert _core.worker_count() == 7, "no more than there are tasks"
+assert _core.worker_count() == 15, "no more than there are tasks"
 print("done", gs.show_config(mode="dicts")["threads"]["count"])
 """)
     assert out == ["done", "1000"]
@@ -504,3 +504,31 @@ time.sleep(0.1)
 """)
             == []
         )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_additions_reach_every_element_of_every_stream(count, dtype):
+    """What benchmarks take for the limit of memory really passes over all of it."""
+    streams = [np.arange(100_003, dtype=dtype) for _ in range(count)]
+    _core.run_additions(streams)
+    expected = np.arange(100_003, dtype=dtype)
+    assert same_bits(streams[0], expected * 2)
+    assert same_bits(streams[1], expected)
+    assert all(same_bits(state, expected + 1) for state in streams[2:])
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        [np.ones(3)],
+        [np.ones(3)] * 6,
+        [np.ones(3), np.ones(4)],
+        [np.ones(3), np.ones(3, np.float32)],
+        [np.ones(3), np.ones(6)[::2]],
+        [np.ones((1, 3)), np.ones((1, 3))],
+    ],
+)
+def test_additions_refuse_what_has_gaps_or_does_not_match(streams):
+    with pytest.raises(ValueError, match="^streams must be"):
+        _core.run_additions(streams)

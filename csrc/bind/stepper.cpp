@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "bind/bind.h"
+#include "step/run.h"
 
 namespace py = pybind11;
 
@@ -45,23 +46,45 @@ bool is_masked(py::handle object) {
   return false;
 }
 
+const py::detail::PyArray_Proxy& fields_of(PyObject* array) { return *py::detail::array_proxy(array); }
+
+// What nearly every gradient is, in a few loads: an ndarray, of no subclass, with one of NumPy's own descriptors.
+bool view_plain(py::handle object, Array& array) {
+  static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
+  static const PyTypeObject* const ndarray = py::detail::npy_api::get().PyArray_Type_;
+#define GS_DESCRIPTOR(name, Codec) py::dtype::of<codecs::Codec::Storage>().release().ptr(),
+  static PyObject* const descriptors[] = {GS_CODECS(GS_DESCRIPTOR)};
+#undef GS_DESCRIPTOR
+  if (Py_TYPE(object.ptr()) != ndarray) return false;
+  const auto& fields = fields_of(object.ptr());
+  for (std::size_t i = 0; i < std::size(descriptors); ++i) {
+    if (fields.descr != descriptors[i]) continue;
+    array = {reinterpret_cast<std::byte*>(fields.data), static_cast<DType>(i), fields.nd,
+             reinterpret_cast<const std::int64_t*>(fields.dimensions),
+             reinterpret_cast<const std::int64_t*>(fields.strides)};
+    return true;
+  }
+  return false;
+}
+
 // A NumPy array as the core sees it. Its name, made up only for an error, is `kind` and then `name`.
 Array view(py::handle object, const std::string& kind, const std::string& name) {
-  static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
+  Array array;
+  if (view_plain(object, array)) return array;
   if (!py::isinstance<py::array>(object)) {
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
   }
   if (is_masked(object)) {
     throw WrongType(kind + name + " is a masked array, and a step knows no mask; give its data");
   }
-  const auto* fields = py::detail::array_proxy(object.ptr());
-  Array array{reinterpret_cast<std::byte*>(fields->data),
-              {},
-              fields->nd,
-              reinterpret_cast<const std::int64_t*>(fields->dimensions),
-              reinterpret_cast<const std::int64_t*>(fields->strides)};
+  const auto& fields = fields_of(object.ptr());
+  array = {reinterpret_cast<std::byte*>(fields.data),
+           {},
+           fields.nd,
+           reinterpret_cast<const std::int64_t*>(fields.dimensions),
+           reinterpret_cast<const std::int64_t*>(fields.strides)};
 
-  const auto* dtype = py::detail::array_descriptor_proxy(fields->descr);
+  const auto* dtype = py::detail::array_descriptor_proxy(fields.descr);
   const bool native = dtype->byteorder == '=' || dtype->byteorder == '|';
 #define GS_RECOGNIZE(name, Codec)                                                 \
   if (native && dtype->type_num == py::dtype::num_of<codecs::Codec::Storage>()) { \
@@ -70,7 +93,7 @@ Array view(py::handle object, const std::string& kind, const std::string& name) 
   }
   GS_CODECS(GS_RECOGNIZE)
 #undef GS_RECOGNIZE
-  throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields->descr))) +
+  throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields.descr))) +
                   (native ? "" : ", which is byte-swapped") + "; supported are " + supported() +
                   " in native byte order");
 }
@@ -131,6 +154,26 @@ Array target_view(py::handle object, const std::string& kind, const std::string&
     throw std::invalid_argument(kind + name + " has strides that let its own elements overlap");
   }
   return array;
+}
+
+// What benchmarks measure a step by: see step::run_additions.
+void run_additions(const std::vector<py::object>& streams) {
+  std::vector<Array> arrays;
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    const std::string name = "[" + std::to_string(i) + "]";
+    arrays.push_back(i == 1 ? view(streams[i], "streams", name) : target_view(streams[i], "streams", name));
+    const Array &first = arrays[0], &last = arrays.back();
+    const bool packed = (fields_of(streams[i].ptr()).flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0 &&
+                        (fields_of(streams[i].ptr()).flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    if (last.rank != 1 || last.shape[0] != first.shape[0] || last.dtype != first.dtype || !packed) {
+      throw std::invalid_argument("streams must be aligned arrays of one axis, of one size and dtype, without gaps");
+    }
+  }
+  if (arrays.size() < 2 || arrays.size() > cpu::kMaxStreams) {
+    throw std::invalid_argument("streams must be a parameter, a gradient and up to " +
+                                std::to_string(rules::kMaxStates) + " states");
+  }
+  without_gil([&] { step::run_additions(arrays, arrays[0].shape[0]); });
 }
 
 // Not for several threads at once: the Python class sees to that.
@@ -207,8 +250,8 @@ class Stepper {
       if (grad.is_none()) continue;
       const Array array = view(grad, grads_, stepper_.name(i));
       for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
-      stepper_.set_gradient(i, array);
-      if (!looked_at && stepper_.may_overlap(array)) add_suspects(grad, array, stepper_.name(i), suspects);
+      const bool may_overlap = stepper_.set_gradient(i, array);
+      if (may_overlap && !looked_at) add_suspects(grad, array, stepper_.name(i), suspects);
     }
     if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
     without_gil([this] { stepper_.run(); });
@@ -237,20 +280,27 @@ class Stepper {
   // An array that steps write, as it was when it was added.
   struct Owned {
     py::object object;
+    const PyObject* descriptor;
     step::KeptArray array;
     std::string name;
 
     void check_unmoved() const {
-      const Array now = writable_view(object, name, "");
-      if (now.data != array.data || !step::same(array.shape, now.shape, now.rank) ||
-          !step::same(array.strides, now.strides, now.rank)) {
+      const auto& now = fields_of(object.ptr());
+      if (reinterpret_cast<const std::byte*>(now.data) != array.data ||
+          !step::same(array.shape, now.dimensions, now.nd) || !step::same(array.strides, now.strides, now.nd)) {
         throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
+      }
+      // Another descriptor, or a flag withdrawn: look closer.
+      const bool writable = (now.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+      if ((now.descr != descriptor || !writable) && writable_view(object, name, "").dtype != array.dtype) {
+        throw WrongType(name + " was given another dtype after the optimizer was made");
       }
     }
   };
 
   static Owned own(const py::object& object, const std::string& kind, const std::string& name) {
-    return {object, step::KeptArray(target_view(object, kind, name)), kind + name};
+    const step::KeptArray array(target_view(object, kind, name));
+    return {object, fields_of(object.ptr()).descr, array, kind + name};
   }
 
   void add_suspects(py::handle grad, const Array& array, const std::string& name,
@@ -295,6 +345,7 @@ void register_stepper(py::module_& m) {
   m.def(
       "check_param", [](const py::object& param, const std::string& name) { target_view(param, "params", name); },
       py::arg("param"), py::arg("name"));
+  m.def("run_additions", &run_additions, py::arg("streams"));
   m.def("kept_states", &kept_states, py::arg("rule"), py::arg("options"));
 
   py::class_<Stepper>(m, "Stepper")

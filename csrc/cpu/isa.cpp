@@ -8,7 +8,9 @@
 
 namespace gradstep::cpu {
 
-#define GS_ISA_ROW(name, required, flags) Kernel find_kernel_##name(const rules::Key& key);
+#define GS_ISA_ROW(name, required, flags)           \
+  Kernel find_kernel_##name(const rules::Key& key); \
+  Kernel find_addition_##name(int states, Compute compute);
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 
@@ -18,11 +20,12 @@ struct Isa {
   const char* name;
   const char* flags;  // of its kernels, beside those of all files
   unsigned required;
-  Kernel (*find)(const rules::Key&);
+  Kernel (*find_kernel)(const rules::Key&);
+  Kernel (*find_addition)(int, Compute);
 };
 
 constexpr Isa kIsas[] = {
-#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernel_##name},
+#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernel_##name, find_addition_##name},
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 };
@@ -88,6 +91,10 @@ void use_isa(const std::string& name) { in_use() = name.empty() ? choose_default
 
 std::string isa() { return in_use().load()->name; }
 
-Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find(key); }
+Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find_kernel(key); }
+
+Kernel find_addition(int states, Compute compute) {
+  return in_use().load(std::memory_order_relaxed)->find_addition(states, compute);
+}
 
 }  // namespace gradstep::cpu

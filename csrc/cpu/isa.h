@@ -20,4 +20,8 @@ std::string isa();
 // The kernel for a key in the set now in use.
 Kernel find_kernel(const rules::Key& key);
 
+// The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; it takes
+// no element.
+Kernel find_addition(int states, Compute compute);
+
 }  // namespace gradstep::cpu

@@ -1,20 +1,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "rules/all.h"
 
 namespace gradstep::cpu {
 
-// A run of elements in the compute type, each stream packed and apart from the others.
-struct Tile {
-  std::size_t size;
-  void* param;
-  const void* grad;
-  void* states[rules::kMaxStates];  // those that are not kept: null
-};
+inline constexpr int kMaxStreams = 2 + rules::kMaxStates;  // parameter, gradient, states
 
-// Updates a tile; `element` is the rules::Element that the kernel was compiled for.
-using Kernel = void (*)(const Tile& tile, const void* element);
+// Updates elements [begin, end) of packed streams in the compute type, apart from one another; a state that is not kept
+// is null. `element` is the rules::Element that the kernel was compiled for.
+using Kernel = void (*)(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end);
 
 }  // namespace gradstep::cpu

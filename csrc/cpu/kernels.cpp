@@ -6,9 +6,9 @@ namespace gradstep::cpu {
 namespace {
 
 template <class Element, class T = typename Element::T>
-void loop(const Element element, std::size_t size, T* GS_RESTRICT p, const T* GS_RESTRICT g, T* GS_RESTRICT s0,
+void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* GS_RESTRICT g, T* GS_RESTRICT s0,
           T* GS_RESTRICT s1, T* GS_RESTRICT s2) {
-  for (std::size_t i = 0; i < size; ++i) {
+  for (std::int64_t i = 0; i < size; ++i) {
     T w = p[i];
     T a = 0, b = 0, c = 0;
     if constexpr (Element::keeps(0)) a = s0[i];
@@ -26,10 +26,34 @@ void loop(const Element element, std::size_t size, T* GS_RESTRICT p, const T* GS
 }
 
 template <class Element>
-void kernel(const Tile& tile, const void* element) {
+void kernel(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end) {
   using T = typename Element::T;
-  loop(*static_cast<const Element*>(element), tile.size, static_cast<T*>(tile.param), static_cast<const T*>(tile.grad),
-       static_cast<T*>(tile.states[0]), static_cast<T*>(tile.states[1]), static_cast<T*>(tile.states[2]));
+  const auto at = [=](int s) { return streams[s] == nullptr ? nullptr : reinterpret_cast<T*>(streams[s]) + begin; };
+  loop(*static_cast<const Element*>(element), end - begin, at(0), at(1), at(2), at(3), at(4));
+}
+
+// One addition a stream, which leaves nothing but the memory to wait for: what a rule with as many states is measured
+// by.
+template <class Compute, int kCount>
+struct Addition {
+  using T = Compute;
+  static constexpr int kStates = kCount;
+  static constexpr bool keeps(int state) { return state < kCount; }
+
+  template <class... States>
+  GS_INLINE void operator()(T& p, T g, States&... states) const {
+    p = p + g;
+    ((states = states + T(1)), ...);
+  }
+};
+
+template <class T>
+Kernel addition(int states) {
+  static_assert(rules::kMaxStates == 3);
+  return states == 0   ? &kernel<Addition<T, 0>>
+         : states == 1 ? &kernel<Addition<T, 1>>
+         : states == 2 ? &kernel<Addition<T, 2>>
+                       : &kernel<Addition<T, 3>>;
 }
 
 struct Find {
@@ -44,7 +68,10 @@ struct Find {
 #define GS_JOIN_(a, b) a##b
 #define GS_JOIN(a, b) GS_JOIN_(a, b)
 
-// cpu/isa.cpp declares it for every row of the table.
+// cpu/isa.cpp declares them for every row of the table.
 Kernel GS_JOIN(find_kernel_, GS_ISA)(const rules::Key& key) { return rules::visit(key, Find{}); }
+Kernel GS_JOIN(find_addition_, GS_ISA)(int states, Compute compute) {
+  return compute == Compute::kDouble ? addition<double>(states) : addition<float>(states);
+}
 
 }  // namespace gradstep::cpu

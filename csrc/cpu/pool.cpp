@@ -6,53 +6,142 @@
 // caller clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job
 // is seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
 //
-// `busy_` lets one caller at a time seat a job; all others run their own tasks themselves. Workers sleep when there is
-// no seat, and nobody spins: a woken worker starts some 10 us after the call (2-core VM, Linux 6.18), steps are
-// milliseconds apart, and the core may be a neighbour's.
+// Each thread begins at a share of its own, a run of neighbouring indices, the same one at every call: what it touched
+// there is in its cache. Whoever has ended its own takes from the others', so a thread that comes late, or is not given
+// a core, costs nobody more than one task.
+//
+// `busy_` lets one caller at a time seat a job; all others run their own tasks themselves. A worker looks for its next
+// job for kPatience after the last, yielding its core to whoever wants it, then sleeps: steps on small arrays follow
+// one another at once, others are milliseconds apart.
 #include "cpu/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 
 namespace gradstep::cpu {
 namespace {
 
+// What a thread spins before it sleeps: about what it takes to be woken (10 to 50 us on a 2-core VM, Linux 6.18).
+constexpr std::chrono::microseconds kPatience{50};
+
+// Waits for a condition that another thread will soon make true; whether it did.
+template <class Condition>
+bool soon(Condition holds) {
+  for (const auto until = std::chrono::steady_clock::now() + kPatience; !holds();) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    for (int i = 0; i < 16; ++i) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      __asm__ volatile("yield");
+#endif
+    }
+    sched_yield();  // whoever else wants this core has it
+  }
+  return true;
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+struct Worker {
+  pthread_t thread;
+  bool asleep = false;
+  int kept_off = -1;  // the one core of the caller's that it may not run on
+};
+
+// Sends a worker to any core but the caller's: Linux (6.18, a VM of two cores) was seen to wake workers beside the
+// caller and to leave them there for milliseconds, the other core idle.
+void keep_off(int core, Worker& worker) {
+#if defined(__linux__)
+  if (core < 0 || worker.kept_off == core) return;
+  cpu_set_t others;
+  if (sched_getaffinity(0, sizeof others, &others) != 0) return;
+  CPU_CLR(static_cast<std::size_t>(core), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  pthread_setaffinity_np(worker.thread, sizeof others, &others);
+  worker.kept_off = core;
+#else
+  static_cast<void>(core), static_cast<void>(worker);
+#endif
+}
+
+// Indices [next, end), on a cache line of its own.
+struct alignas(64) Share {
+  std::atomic<std::size_t> next{0};
+  std::size_t end = 0;
+};
+
 struct Job {
-  std::size_t count;
   Task task;
   void* context;
-  std::atomic<std::size_t> next{0};
+  Share* shares;
+  std::size_t threads;
 
-  // Relaxed is enough: the counter shares out indices, and the pool's mutex orders what the tasks read and wrote.
-  void work() {
-    for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+  // Relaxed is enough: the counters share out indices, and the pool's mutex orders what the tasks read and wrote.
+  void work(std::size_t home) {
+    for (std::size_t i = 0; i < threads; ++i) {
+      Share& share = shares[(home + i) % threads];
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
+        const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (index < share.end) task(context, index);
+      }
+    }
   }
 };
 
 class Pool {
  public:
-  // Runs the job with up to `helpers` workers; false, with nothing done, if the pool is busy.
-  bool run(Job& job, int helpers) {
+  // Runs the tasks with up to `threads` - 1 workers; false, with nothing done, if the pool is busy.
+  bool run(std::size_t count, std::size_t threads, bool wake, Task task, void* context) {
     if (busy_.exchange(true, std::memory_order_acquire)) return false;
-    grow(helpers);
-    helpers = std::min(helpers, workers());
+    if (wake) grow(threads - 1);
+    threads = std::min(threads, workers() + 1);
+    for (std::size_t i = 0; i < threads; ++i) {
+      shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
+      shares_[i].end = count * (i + 1) / threads;
+    }
+    Job job{task, context, shares_.get(), threads};
+    std::size_t to_wake = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
+      const std::size_t awake = workers() - asleep_;
+      seats_ = wake ? threads - 1 : std::min(threads - 1, awake);
+      to_wake = seats_ - std::min(seats_.load(), awake);
       job_ = &job;
-      seats_ = helpers;
+      if (to_wake > 0) {
+        const int here = current_core();
+        for (Worker& worker : crew_) {
+          if (worker.asleep) keep_off(here, worker);
+        }
+      }
     }
-    for (int i = 0; i < helpers; ++i) seat_free_.notify_one();
-    job.work();
+    for (std::size_t i = 0; i < to_wake; ++i) seat_free_.notify_one();
+    job.work(0);
     {
       std::unique_lock<std::mutex> lock(mutex_);
       seats_ = 0;
+      if (inside_ > 0) {
+        lock.unlock();
+        soon([this] { return inside_ == 0; });
+        lock.lock();
+      }
       all_left_.wait(lock, [this] { return inside_ == 0; });
       job_ = nullptr;
     }
@@ -60,11 +149,12 @@ class Pool {
     return true;
   }
 
-  int workers() const { return workers_.load(std::memory_order_relaxed); }
+  std::size_t workers() const { return workers_.load(std::memory_order_relaxed); }
 
  private:
-  // Starts workers until there are `wanted`, or as many as the system grants. Only the caller that holds busy_ is here.
-  void grow(int wanted) {
+  // Starts workers until there are `wanted`, or as many as the system grants; each has a share. Only the caller that
+  // holds busy_ is here.
+  void grow(std::size_t wanted) {
     if (workers() >= wanted) return;
     // A thread inherits its creator's mask. Signals are the application's business; only the faults stay open, so that
     // a handler (Python's faulthandler) can still report a crash inside a task.
@@ -73,8 +163,12 @@ class Pool {
     for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
     try {
-      for (; workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
-        std::thread([this] { serve(); }).detach();
+      shares_ = std::make_unique<Share[]>(wanted + 1);
+      for (crew_.resize(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
+        Worker& worker = crew_[workers()];
+        std::thread thread([this, &worker, home = workers() + 1] { serve(worker, home); });
+        worker.thread = thread.native_handle();
+        thread.detach();
       }
     } catch (const std::exception&) {
       // No more threads to be had: go on with those there are.
@@ -83,19 +177,30 @@ class Pool {
   }
 
   // A worker's life. It ends with the process: the pool is never destroyed.
-  [[noreturn]] void serve() {
+  [[noreturn]] void serve(Worker& self, std::size_t home) {
 #if defined(__APPLE__)
     pthread_setname_np("gradstep");
 #elif defined(__linux__)
     pthread_setname_np(pthread_self(), "gradstep");
 #endif
     for (std::unique_lock<std::mutex> lock(mutex_);;) {
-      seat_free_.wait(lock, [this] { return seats_ > 0; });
+      lock.unlock();
+      soon([this] { return seats_ > 0; });
+      lock.lock();
+      if (seats_ == 0) {
+        // Woken too late for this job, it is in time for the next: back to looking, whatever woke it.
+        ++asleep_;
+        self.asleep = true;
+        seat_free_.wait(lock);
+        self.asleep = false;
+        --asleep_;
+        continue;
+      }
       --seats_;
       ++inside_;
       Job& job = *job_;
       lock.unlock();
-      job.work();
+      job.work(home);
       lock.lock();
       seats_ = 0;
       if (--inside_ == 0) all_left_.notify_one();
@@ -103,14 +208,19 @@ class Pool {
   }
 
   std::atomic<bool> busy_{false};
-  std::atomic<int> workers_{0};
+  std::atomic<std::size_t> workers_{0};
+  std::deque<Worker> crew_;
+  std::unique_ptr<Share[]> shares_ =
+      std::make_unique<Share[]>(1);  // one more than workers; only the caller that holds busy_ sets them
 
   std::mutex mutex_;
   std::condition_variable seat_free_;  // workers sleep here
   std::condition_variable all_left_;   // the caller sleeps here
-  Job* job_ = nullptr;                 // these three under mutex_
-  int seats_ = 0;                      // workers that may still join the job
-  int inside_ = 0;                     // workers that have joined and not left
+  // These four change under mutex_; spinning threads look at the atomic ones without.
+  Job* job_ = nullptr;
+  std::size_t asleep_ = 0;              // workers that only a notification reaches
+  std::atomic<std::size_t> seats_{0};   // workers that may still join the job
+  std::atomic<std::size_t> inside_{0};  // workers that have joined and not left
 };
 
 // Never freed: workers sleep in it while the process exits. Its threads do not survive fork(), and its mutex may be
@@ -131,18 +241,15 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(std::size_t count, int threads, Task task, void* context) {
-  Job job{count, task, context};
-  if (threads > 1 && count > 1) {
-    const std::size_t helpers = std::min(count, static_cast<std::size_t>(threads)) - 1;
-    if (pool().run(job, static_cast<int>(helpers))) return;
-  }
-  job.work();
+void parallel_for(std::size_t count, int threads, bool wake, Task task, void* context) {
+  const std::size_t useful = std::min(count, static_cast<std::size_t>(std::max(threads, 1)));
+  if (useful > 1 && pool().run(count, useful, wake, task, context)) return;
+  for (std::size_t i = 0; i < count; ++i) task(context, i);
 }
 
 int worker_count() {
   const Pool* const found = the_pool.load(std::memory_order_acquire);
-  return found == nullptr ? 0 : found->workers();
+  return found == nullptr ? 0 : static_cast<int>(found->workers());
 }
 
 }  // namespace gradstep::cpu

@@ -34,7 +34,8 @@ inline Extent extent(const Array& array) {
   return bytes;
 }
 
-inline bool same(const std::vector<std::int64_t>& expected, const std::int64_t* given, int rank) {
+template <class Int>
+bool same(const std::vector<std::int64_t>& expected, const Int* given, int rank) {
   return expected.size() == static_cast<std::size_t>(rank) && std::equal(expected.begin(), expected.end(), given);
 }
 

@@ -25,7 +25,7 @@ bool is_packed(const Array& array, const std::vector<std::int64_t>& shape, const
 
 }  // namespace
 
-Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
+cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
   const Array& param = *arrays[0];
   std::vector<int> axes;
   for (int axis = 0; axis < param.rank; ++axis) {
@@ -34,7 +34,8 @@ Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
   std::stable_sort(axes.begin(), axes.end(),
                    [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); });
 
-  Layout layout;
+  cpu::Layout layout;
+  layout.item_size = item_size(param.dtype);
   for (std::size_t i = 0; i < axes.size(); ++i) {
     const int axis = axes[i];
     const bool joined = i > 0 && joins(arrays, axes[i - 1], axis);
@@ -51,7 +52,9 @@ Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
   }
   if (layout.shape.empty()) {
     layout.shape = {1};
-    for (auto& strides : layout.strides) strides = {0};
+    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+      if (arrays[s] != nullptr) layout.strides[s] = {0};
+    }
   }
   for (int s = 0; s < cpu::kMaxStreams; ++s) {
     if (arrays[s] != nullptr && is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();

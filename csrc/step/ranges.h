@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "step/array.h"
@@ -24,10 +26,13 @@ class Ranges {
     }
   }
 
-  bool meet(Extent extent) const {
+  // The bytes around an extent, from range to range; none where it meets a range.
+  Extent gap_around(Extent extent) const {
     const auto after = std::upper_bound(joined_.begin(), joined_.end(), extent.begin,
                                         [](std::uintptr_t byte, Extent range) { return byte < range.end; });
-    return after != joined_.end() && after->begin < extent.end && extent.begin != extent.end;
+    const std::uintptr_t from = after == joined_.begin() ? 0 : std::prev(after)->end;
+    const std::uintptr_t to = after == joined_.end() ? UINTPTR_MAX : after->begin;
+    return extent.end <= to ? Extent{from, to} : Extent{0, 0};
   }
 
  private:

@@ -4,19 +4,11 @@
 #include <functional>
 #include <numeric>
 
-#include "cpu/ieee_mode.h"
 #include "cpu/isa.h"
-#include "cpu/pool.h"
-#include "cpu/threads.h"
+#include "step/run.h"
 
 namespace gradstep::step {
 namespace {
-
-// Elements a task holds: enough to make claiming it free, few enough that threads end together.
-constexpr std::int64_t kGrain = 16384;
-
-// Below this a step is over before a sleeping worker wakes.
-constexpr std::int64_t kWorthSharing = 2 * kGrain;
 
 bool aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
@@ -62,7 +54,6 @@ void Stepper::set_lr(int group, double lr) {
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states) {
   Tensor t;
-  t.group = group;
   t.name = std::move(name);
   t.param = KeptArray(param);
   for (std::size_t s = 0; s < states.size(); ++s) t.states[s] = KeptArray(states[s]);
@@ -74,13 +65,27 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
   }
-  t.size = std::accumulate(t.param.shape.begin(), t.param.shape.end(), std::int64_t{1}, std::multiplies<>());
   t.like_param = lay_out(t, param);
+
+  Slot slot;
+  slot.size = std::accumulate(t.param.shape.begin(), t.param.shape.end(), std::int64_t{1}, std::multiplies<>());
+  slot.shape = t.param.shape.data();
+  slot.strides = t.param.strides.data();
+  slot.group = group;
+  slot.rank = static_cast<std::int8_t>(param.rank);
+  slot.packed = t.like_param.packed();
+  slot.dtype = param.dtype;
+  cpu::Job job;
+  std::byte* const data[] = {param.data, nullptr, t.states[0].data, t.states[1].data, t.states[2].data};
+  std::copy(std::begin(data), std::end(data), job.streams);
+
   tensors_.push_back(std::move(t));
+  slots_.push_back(slot);
+  jobs_.push_back(job);
   plan_ = {};
 }
 
-Layout Stepper::lay_out(const Tensor& t, const Array& grad) {
+cpu::Layout Stepper::lay_out(const Tensor& t, const Array& grad) {
   Array kept[] = {t.param.view(), grad, t.states[0].view(), t.states[1].view(), t.states[2].view()};
   const Array* streams[cpu::kMaxStreams];
   for (int s = 0; s < cpu::kMaxStreams; ++s) streams[s] = kept[s].data == nullptr ? nullptr : &kept[s];
@@ -88,95 +93,94 @@ Layout Stepper::lay_out(const Tensor& t, const Array& grad) {
 }
 
 void Stepper::begin() {
-  prepared_.clear();
-  prepared_.reserve(tensors_.size());  // run() must not fail, and jobs point into it
-  for (Tensor& t : tensors_) t.active = false;
   if (plan_.tasks.empty()) finish_plan();
+  for (Slot& slot : slots_) slot.active = false;
 }
 
 void Stepper::finish_plan() {
+  prepared_.reserve(tensors_.size());  // run() must not fail, and jobs point into it
   std::vector<std::int64_t> sizes;
   std::vector<Extent> extents;
-  for (const Tensor& t : tensors_) {
-    sizes.push_back(t.size);
-    extents.push_back(extent(t.param.view()));
-    for (const KeptArray& state : t.states) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    sizes.push_back(slots_[i].size);
+    extents.push_back(extent(tensors_[i].param.view()));
+    for (const KeptArray& state : tensors_[i].states) {
       if (state.data != nullptr) extents.push_back(extent(state.view()));
     }
   }
   owned_ = Ranges(std::move(extents));
+  for (Slot& slot : slots_) slot.free = {0, 0};
   plan_ = make_plan(sizes.data(), sizes.size(), kGrain);
 }
 
-void Stepper::set_gradient(std::size_t tensor, const Array& grad) {
-  Tensor& t = tensors_[tensor];
+void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
+  const Tensor& t = tensors_[tensor];
   const Array param = t.param.view();
   if (!same(t.param.shape, grad.shape, grad.rank)) {
     throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                                 ", but its parameter has shape " + tuple(param.shape, param.rank));
   }
-  if (grad.dtype != param.dtype) {
-    throw WrongType(grads_ + t.name + " is " + dtype_name(grad.dtype) + ", but its parameter is " +
-                    dtype_name(param.dtype));
-  }
-
-  const bool alike = same(t.param.strides, grad.strides, grad.rank) && aligned(grad);
-  if (!alike) t.unlike_param = lay_out(t, grad);
-  const Layout& layout = alike ? t.like_param : t.unlike_param;
-
-  std::byte* const data[] = {param.data, grad.data, t.states[0].data, t.states[1].data, t.states[2].data};
-  t.job.dtype = param.dtype;
-  t.job.rank = static_cast<int>(layout.shape.size());
-  t.job.shape = layout.shape.data();
-  t.job.packed = true;
-  for (int s = 0; s < cpu::kMaxStreams; ++s) {
-    const bool strided = !layout.strides[s].empty();
-    t.job.streams[s] = {data[s], strided ? layout.strides[s].data() : nullptr};
-    t.job.packed = t.job.packed && !strided;
-  }
-  t.active = true;
+  throw WrongType(grads_ + t.name + " is " + dtype_name(grad.dtype) + ", but its parameter is " +
+                  dtype_name(param.dtype));
 }
 
-// Returns the place in prepared_ of this tensor's scalars. Tensors of a group nearly always share them, so it looks
-// back a little.
-std::size_t Stepper::prepare(const Tensor& t) {
+bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
+  Slot& slot = slots_[tensor];
+  cpu::Job& job = jobs_[tensor];
+  const auto alike = [&](const std::int64_t* kept, const std::int64_t* given) {
+    return std::equal(kept, kept + slot.rank, given);
+  };
+  if (grad.rank != slot.rank || !alike(slot.shape, grad.shape) || grad.dtype != slot.dtype)
+    refuse_gradient(tensor, grad);
+
+  Tensor& t = tensors_[tensor];
+  if (alike(slot.strides, grad.strides) && aligned(grad)) {
+    job.strided = slot.packed ? nullptr : &t.like_param;
+  } else {
+    t.unlike_param = lay_out(t, grad);
+    job.strided = t.unlike_param.packed() ? nullptr : &t.unlike_param;
+  }
+  job.streams[1] = grad.data;
+  slot.active = true;
+
+  const Extent bytes = extent(grad);
+  if (bytes.begin < slot.free.begin || bytes.end > slot.free.end) slot.free = owned_.gap_around(bytes);
+  return slot.free.end == 0;
+}
+
+// Tensors of a group nearly always share their scalars, so it looks back a little.
+const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   constexpr std::size_t kLookBack = 4;
-  const rules::Clock& now = t.clock;
+  const rules::Clock& now = slot.clock;
   for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
     const Prepared& p = prepared_[i];
-    if (p.group == t.group && p.dtype == t.param.dtype && p.before.t == now.t &&
+    if (p.group == slot.group && p.dtype == slot.dtype && p.before.t == now.t &&
         p.before.mu_product == now.mu_product) {
-      return i;
+      return p;
     }
   }
-  const std::vector<double>& options = groups_[static_cast<std::size_t>(t.group)];
-  const rules::Key key = key_of(rule_, options, info(t.param.dtype).compute);
-  Prepared p{t.group, t.param.dtype, now, {now.t + 1, now.mu_product}, cpu::find_kernel(key), {}};
+  const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
+  const rules::Key key = key_of(rule_, options, info(slot.dtype).compute);
+  Prepared p{slot.group, slot.dtype, now, {now.t + 1, now.mu_product}, cpu::find_kernel(key), {}};
   step::prepare(key, options, p.after, p.scalars);
   prepared_.push_back(p);
-  return prepared_.size() - 1;
+  return prepared_.back();
 }
 
 void Stepper::run() noexcept {
+  prepared_.clear();
   std::int64_t elements = 0;
-  for (Tensor& t : tensors_) {
-    if (!t.active) continue;
-    const Prepared& p = prepared_[prepare(t)];
-    t.job.kernel = p.kernel;
-    t.job.element = p.scalars.bytes;
-    t.clock = p.after;
-    elements += t.size;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    jobs_[i].element = nullptr;
+    if (!slot.active) continue;
+    const Prepared& p = prepare(slot);
+    jobs_[i].kernel = p.kernel;
+    jobs_[i].element = p.scalars.bytes;
+    slot.clock = p.after;
+    elements += slot.size;
   }
-
-  const auto task = [](void* self, std::size_t index) {
-    const cpu::IeeeMode ieee;
-    const auto& [pieces, tasks] = static_cast<Stepper*>(self)->plan_;
-    for (std::size_t i = tasks[index]; i < tasks[index + 1]; ++i) {
-      const Tensor& t = static_cast<Stepper*>(self)->tensors_[pieces[i].tensor];
-      if (t.active) cpu::update(t.job, pieces[i].begin, pieces[i].end);
-    }
-  };
-  cpu::parallel_for(plan_.task_count(), elements < kWorthSharing ? 1 : cpu::threads(), task, this);
+  run_jobs(plan_, jobs_.data(), elements);
 }
 
 }  // namespace gradstep::step

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/tensor.h"
+#include "cpu/job.h"
 #include "step/array.h"
 #include "step/catalog.h"
 #include "step/layout.h"
@@ -22,7 +22,8 @@ struct WrongType : std::invalid_argument {
 
 // All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
 //
-// A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes.
+// A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes. Where
+// gradients lie where they did, run() alone is the next step.
 class Stepper {
  public:
   // Messages call the arrays what the user does.
@@ -40,29 +41,35 @@ class Stepper {
   void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states);
 
   void begin();
-  // Throws where shape or dtype are not the parameter's.
-  void set_gradient(std::size_t tensor, const Array& grad);
+  // Throws where shape or dtype are not the parameter's. Returns whether the gradient lies among the bytes of
+  // parameters and states, so that an exact test is due.
+  bool set_gradient(std::size_t tensor, const Array& grad);
   void run() noexcept;
-
-  // After begin(): whether a gradient lies among the bytes of parameters and states, so that an exact test is due.
-  bool may_overlap(const Array& grad) const { return owned_.meet(extent(grad)); }
 
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
-  rules::Clock& clock(std::size_t tensor) { return tensors_[tensor].clock; }
+  rules::Clock& clock(std::size_t tensor) { return slots_[tensor].clock; }
 
  private:
   struct Tensor {
-    int group;
     std::string name;
     KeptArray param;
     KeptArray states[rules::kMaxStates];
-    std::int64_t size;
-    rules::Clock clock{0, 1};
-    bool active = false;
     // For a gradient that lies as the parameter does, and for this step's that does not.
-    Layout like_param, unlike_param;
-    cpu::Tensor job;
+    cpu::Layout like_param, unlike_param;
+  };
+
+  // What every step reads of a tensor besides its job, in a cache line.
+  struct Slot {
+    rules::Clock clock{0, 1};
+    std::int64_t size;
+    Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
+    const std::int64_t *shape, *strides;
+    int group;
+    std::int8_t rank;
+    DType dtype;
+    bool packed;  // every stream, where the gradient lies as the parameter does
+    bool active = false;
   };
 
   // The scalars of one step, shared by the tensors of a group that stand at the same step number.
@@ -74,14 +81,17 @@ class Stepper {
     Scalars scalars;
   };
 
-  static Layout lay_out(const Tensor& tensor, const Array& grad);
-  std::size_t prepare(const Tensor& tensor);
+  static cpu::Layout lay_out(const Tensor& tensor, const Array& grad);
+  [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
+  const Prepared& prepare(const Slot& slot);
   void finish_plan();
 
   int rule_;
   std::string params_, grads_;
   std::vector<std::vector<double>> groups_;
   std::vector<Tensor> tensors_;
+  std::vector<Slot> slots_;     // one a tensor,
+  std::vector<cpu::Job> jobs_;  // and one
   std::vector<Prepared> prepared_;
   Ranges owned_;  // parameters and states
   Plan plan_;     // empty until the first step

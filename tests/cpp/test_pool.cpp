@@ -56,7 +56,7 @@ namespace fs = std::filesystem;
 template <class Body>
 void each(std::size_t count, int threads, const Body& body) {
   parallel_for(
-      count, threads, [](void* context, std::size_t index) { (*static_cast<const Body*>(context))(index); },
+      count, threads, true, [](void* context, std::size_t index) { (*static_cast<const Body*>(context))(index); },
       const_cast<Body*>(&body));
 }
 

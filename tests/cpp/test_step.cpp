@@ -1,6 +1,7 @@
 // A whole step below Python: layouts, and the caller's floating-point mode.
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -83,15 +84,15 @@ TEST(axes_join_where_every_stream_allows) {
   const step::Array c{data, DType::kFloat32, 3, shape, c_order}, f{data, DType::kFloat32, 3, shape, f_order},
       g{data, DType::kFloat32, 3, shape, gaps}, odd{data + 1, DType::kFloat32, 3, shape, c_order};
 
-  const step::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr});
   CHECK(packed.shape == std::vector<std::int64_t>{24} && packed.strides[0].empty() && packed.strides[1].empty());
-  const step::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr});
+  const cpu::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr});
   CHECK(transposed.shape == std::vector<std::int64_t>{24} && transposed.strides[0].empty());
-  const step::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr});
+  const cpu::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr});
   CHECK(mixed.shape == (std::vector<std::int64_t>{2, 3, 4}) && mixed.strides[0].empty() && !mixed.strides[1].empty());
-  const step::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr});
   CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
-  const step::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr});
   CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
 }
 
@@ -126,8 +127,14 @@ TEST(interlaced_arrays_are_surely_apart) {
 
 TEST(ranges_meet_where_a_byte_is_shared) {
   const step::Ranges ranges({{30, 40}, {10, 20}, {20, 25}, {50, 50}});
-  CHECK(ranges.meet({0, 11}) && ranges.meet({24, 26}) && ranges.meet({0, 100}) && ranges.meet({35, 36}));
-  CHECK(!ranges.meet({0, 10}) && !ranges.meet({25, 30}) && !ranges.meet({40, 60}) && !ranges.meet({15, 15}));
+  const auto gap = [&](std::uintptr_t begin, std::uintptr_t end) {
+    const step::Extent found = ranges.gap_around({begin, end});
+    return std::pair(found.begin, found.end);
+  };
+  CHECK(gap(0, 11).second == 0 && gap(24, 26).second == 0 && gap(0, 100).second == 0 && gap(35, 36).second == 0);
+  CHECK(gap(0, 10) == std::pair(std::uintptr_t{0}, std::uintptr_t{10}));
+  CHECK(gap(26, 27) == std::pair(std::uintptr_t{25}, std::uintptr_t{30}) && gap(25, 30) == gap(26, 27));
+  CHECK(gap(40, 60) == std::pair(std::uintptr_t{40}, UINTPTR_MAX));
 }
 
 int main() { return check::run_tests(); }
