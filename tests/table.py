@@ -31,6 +31,7 @@ COMMON = [
     {"lr": schedule, "maximize": True},
     {"l2": 0.01},
     {"weight_decay": 0.1},
+    {"flush_subnormals": True},
     {"lr": schedule, "l2": 0.3, "weight_decay": 0.2, "maximize": True},
 ]
 ALMOST_1 = 1 - 1e-12  # 1 in float32, but 1 - ALMOST_1 is not 0

@@ -204,3 +204,19 @@ def test_states_are_the_arrays_that_steps_write(rule):
             assert arrays[key] is before[name][key]
             assert (arrays[key].shape, arrays[key].dtype) == (p.shape, p.dtype)
         assert np.all(arrays["w"] != 0), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_fading_state_ends_at_zero_where_subnormals_are_flushed(dtype):
+    """And where they are not, it stays for good where a product rounds back to what it was."""
+    left = {}
+    for flush in (False, True):
+        p = np.ones(100, dtype)
+        opt = gradstep.Adam(p, flush_subnormals=flush)
+        opt.step(np.ones(100, dtype))
+        for _ in range(8000):
+            opt.step(np.zeros(100, dtype))
+        left[flush] = opt.state["exp_avg"][0]
+        assert 0 < opt.state["exp_avg_sq"][0]
+    assert 0 < left[False] < np.finfo(dtype).tiny
+    assert left[True] == 0

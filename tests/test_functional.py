@@ -55,7 +55,7 @@ def test_the_signature_is_the_classes(rule):
     function, cls = FUNCTIONS[rule], RULES[rule]
     shown = inspect.signature(function).parameters
     options = inspect.signature(cls).parameters
-    expected = {n: o.default for n, o in options.items() if n not in ("params", *FIRST.get(rule, {}).values())}
+    expected = {n: o.default for n, o in options.items() if n not in ("params", "grads", *FIRST.get(rule, {}).values())}
     positional = ["p", "g", *state_names(rule)]
     clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}
     assert {name: p.default for name, p in shown.items() if name not in positional} == {**clock, **expected}

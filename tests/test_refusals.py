@@ -307,12 +307,10 @@ def locked(p):
     p.flags.writeable = False
 
 
-def moved(p):
-    p.resize(10_000, refcheck=False)
-
-
 def reshaped(p):
-    p.resize(p.shape[::-1], refcheck=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        p.shape = p.shape[::-1]
 
 
 def retyped(p):
@@ -326,7 +324,6 @@ def retyped(p):
     ("change", "error", "words"),
     [
         (locked, ValueError, "is read-only"),
-        (moved, ValueError, "was moved or reshaped"),
         (reshaped, ValueError, "was moved or reshaped"),
         (retyped, TypeError, "has dtype int64"),
     ],
@@ -345,6 +342,19 @@ def test_a_parameter_changed_after_construction(rule, change, error, words):
     assert opt.step_count == 2
 
 
+def test_numpy_refuses_to_resize_what_an_optimizer_writes():
+    """It would leave the kernel with memory that is no longer the parameter's."""
+    p, g = np.ones(4), np.ones(4)
+    opt = gs.Adam(p, grads=g)
+    for array in (p, g, opt.state["exp_avg"]):
+        with pytest.raises(ValueError, match="resize"):
+            array.resize(10_000, refcheck=False)
+    opt.step()
+    del opt
+    p.resize(8, refcheck=False)
+    assert p.size == 8
+
+
 FLAG = ([0, 1, None, "True", 1.0, np.array(True)], [])
 NOT_NUMBERS = ["1", None, True, 1j, [0.1], np.array(0.1), np.True_, lambda: 0.1]
 NEGATIVE = [-1, -1e-300, math.nan, math.inf, -math.inf, np.float32("nan")]
@@ -358,12 +368,12 @@ BAD_OPTIONS = {
     **dict.fromkeys(["momentum", "dampening", "rho"], (NOT_NUMBERS, [*NEGATIVE, 1.0000001, 2])),
     "betas": (PAIRS, [(x, 0.9) for x in [*NEGATIVE, 1]] + [(0.9, x) for x in [*NEGATIVE, 1]]),
     **dict.fromkeys(["lr_in_velocity", "dampen_first", "lookahead", "centered", "amsgrad", "maximize"], FLAG),
-    **dict.fromkeys(["bias_correction", "eps_hat", "amsgrad_corrected"], FLAG),
+    **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected"], FLAG),
 }
 
 
 def option_names(rule):
-    return [name for name in inspect.signature(RULES[rule]).parameters if name != "params"]
+    return [name for name in inspect.signature(RULES[rule]).parameters if name not in ("params", "grads")]
 
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in RULES for name in option_names(rule)])

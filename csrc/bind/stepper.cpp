@@ -195,7 +195,7 @@ class Stepper {
   void add_tensor(int group, const std::string& name, const py::object& param,
                   const std::vector<std::optional<py::object>>& states) {
     const auto& names = step::catalog()[static_cast<std::size_t>(rule_)].states;
-    std::vector<Owned> added{own(param, params_, name)};
+    std::vector<Watched> added{own(param, params_, name)};
     std::vector<Array> arrays;
     for (std::size_t s = 0; s < states.size(); ++s) {
       arrays.emplace_back();
@@ -207,14 +207,14 @@ class Stepper {
       }
     }
     stepper_.add_tensor(group, name, added[0].array.view(), arrays);
-    for (Owned& owned : added) owned_.push_back(std::move(owned));
+    for (Watched& owned : added) owned_.push_back(std::move(owned));
     first_of_.push_back(owned_.size());
   }
 
   // Of the arrays that steps write, those whose extents meet; no two may share an element.
   std::vector<Suspect> suspects() const {
-    std::vector<std::pair<step::Extent, const Owned*>> order;
-    for (const Owned& owned : owned_) order.emplace_back(step::extent(owned.array.view()), &owned);
+    std::vector<std::pair<step::Extent, const Watched*>> order;
+    for (const Watched& owned : owned_) order.emplace_back(step::extent(owned.array.view()), &owned);
     std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
     std::vector<Suspect> found;
     for (std::size_t i = 0; i < order.size(); ++i) {
@@ -230,33 +230,36 @@ class Stepper {
     return found;
   }
 
-  // Takes a step and returns None. Or, where gradients lie among the bytes of arrays that steps write, takes none and
-  // returns the gradients and the pairs to look at; step(those gradients, true) then takes it. NumPy has the exact
-  // test, but no Python may run here: when the interpreter ends, a thread that waits for its lock is unwound, and these
-  // frames would drop references without it.
+  // Takes a step and returns None; without gradients, with those that were bound. Or, where gradients lie among the
+  // bytes of arrays that steps write, takes none and returns the gradients and the pairs to look at; step(those
+  // gradients, true) then takes it. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
+  // thread that waits for its lock is unwound, and these frames would drop references without it.
   std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads, bool looked_at) {
-    // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
-    auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
-    if (!held) throw py::error_already_set();
-    if (held.size() != stepper_.size()) {
-      throw std::invalid_argument("got " + std::to_string(held.size()) + " gradients for " +
-                                  std::to_string(stepper_.size()) + " parameters");
+    py::tuple held;
+    if (grads.is_none()) {
+      for (const Watched& array : owned_) array.check_unmoved();
+      for (const Watched& array : bound_) array.check_unmoved();
+    } else {
+      held = hold(grads);
+      std::vector<Suspect> suspects = set_gradients(held, looked_at);
+      if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
     }
-
-    std::vector<Suspect> suspects;
-    stepper_.begin();
-    for (std::size_t i = 0; i < held.size(); ++i) {
-      const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
-      if (grad.is_none()) continue;
-      const Array array = view(grad, grads_, stepper_.name(i));
-      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
-      const bool may_overlap = stepper_.set_gradient(i, array);
-      if (may_overlap && !looked_at) add_suspects(grad, array, stepper_.name(i), suspects);
-    }
-    if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
     without_gil([this] { stepper_.run(); });
     ++step_count_;
     return std::nullopt;
+  }
+
+  // From now on every step is with these gradients; returns what step() would.
+  std::vector<Suspect> bind(const py::object& grads) {
+    const py::tuple held = hold(grads);
+    std::vector<Suspect> suspects = set_gradients(held, false);
+    bound_.clear();
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      const py::object grad = held[i];
+      if (!grad.is_none())
+        bound_.push_back(watch(grad, view(grad, grads_, stepper_.name(i)), grads_ + stepper_.name(i)));
+    }
+    return suspects;
   }
 
   std::int64_t step_count() const { return step_count_; }
@@ -277,35 +280,72 @@ class Stepper {
   }
 
  private:
-  // An array that steps write, as it was when it was added.
-  struct Owned {
+  // An array as it was when the optimizer was made. Every step looks whether its header still says so, and not at its
+  // shape: NumPy keeps that beside the data, in cache lines that workers write. It need not: a new shape has another
+  // address, and the weak reference keeps NumPy from resizing the array in place.
+  struct Watched {
     py::object object;
+    py::weakref unresizable;
+    const char* data;
+    const py::ssize_t *shape_at, *strides_at;
     const PyObject* descriptor;
+    int rank;
+    bool written;
     step::KeptArray array;
     std::string name;
 
     void check_unmoved() const {
       const auto& now = fields_of(object.ptr());
-      if (reinterpret_cast<const std::byte*>(now.data) != array.data ||
-          !step::same(array.shape, now.dimensions, now.nd) || !step::same(array.strides, now.strides, now.nd)) {
+      if (now.data != data || now.nd != rank || now.dimensions != shape_at || now.strides != strides_at) {
         throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
       }
       // Another descriptor, or a flag withdrawn: look closer.
-      const bool writable = (now.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
-      if ((now.descr != descriptor || !writable) && writable_view(object, name, "").dtype != array.dtype) {
+      const bool locked = written && (now.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0;
+      if (now.descr == descriptor && !locked) return;
+      if ((written ? writable_view(object, name, "") : view(object, name, "")).dtype != array.dtype) {
         throw WrongType(name + " was given another dtype after the optimizer was made");
       }
     }
   };
 
-  static Owned own(const py::object& object, const std::string& kind, const std::string& name) {
-    const step::KeptArray array(target_view(object, kind, name));
-    return {object, fields_of(object.ptr()).descr, array, kind + name};
+  static Watched watch(const py::object& object, const Array& array, const std::string& name, bool written = false) {
+    const auto& now = fields_of(object.ptr());
+    return {object,  py::weakref(object),    now.data, now.dimensions, now.strides, now.descr, now.nd,
+            written, step::KeptArray(array), name};
+  }
+
+  static Watched own(const py::object& object, const std::string& kind, const std::string& name) {
+    return watch(object, target_view(object, kind, name), kind + name, true);
+  }
+
+  // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
+  py::tuple hold(const py::object& grads) const {
+    auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
+    if (!held) throw py::error_already_set();
+    if (held.size() != stepper_.size()) {
+      throw std::invalid_argument("got " + std::to_string(held.size()) + " gradients for " +
+                                  std::to_string(stepper_.size()) + " parameters");
+    }
+    return held;
+  }
+
+  std::vector<Suspect> set_gradients(const py::tuple& held, bool looked_at) {
+    std::vector<Suspect> suspects;
+    stepper_.begin();
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
+      if (grad.is_none()) continue;
+      const Array array = view(grad, grads_, stepper_.name(i));
+      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
+      const bool may_overlap = stepper_.set_gradient(i, array);
+      if (may_overlap && !looked_at) add_suspects(grad, array, stepper_.name(i), suspects);
+    }
+    return suspects;
   }
 
   void add_suspects(py::handle grad, const Array& array, const std::string& name,
                     std::vector<Suspect>& suspects) const {
-    for (const Owned& owned : owned_) {
+    for (const Watched& owned : owned_) {
       if (step::surely_apart(array, owned.array.view())) continue;
       suspects.emplace_back(py::reinterpret_borrow<py::object>(grad), owned.object,
                             grads_ + name + " overlaps " + owned.name + ", which the step writes");
@@ -315,8 +355,9 @@ class Stepper {
   int rule_;
   std::string params_, grads_;
   step::Stepper stepper_;
-  std::vector<Owned> owned_;              // each tensor's parameter, then its states
+  std::vector<Watched> owned_;            // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
+  std::vector<Watched> bound_;            // the gradients that bind() was given
   std::int64_t step_count_ = 0;
 };
 
@@ -355,6 +396,7 @@ void register_stepper(py::module_& m) {
       .def("check_options", &Stepper::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Stepper::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Stepper::set_lr, py::arg("group"), py::arg("lr"))
+      .def("bind", &Stepper::bind, py::arg("grads"))
       .def("add_tensor", &Stepper::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"))
       .def("suspects", &Stepper::suspects)
       .def("step", &Stepper::step, py::arg("grads"), py::arg("looked_at") = false)

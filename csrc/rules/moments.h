@@ -27,6 +27,12 @@ GS_INLINE T larger(T kept, T newcomer) {
   return kept >= newcomer ? kept : newcomer;
 }
 
+// Zero in place of what is smaller than `least`.
+template <class T>
+GS_INLINE T flush(T x, T least) {
+  return x < least && x > -least ? T(0) : x;
+}
+
 template <class T>
 GS_INLINE T not_negative(T x) {
   return x < T(0) ? T(0) : x;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <float.h>
+
 #include <cstdint>
 
 #include "base/macros.h"
@@ -49,10 +51,13 @@ struct Clock {
   double mu_product;  // Nadam's product of momenta; 1 before the first step
 };
 
-// What comes before every rule: sign, L2, decoupled decay.
+// What surrounds every rule: sign, L2 and decoupled decay before, subnormal states to zero after.
 struct Common {
-  GS_OPTIONS(l2, weight_decay, maximize);
+  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals);
 };
+
+inline constexpr float smallest_normal(float) { return FLT_MIN; }
+inline constexpr double smallest_normal(double) { return DBL_MIN; }
 
 // The whole update of one element, and the type that a kernel is compiled for.
 template <class Rule, class Compute, unsigned kVariant, bool kL2>
@@ -62,13 +67,14 @@ struct Element {
   static constexpr int kStates = Rule::kStates[0] == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
 
-  T sign, l2, decay;
+  T sign, l2, decay, least;  // least: what a state may be without becoming zero
   typename Rule::template Update<T, kVariant> update;
 
   Element(const Common::Options& c, const Options& o, Clock& clock)
       : sign(c.maximize != 0 ? T(-1) : T(1)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
+        least(c.flush_subnormals != 0 ? smallest_normal(T()) : T(0)),
         update(o, clock) {}
 
   template <class... States>
@@ -77,6 +83,7 @@ struct Element {
     if constexpr (kL2) g = g + l2 * p;
     p = decay * p;
     update(p, g, states...);
+    ((states = flush(states, least)), ...);
   }
 };
 

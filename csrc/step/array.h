@@ -34,9 +34,13 @@ inline Extent extent(const Array& array) {
   return bytes;
 }
 
+// Whether the first `rank` numbers are the same. A loop: they are few, and for them std::equal calls memcmp.
 template <class Int>
-bool same(const std::vector<std::int64_t>& expected, const Int* given, int rank) {
-  return expected.size() == static_cast<std::size_t>(rank) && std::equal(expected.begin(), expected.end(), given);
+bool same(const std::int64_t* kept, const Int* given, int rank) {
+  for (int axis = 0; axis < rank; ++axis) {
+    if (kept[axis] != given[axis]) return false;
+  }
+  return true;
 }
 
 // Whether two indices name the same byte.

@@ -9,16 +9,16 @@
 
 namespace gradstep::step {
 
-// Elements that a task holds: few enough that threads end together and that a small step has tasks for all of them, enough
-// that claiming one costs nothing (about 20 ns, where 4096 elements take 1 us and more).
+// Elements that a task holds: few enough that threads end together and that a small step has tasks for all of them,
+// enough that claiming one costs nothing (about 20 ns, where 4096 elements take 1 us and more).
 inline constexpr std::int64_t kGrain = 4096;
 
 // Runs the jobs of a plan's tensors, those without an element left out; `elements` are those of the others.
 void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noexcept;
 
-// One addition to a parameter and each of its states, along a gradient: the least that a step with these streams can cost,
-// with its tasks and its threads. Benchmarks measure rules by it. The arrays, parameter, gradient, states, are packed and
-// of one size and dtype.
+// One addition to a parameter and each of its states, along a gradient: the least that a step with these streams can
+// cost, with its tasks and its threads. Benchmarks measure rules by it. The arrays, parameter, gradient, states, are
+// packed and of one size and dtype.
 void run_additions(const std::vector<Array>& streams, std::int64_t size);
 
 }  // namespace gradstep::step

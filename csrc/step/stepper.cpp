@@ -10,6 +10,12 @@
 namespace gradstep::step {
 namespace {
 
+// Writes what is new alone: the workers have these cache lines too, and need not fetch again what nobody changed.
+template <class T>
+void update(T& kept, T value) {
+  if (kept != value) kept = value;
+}
+
 bool aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
 }
@@ -116,7 +122,7 @@ void Stepper::finish_plan() {
 void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
   const Tensor& t = tensors_[tensor];
   const Array param = t.param.view();
-  if (!same(t.param.shape, grad.shape, grad.rank)) {
+  if (param.rank != grad.rank || !same(param.shape, grad.shape, grad.rank)) {
     throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                                 ", but its parameter has shape " + tuple(param.shape, param.rank));
   }
@@ -127,20 +133,19 @@ void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
 bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   Slot& slot = slots_[tensor];
   cpu::Job& job = jobs_[tensor];
-  const auto alike = [&](const std::int64_t* kept, const std::int64_t* given) {
-    return std::equal(kept, kept + slot.rank, given);
-  };
-  if (grad.rank != slot.rank || !alike(slot.shape, grad.shape) || grad.dtype != slot.dtype)
+  if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank) || grad.dtype != slot.dtype) {
     refuse_gradient(tensor, grad);
-
-  Tensor& t = tensors_[tensor];
-  if (alike(slot.strides, grad.strides) && aligned(grad)) {
-    job.strided = slot.packed ? nullptr : &t.like_param;
-  } else {
-    t.unlike_param = lay_out(t, grad);
-    job.strided = t.unlike_param.packed() ? nullptr : &t.unlike_param;
   }
-  job.streams[1] = grad.data;
+  const cpu::Layout* layout = nullptr;
+  if (!same(slot.strides, grad.strides, grad.rank) || !aligned(grad)) {
+    cpu::Layout& unlike_param = tensors_[tensor].unlike_param;
+    unlike_param = lay_out(tensors_[tensor], grad);
+    if (!unlike_param.packed()) layout = &unlike_param;
+  } else if (!slot.packed) {
+    layout = &tensors_[tensor].like_param;
+  }
+  update(job.strided, layout);
+  update(job.streams[1], grad.data);
   slot.active = true;
 
   const Extent bytes = extent(grad);
@@ -172,12 +177,11 @@ void Stepper::run() noexcept {
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
-    jobs_[i].element = nullptr;
-    if (!slot.active) continue;
-    const Prepared& p = prepare(slot);
-    jobs_[i].kernel = p.kernel;
-    jobs_[i].element = p.scalars.bytes;
-    slot.clock = p.after;
+    const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
+    update<const void*>(jobs_[i].element, p == nullptr ? nullptr : p->scalars.bytes);
+    if (p == nullptr) continue;
+    update(jobs_[i].kernel, p->kernel);
+    slot.clock = p->after;
     elements += slot.size;
   }
   run_jobs(plan_, jobs_.data(), elements);

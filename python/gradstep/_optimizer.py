@@ -112,6 +112,13 @@ class Optimizer:
         Decoupled weight decay (Loshchilov and Hutter, 2019): p *= 1 - lr * weight_decay, before the update.
     maximize : bool
         Ascend instead of descending.
+    flush_subnormals : bool
+        Set a state to zero where it became subnormal (below 1.2e-38 in float32, 2.2e-308 in float64). Processors are
+        slow on such numbers, and a moment whose gradient stays zero ends there.
+    grads : the structure of params
+        Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
+        are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves
+        that parameter as it is, always.
 
     Raises
     ------
@@ -137,7 +144,7 @@ class Optimizer:
         if "rule" not in vars(cls):
             return  # derived from one of the optimizers: the options are those of that
         parameters = inspect.signature(cls.__init__).parameters.values()
-        cls.defaults = {p.name: p.default for p in parameters if p.name not in ("self", "params")}
+        cls.defaults = {p.name: p.default for p in parameters if p.name not in ("self", "params", "grads")}
 
     def __init__(self, params: Params) -> None:  # noqa: ARG002
         raise TypeError("Optimizer is the base of the optimizers; make one of them")
@@ -147,7 +154,9 @@ class Optimizer:
         owner = type(self).__name__
         params = arguments["params"]
         defaults = _options.check_all(
-            {name: value for name, value in arguments.items() if name not in ("self", "params")}, self.defaults, owner
+            {name: value for name, value in arguments.items() if name not in ("self", "params", "grads")},
+            self.defaults,
+            owner,
         )
         self._grouped = is_groups(params)
         groups: list[Any] = list(params) if self._grouped else [{"params": params}]
@@ -167,6 +176,9 @@ class Optimizer:
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
         check_apart(self._stepper.suspects())
+        self._bound = arguments["grads"] is not None
+        if self._bound:
+            check_apart(self._stepper.bind(self._flatten(arguments["grads"])))
 
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
         number = len(self._groups)
@@ -183,14 +195,15 @@ class Optimizer:
         self._structures.append(structure)
         self._groups.append(group)
 
-    def step(self, grads: Grads) -> None:
+    def step(self, grads: Grads = ...) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
 
         Parameters
         ----------
         grads : the structure of params
             The gradients, each of its parameter's shape and dtype, of any strides. They are only read. `None` in place
-            of an array leaves that parameter, its states and its own step number as they are.
+            of an array leaves that parameter, its states and its own step number as they are. Left out where gradients
+            were bound, as `grads` of the class, and only there.
 
         Raises
         ------
@@ -201,7 +214,13 @@ class Optimizer:
             overlaps a parameter or state, or a schedule whose value is no rate.
         """
         with self._lock:
-            flat = self._flatten(grads)
+            if self._bound is not (grads is ...):
+                raise TypeError(
+                    f"{type(self).__name__}: step() takes no gradients, for they were bound with the optimizer"
+                    if self._bound
+                    else f"{type(self).__name__}: step() needs gradients, for none were bound with the optimizer"
+                )
+            flat = None if self._bound else self._flatten(grads)
             for group in self._groups:
                 if callable(group["lr"]):
                     group.set_rate(self._rate(group))

@@ -11,7 +11,7 @@ from . import _core
 
 
 def take(stepper: _core.Stepper, grads: Any) -> None:
-    """Takes a step, or raises TypeError or ValueError with nothing written."""
+    """Takes a step, without `grads` with those bound, or raises TypeError or ValueError with nothing written."""
     held_back = stepper.step(grads)
     if held_back is not None:
         held, suspects = held_back

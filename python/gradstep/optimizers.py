@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from . import _core, _options
+from . import _core
 from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
 from ._step import take
-from ._structure import Params
+from ._structure import Grads, Params
 
 __all__ = ["NAG", "SGD", "AdaDelta", "AdaGrad", "Adam", "Momentum", "Nadam", "RMSProp"]
 
@@ -27,7 +27,7 @@ class SGD(Optimizer):
 
     State: none.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "sgd"
@@ -39,7 +39,15 @@ class SGD(Optimizer):
     }
 
     def __init__(
-        self, params: Params, lr: Rate = 1e-3, *, l2: float = 0.0, weight_decay: float = 0.0, maximize: bool = False
+        self,
+        params: Params,
+        lr: Rate = 1e-3,
+        *,
+        l2: float = 0.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -63,7 +71,7 @@ class Momentum(Optimizer):
 
     State: `momentum_buffer` (v), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "momentum"
@@ -86,6 +94,8 @@ class Momentum(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -110,7 +120,7 @@ class NAG(Optimizer):
 
     State: `momentum_buffer` (v), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nag"
@@ -132,6 +142,8 @@ class NAG(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
         self._is_ahead = False
@@ -182,9 +194,9 @@ class NAG(Optimizer):
 
     @staticmethod
     def _sgd_options(lr: float) -> dict[str, float]:
-        return _options.for_core({"lr": lr, "l2": 0.0, "weight_decay": 0.0, "maximize": False}, RULES["sgd"]["options"])
+        return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "lr": lr}
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Grads = ...) -> None:
         with self._lock:
             if self._is_ahead:
                 raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
@@ -207,7 +219,7 @@ class AdaGrad(Optimizer):
 
     State: `sum` (a).
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adagrad"
@@ -231,6 +243,8 @@ class AdaGrad(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -258,7 +272,7 @@ class RMSProp(Optimizer):
     States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at
     first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "rmsprop"
@@ -283,6 +297,8 @@ class RMSProp(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -303,7 +319,7 @@ class AdaDelta(Optimizer):
 
     States: `square_avg` (a), `acc_delta` (u), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adadelta"
@@ -324,6 +340,8 @@ class AdaDelta(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -353,7 +371,7 @@ class Adam(Optimizer):
 
     States: `exp_avg` (m), `exp_avg_sq` (v); `max_exp_avg_sq` where amsgrad. All zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adam"
@@ -379,6 +397,8 @@ class Adam(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -404,7 +424,7 @@ class Nadam(Optimizer):
 
     States: `exp_avg` (m), `exp_avg_sq` (v), zero at first; and the product P of each tensor.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nadam"
@@ -428,6 +448,8 @@ class Nadam(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = Array | Sequence[Array] | dict[str, Array]
 Params: TypeAlias = Arrays | Sequence[dict[str, Any]]
+Grads: TypeAlias = Any  # the structure of params, with None in place of an array that is to be skipped
 Rate: TypeAlias = float | Callable[[int], float]
 Options: TypeAlias = SimpleNamespace  # a group's options by name; within a step, lr is a float
 Slot: TypeAlias = SimpleNamespace  # a parameter p, its own step number t, and its states by name
@@ -66,10 +67,11 @@ class Optimizer:
         params = given["params"]
         self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and isinstance(params[0], dict)
         self._groups = [self._group({**given, **spec}) for spec in (params if self._grouped else [{}])]
+        self._bound = given["grads"]
 
     def _group(self, given: dict[str, Any]) -> _Group:
         params = given["params"]
-        o = Options(**{name: _plain(value) for name, value in given.items() if name not in ("self", "params")})
+        o = Options(**{name: _plain(value) for name, value in given.items() if name not in ("self", "params", "grads")})
         slots = []
         for p in _leaves(params, params):
             states = {name: np.full(p.shape, first, p.dtype) for name, first in self.states(o).items()}
@@ -97,8 +99,9 @@ class Optimizer:
         }
         return shown if self._grouped else {name: only for name, [only] in shown.items()}
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Grads = ...) -> None:
         """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped."""
+        grads = self._bound if grads is ... else grads
         with np.errstate(all="ignore"):
             for group, tree in zip(self._groups, grads if self._grouped else [grads], strict=True):
                 o = group.at(self.step_count)
@@ -118,6 +121,10 @@ class Optimizer:
         if o.l2 != 0:
             g = g + l2 * p
         s.p[...] = self.update(decay * p, g, o, s)
+        if o.flush_subnormals:
+            for name in self.states(o):
+                state = getattr(s, name)
+                state[np.abs(state) < np.finfo(T).tiny] = 0
 
 
 class SGD(Optimizer):
@@ -131,6 +138,8 @@ class SGD(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -156,6 +165,8 @@ class Momentum(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -190,6 +201,8 @@ class NAG(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -241,6 +254,8 @@ class AdaGrad(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -277,6 +292,8 @@ class RMSProp(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -322,6 +339,8 @@ class AdaDelta(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -362,6 +381,8 @@ class Adam(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
@@ -415,6 +436,8 @@ class Nadam(Optimizer):
         l2: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        flush_subnormals: bool = False,
+        grads: Grads = None,
     ) -> None:
         self._begin(locals())
 
