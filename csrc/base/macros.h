@@ -7,5 +7,6 @@
 #else
 #define GS_INLINE inline __attribute__((always_inline))
 #endif
+#define GS_ALWAYS_INLINE __attribute__((always_inline))  // for a lambda
 
 #define GS_RESTRICT __restrict__

@@ -5,10 +5,21 @@
 namespace gradstep::cpu {
 namespace {
 
+// How far ahead of their use a stream's bytes are asked for, and how many at a time. The hardware asks too, but later:
+// 16 M elements took 5 to 15 % longer without (2 cores of a Xeon, AVX-512, 2 threads), and in cache none fewer.
+constexpr std::int64_t kAhead = 2048, kAtOnce = 512, kCacheLine = 64;
+
+template <class T>
+GS_INLINE void fetch(const T* stream) {
+  for (std::int64_t byte = 0; byte < kAtOnce; byte += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(stream) + kAhead + byte);
+  }
+}
+
 template <class Element, class T = typename Element::T>
 void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* GS_RESTRICT g, T* GS_RESTRICT s0,
           T* GS_RESTRICT s1, T* GS_RESTRICT s2) {
-  for (std::int64_t i = 0; i < size; ++i) {
+  const auto update = [=](std::int64_t i) GS_ALWAYS_INLINE {
     T w = p[i];
     T a = 0, b = 0, c = 0;
     if constexpr (Element::keeps(0)) a = s0[i];
@@ -22,7 +33,19 @@ void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* G
     if constexpr (Element::keeps(0)) s0[i] = a;
     if constexpr (Element::keeps(1)) s1[i] = b;
     if constexpr (Element::keeps(2)) s2[i] = c;
+  };
+
+  constexpr std::int64_t kRun = kAtOnce / static_cast<std::int64_t>(sizeof(T));
+  std::int64_t begin = 0;
+  for (; begin + kRun <= size; begin += kRun) {
+    fetch(p + begin);
+    fetch(g + begin);
+    if constexpr (Element::keeps(0)) fetch(s0 + begin);
+    if constexpr (Element::keeps(1)) fetch(s1 + begin);
+    if constexpr (Element::keeps(2)) fetch(s2 + begin);
+    for (std::int64_t i = begin; i < begin + kRun; ++i) update(i);
   }
+  for (std::int64_t i = begin; i < size; ++i) update(i);
 }
 
 template <class Element>

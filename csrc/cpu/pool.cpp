@@ -23,11 +23,11 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 namespace gradstep::cpu {
 namespace {
@@ -62,7 +62,6 @@ int current_core() {
 
 struct Worker {
   pthread_t thread;
-  bool asleep = false;
   int kept_off = -1;  // the one core of the caller's that it may not run on
 };
 
@@ -117,6 +116,8 @@ class Pool {
       shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
       shares_[i].end = count * (i + 1) / threads;
     }
+    const int here = current_core();
+    for (std::size_t i = 0; i + 1 < threads; ++i) keep_off(here, crew_[i]);
     Job job{task, context, shares_.get(), threads};
     std::size_t to_wake = 0;
     {
@@ -125,12 +126,6 @@ class Pool {
       seats_ = wake ? threads - 1 : std::min(threads - 1, awake);
       to_wake = seats_ - std::min(seats_.load(), awake);
       job_ = &job;
-      if (to_wake > 0) {
-        const int here = current_core();
-        for (Worker& worker : crew_) {
-          if (worker.asleep) keep_off(here, worker);
-        }
-      }
     }
     for (std::size_t i = 0; i < to_wake; ++i) seat_free_.notify_one();
     job.work(0);
@@ -165,9 +160,8 @@ class Pool {
     try {
       shares_ = std::make_unique<Share[]>(wanted + 1);
       for (crew_.resize(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
-        Worker& worker = crew_[workers()];
-        std::thread thread([this, &worker, home = workers() + 1] { serve(worker, home); });
-        worker.thread = thread.native_handle();
+        std::thread thread([this, home = workers() + 1] { serve(home); });
+        crew_[workers()].thread = thread.native_handle();
         thread.detach();
       }
     } catch (const std::exception&) {
@@ -177,7 +171,7 @@ class Pool {
   }
 
   // A worker's life. It ends with the process: the pool is never destroyed.
-  [[noreturn]] void serve(Worker& self, std::size_t home) {
+  [[noreturn]] void serve(std::size_t home) {
 #if defined(__APPLE__)
     pthread_setname_np("gradstep");
 #elif defined(__linux__)
@@ -190,9 +184,7 @@ class Pool {
       if (seats_ == 0) {
         // Woken too late for this job, it is in time for the next: back to looking, whatever woke it.
         ++asleep_;
-        self.asleep = true;
         seat_free_.wait(lock);
-        self.asleep = false;
         --asleep_;
         continue;
       }
@@ -209,9 +201,8 @@ class Pool {
 
   std::atomic<bool> busy_{false};
   std::atomic<std::size_t> workers_{0};
-  std::deque<Worker> crew_;
-  std::unique_ptr<Share[]> shares_ =
-      std::make_unique<Share[]>(1);  // one more than workers; only the caller that holds busy_ sets them
+  std::vector<Worker> crew_;                                        // these two: only the caller that holds busy_
+  std::unique_ptr<Share[]> shares_ = std::make_unique<Share[]>(1);  // one more than workers
 
   std::mutex mutex_;
   std::condition_variable seat_free_;  // workers sleep here
