@@ -9,9 +9,9 @@ namespace gradstep::step {
 namespace {
 
 // From here on a step is worth sharing with workers that are still awake from the last,
-constexpr std::int64_t kWorthSharing = 4 * kGrain;
+constexpr std::int64_t kWorthSharing = 16384;
 // and from here on with those that sleep: one needs some 10 to 50 us to come.
-constexpr std::int64_t kWorthWaking = 16 * kGrain;
+constexpr std::int64_t kWorthWaking = 65536;
 
 }  // namespace
 
@@ -39,7 +39,7 @@ void run_additions(const std::vector<Array>& streams, std::int64_t size) {
   job.kernel = cpu::find_addition(static_cast<int>(streams.size()) - 2, info(streams[0].dtype).compute);
   job.element = &kNoScalars;
   for (std::size_t s = 0; s < streams.size(); ++s) job.streams[s] = streams[s].data;
-  run_jobs(make_plan(&size, 1, kGrain), &job, size);
+  run_jobs(make_plan(&size, 1, grain(size)), &job, size);
 }
 
 }  // namespace gradstep::step

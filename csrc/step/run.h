@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -9,9 +10,10 @@
 
 namespace gradstep::step {
 
-// Elements that a task holds: few enough that threads end together and that a small step has tasks for all of them,
-// enough that claiming one costs nothing (about 20 ns, where 4096 elements take 1 us and more).
-inline constexpr std::int64_t kGrain = 4096;
+// Elements that a task of a step with `elements` holds: few enough that threads end together, enough that claiming one
+// costs nothing (20 ns, where 4096 elements take 1 us and more), and that few begin with memory that nobody asked for
+// ahead.
+constexpr std::int64_t grain(std::int64_t elements) { return std::clamp<std::int64_t>(elements / 256, 4096, 65536); }
 
 // Runs the jobs of a plan's tensors, those without an element left out; `elements` are those of the others.
 void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noexcept;

@@ -116,7 +116,7 @@ void Stepper::finish_plan() {
   }
   owned_ = Ranges(std::move(extents));
   for (Slot& slot : slots_) slot.free = {0, 0};
-  plan_ = make_plan(sizes.data(), sizes.size(), kGrain);
+  plan_ = make_plan(sizes.data(), sizes.size(), grain(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})));
 }
 
 void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
