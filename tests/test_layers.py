@@ -26,7 +26,7 @@ ARROWS = {
 }
 GENERATED = {"isa_list.inc"}
 # What holds no template, nor an inline function that the linker could keep from one instruction set for another.
-C_HEADERS = {"cstddef", "cstdint", "float.h", "math.h"}
+C_HEADERS = {"cstddef", "cstdint", "math.h"}
 
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.is_file())
 

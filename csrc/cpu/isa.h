@@ -19,6 +19,7 @@ std::string isa();
 
 // The kernel for a key in the set now in use.
 Kernel find_kernel(const rules::Key& key);
+Flush find_flush(Compute compute);
 
 // The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; it takes
 // no element.

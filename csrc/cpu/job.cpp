@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace gradstep::cpu {
 namespace {
@@ -9,6 +10,11 @@ namespace {
 constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within every L1
 
 constexpr int kMaxRank = 64;  // NumPy's
+constexpr int kGradient = 1;  // of the streams, the one that is only read
+
+// The square of a gradient from here on is normal, also where a moment takes no more than a thousandth of it.
+template <class T>
+constexpr double kLeastGradient = sizeof(T) == sizeof(float) ? 0x1p-56 : 0x1p-500;
 
 // Moves elements [begin, end) of a strided stream into a tile, or back, row by row: a row is a run along the last axis.
 template <std::size_t kSize, bool kGather>
@@ -50,34 +56,42 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
   }
 }
 
-template <std::size_t kSize>
+template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
-  constexpr auto kStep = static_cast<std::int64_t>(kSize);
-  const Layout& layout = *job.strided;
-  alignas(64) std::byte buffer[kMaxStreams][kTile * kSize];
+  static const Layout packed;
+  const Layout& layout = job.strided == nullptr ? packed : *job.strided;
+  const Update& update = *job.update;
+  alignas(64) T tiles[kMaxStreams][kTile];
   for (; begin < end; begin += kTile) {
-    const std::int64_t stop = std::min(begin + kTile, end);
-    std::byte* streams[kMaxStreams];
+    const std::int64_t stop = std::min(begin + kTile, end), size = stop - begin;
+    std::byte* streams[kMaxStreams] = {};
     for (int s = 0; s < kMaxStreams; ++s) {
-      const bool strided = !layout.strides[s].empty();
-      if (strided) move<kSize, true>(layout, s, job.streams[s], begin, stop, buffer[s]);
-      const bool packed = !strided && job.streams[s] != nullptr;
-      streams[s] = strided ? buffer[s] : packed ? job.streams[s] + begin * kStep : nullptr;
-    }
-    job.kernel(job.element, streams, 0, stop - begin);
-    for (int s = 0; s < kMaxStreams; ++s) {
-      const bool written = s != 1;  // the gradient is only read
-      if (written && !layout.strides[s].empty()) {
-        move<kSize, false>(layout, s, job.streams[s], begin, stop, buffer[s]);
+      if (job.streams[s] == nullptr) continue;
+      auto* const tile = reinterpret_cast<std::byte*>(tiles[s]);
+      streams[s] = job.streams[s] + begin * static_cast<std::int64_t>(sizeof(T));
+      if (!layout.strides[s].empty()) {
+        move<sizeof(T), true>(layout, s, job.streams[s], begin, stop, tile);
+        streams[s] = tile;
+      } else if (s == kGradient && update.flush != nullptr) {
+        std::memcpy(tile, streams[s], static_cast<std::size_t>(size) * sizeof(T));
+        streams[s] = tile;
       }
+    }
+    if (update.flush != nullptr) update.flush(streams[kGradient], size, kLeastGradient<T>);
+    update.kernel(update.element, streams, 0, size);
+    for (int s = 0; s < kMaxStreams; ++s) {
+      if (s == kGradient || streams[s] == nullptr) continue;
+      if (s > kGradient && update.flush != nullptr) update.flush(streams[s], size, std::numeric_limits<T>::min());
+      if (!layout.strides[s].empty()) move<sizeof(T), false>(layout, s, job.streams[s], begin, stop, streams[s]);
     }
   }
 }
 
 }  // namespace
 
-void run_strided(const Job& job, std::int64_t begin, std::int64_t end) {
-  return job.strided->item_size == 8 ? run_tiles<8>(job, begin, end) : run_tiles<4>(job, begin, end);
+void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
+  return job.update->compute == Compute::kDouble ? run_tiles<double>(job, begin, end)
+                                                 : run_tiles<float>(job, begin, end);
 }
 
 }  // namespace gradstep::cpu

@@ -10,7 +10,6 @@ namespace gradstep::cpu {
 
 // The order in which a tensor's elements are walked, last axis fastest, and how each stream lies in it.
 struct Layout {
-  std::int64_t item_size = 0;
   std::vector<std::int64_t> shape;                 // never empty
   std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or not kept
 
@@ -22,21 +21,30 @@ struct Layout {
   }
 };
 
-// One tensor's update, ready to run: a cache line, for a step may have thousands.
+// What is done to each element of some tensors in one step.
+struct Update {
+  Kernel kernel;
+  const void* element;  // what the kernel was compiled for, with the step's scalars
+  Flush flush;          // null: subnormals stay
+  Compute compute;
+};
+
+// One tensor's part in a step, in a cache line, for there may be thousands.
 struct Job {
-  Kernel kernel = nullptr;
-  const void* element = nullptr;         // what the kernel was compiled for, with this step's scalars; null: no update
+  const Update* update = nullptr;        // null: none
   std::byte* streams[kMaxStreams] = {};  // null: this state is not kept
   const Layout* strided = nullptr;       // null: every stream is packed and aligned
 };
 
-void run_strided(const Job& job, std::int64_t begin, std::int64_t end);
+void run_tiles(const Job& job, std::int64_t begin, std::int64_t end);
 
-// Updates elements [begin, end) of a tensor. Streams with strides pass through a tile in L1: a gather before, a scatter
-// after, of these elements and of no byte between them.
+// Updates elements [begin, end) of a tensor. Where streams have strides, they pass through a tile in L1: a gather
+// before, a scatter after, of these elements and of no byte between them. Where subnormals are flushed, so does the
+// gradient, which loses what is so small that its square would be one, and the states lose them after the update.
 inline void run(const Job& job, std::int64_t begin, std::int64_t end) {
-  if (job.strided != nullptr) return run_strided(job, begin, end);
-  job.kernel(job.element, job.streams, begin, end);
+  const Update& update = *job.update;
+  if (job.strided != nullptr || update.flush != nullptr) return run_tiles(job, begin, end);
+  update.kernel(update.element, job.streams, begin, end);
 }
 
 }  // namespace gradstep::cpu

@@ -13,4 +13,7 @@ inline constexpr int kMaxStreams = 2 + rules::kMaxStates;  // parameter, gradien
 // is null. `element` is the rules::Element that the kernel was compiled for.
 using Kernel = void (*)(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end);
 
+// Sets to zero those of `size` values whose magnitude is below `least`.
+using Flush = void (*)(std::byte* values, std::int64_t size, double least);
+
 }  // namespace gradstep::cpu

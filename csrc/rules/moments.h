@@ -10,9 +10,6 @@ namespace gradstep::rules {
 GS_INLINE float root(float x) { return sqrtf(x); }
 GS_INLINE double root(double x) { return sqrt(x); }
 
-GS_INLINE float magnitude(float x) { return fabsf(x); }
-GS_INLINE double magnitude(double x) { return fabs(x); }
-
 template <class T>
 GS_INLINE T square(T x) {
   return x * x;
@@ -28,12 +25,6 @@ GS_INLINE T blend(T keep, T moment, T take, T x) {
 template <class T>
 GS_INLINE T larger(T kept, T newcomer) {
   return kept >= newcomer ? kept : newcomer;
-}
-
-// Zero in place of what is smaller than `least`.
-template <class T>
-GS_INLINE T flush(T x, T least) {
-  return magnitude(x) < least ? T(0) : x;
 }
 
 template <class T>

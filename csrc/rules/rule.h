@@ -1,7 +1,5 @@
 #pragma once
 
-#include <float.h>
-
 #include <cstdint>
 
 #include "base/macros.h"
@@ -51,13 +49,10 @@ struct Clock {
   double mu_product;  // Nadam's product of momenta; 1 before the first step
 };
 
-// What surrounds every rule: sign, L2 and decoupled decay before, subnormal states to zero after.
+// What comes before every rule: sign, L2, decoupled decay. Subnormals are flushed around it (cpu/job.h).
 struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals);
 };
-
-inline constexpr float smallest_normal(float) { return FLT_MIN; }
-inline constexpr double smallest_normal(double) { return DBL_MIN; }
 
 // The whole update of one element, and the type that a kernel is compiled for.
 template <class Rule, class Compute, unsigned kVariant, bool kL2>
@@ -67,14 +62,13 @@ struct Element {
   static constexpr int kStates = Rule::kStates[0] == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
 
-  T sign, l2, decay, least;  // least: what a state may be without becoming zero
+  T sign, l2, decay;
   typename Rule::template Update<T, kVariant> update;
 
   Element(const Common::Options& c, const Options& o, Clock& clock)
       : sign(c.maximize != 0 ? T(-1) : T(1)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
-        least(c.flush_subnormals != 0 ? smallest_normal(T()) : T(0)),
         update(o, clock) {}
 
   template <class... States>
@@ -83,7 +77,6 @@ struct Element {
     if constexpr (kL2) g = g + l2 * p;
     p = decay * p;
     update(p, g, states...);
-    ((states = flush(states, least)), ...);
   }
 };
 

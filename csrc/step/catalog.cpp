@@ -93,6 +93,10 @@ rules::Key key_of(int rule, const std::vector<double>& options, Compute compute)
   return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, compute};
 }
 
+bool flushes(const std::vector<double>& options) {
+  return read<rules::Common::Options>(options.data()).flush_subnormals != 0;
+}
+
 // Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
 [[gnu::noinline]] static void compute(const rules::Key& key, const Prepare& prepare) { rules::visit(key, prepare); }
 

@@ -23,6 +23,9 @@ int rule_number(const std::string& name);
 // The update that these options, in the catalog's order, ask for.
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute);
 
+// Whether these options ask for subnormals to be flushed.
+bool flushes(const std::vector<double>& options);
+
 // Whether an update keeps the rule's state of that place in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }
 

@@ -35,7 +35,6 @@ cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
                    [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); });
 
   cpu::Layout layout;
-  layout.item_size = item_size(param.dtype);
   for (std::size_t i = 0; i < axes.size(); ++i) {
     const int axis = axes[i];
     const bool joined = i > 0 && joins(arrays, axes[i - 1], axis);

@@ -26,7 +26,7 @@ void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noe
     for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
       const Piece& piece = the_plan.pieces[i];
       const cpu::Job& job = the_jobs[piece.tensor];
-      if (job.element != nullptr) cpu::run(job, piece.begin, piece.end);
+      if (job.update != nullptr) cpu::run(job, piece.begin, piece.end);
     }
   };
   const int threads = elements < kWorthSharing ? 1 : cpu::threads();
@@ -35,9 +35,11 @@ void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noe
 
 void run_additions(const std::vector<Array>& streams, std::int64_t size) {
   static constexpr std::int64_t kNoScalars = 0;
+  const Compute compute = info(streams[0].dtype).compute;
+  const cpu::Update addition{cpu::find_addition(static_cast<int>(streams.size()) - 2, compute), &kNoScalars, nullptr,
+                             compute};
   cpu::Job job;
-  job.kernel = cpu::find_addition(static_cast<int>(streams.size()) - 2, info(streams[0].dtype).compute);
-  job.element = &kNoScalars;
+  job.update = &addition;
   for (std::size_t s = 0; s < streams.size(); ++s) job.streams[s] = streams[s].data;
   run_jobs(make_plan(&size, 1, grain(size)), &job, size);
 }

@@ -15,7 +15,7 @@ namespace gradstep::step {
 // ahead.
 constexpr std::int64_t grain(std::int64_t elements) { return std::clamp<std::int64_t>(elements / 256, 4096, 65536); }
 
-// Runs the jobs of a plan's tensors, those without an element left out; `elements` are those of the others.
+// Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others.
 void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noexcept;
 
 // One addition to a parameter and each of its states, along a gradient: the least that a step with these streams can

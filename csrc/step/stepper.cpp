@@ -12,7 +12,7 @@ namespace {
 
 // Writes what is new alone: the workers have these cache lines too, and need not fetch again what nobody changed.
 template <class T>
-void update(T& kept, T value) {
+void put(T& kept, T value) {
   if (kept != value) kept = value;
 }
 
@@ -144,8 +144,8 @@ bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   } else if (!slot.packed) {
     layout = &tensors_[tensor].like_param;
   }
-  update(job.strided, layout);
-  update(job.streams[1], grad.data);
+  put(job.strided, layout);
+  put(job.streams[1], grad.data);
   slot.active = true;
 
   const Extent bytes = extent(grad);
@@ -166,10 +166,13 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   }
   const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
   const rules::Key key = key_of(rule_, options, info(slot.dtype).compute);
-  Prepared p{slot.group, slot.dtype, now, {now.t + 1, now.mu_product}, cpu::find_kernel(key), {}};
+  Prepared p{slot.group, slot.dtype, now, {now.t + 1, now.mu_product}, {}, {}};
   step::prepare(key, options, p.after, p.scalars);
   prepared_.push_back(p);
-  return prepared_.back();
+  Prepared& kept = prepared_.back();
+  kept.update = {cpu::find_kernel(key), kept.scalars.bytes, flushes(options) ? cpu::find_flush(key.compute) : nullptr,
+                 key.compute};
+  return kept;
 }
 
 void Stepper::run() noexcept {
@@ -178,9 +181,8 @@ void Stepper::run() noexcept {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
-    update<const void*>(jobs_[i].element, p == nullptr ? nullptr : p->scalars.bytes);
+    put<const cpu::Update*>(jobs_[i].update, p == nullptr ? nullptr : &p->update);
     if (p == nullptr) continue;
-    update(jobs_[i].kernel, p->kernel);
     slot.clock = p->after;
     elements += slot.size;
   }

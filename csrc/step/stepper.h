@@ -77,7 +77,7 @@ class Stepper {
     int group;
     DType dtype;
     rules::Clock before, after;
-    cpu::Kernel kernel;
+    cpu::Update update;
     Scalars scalars;
   };
 

@@ -113,8 +113,9 @@ class Optimizer:
     maximize : bool
         Ascend instead of descending.
     flush_subnormals : bool
-        Set a state to zero where it became subnormal (below 1.2e-38 in float32, 2.2e-308 in float64). Processors are
-        slow on such numbers, and a moment whose gradient stays zero ends there.
+        Take for zero what is so small that processors are many times slower on it: of the gradient, what is below
+        2**-56 (1.4e-17) in float32 or 2**-500 in float64, and of the states what became subnormal (below 1.2e-38 or
+        2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
     grads : the structure of params
         Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
         are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves

@@ -117,6 +117,8 @@ class Optimizer:
         decay = T(1.0 - o.lr * o.weight_decay)
 
         s.t += 1
+        if o.flush_subnormals:
+            g = np.where(np.abs(g) < (2.0**-56 if T is np.float32 else 2.0**-500), T(0), g)
         g = sign * g
         if o.l2 != 0:
             g = g + l2 * p
