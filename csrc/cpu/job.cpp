@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace gradstep::cpu {
 namespace {
@@ -16,14 +17,28 @@ constexpr int kGradient = 1;  // of the streams, the one that is only read
 template <class T>
 constexpr double kLeastGradient = sizeof(T) == sizeof(float) ? 0x1p-56 : 0x1p-500;
 
+// memcpy of at least four bytes. A short row is moved by its first and its last few bytes, which may overlap: cheaper
+// than a call.
+inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
+  const auto by = [&](auto width) {
+    for (std::size_t i = 0; i + width < bytes; i += width) std::memcpy(to + i, from + i, width);
+    std::memcpy(to + bytes - width, from + bytes - width, width);
+  };
+  if (bytes > 512) {
+    std::memcpy(to, from, bytes);
+  } else if (bytes >= 16) {
+    by(std::integral_constant<std::size_t, 16>());
+  } else if (bytes >= 8) {
+    by(std::integral_constant<std::size_t, 8>());
+  } else {
+    by(std::integral_constant<std::size_t, 4>());
+  }
+}
+
 // Moves elements [begin, end) of a strided stream into a tile, or back, row by row: a row is a run along the last axis.
 template <std::size_t kSize, bool kGather>
 void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin, std::int64_t end, std::byte* tile) {
   constexpr auto kStep = static_cast<std::int64_t>(kSize);
-  constexpr std::int64_t kLongRow = 16;  // from here on a call of memcpy is worth its price
-  const auto copy = [](std::byte* in_tile, std::byte* in_place, std::size_t bytes) {
-    std::memcpy(kGather ? in_tile : in_place, kGather ? in_place : in_tile, bytes);  // elements need not be aligned
-  };
   const std::int64_t* const shape = layout.shape.data();
   const std::int64_t* const strides = layout.strides[stream].data();
   const int last = static_cast<int>(layout.shape.size()) - 1;
@@ -40,10 +55,13 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
   for (std::int64_t left = end - begin; left > 0; column = 0) {
     const std::int64_t count = std::min(left, length - column);
     std::byte* const first = row + column * step;
-    if (step == kStep && count >= kLongRow) {
-      copy(tile, first, static_cast<std::size_t>(count) * kSize);
+    if (step == kStep) {
+      move_row(kGather ? tile : first, kGather ? first : tile, static_cast<std::size_t>(count) * kSize);
     } else {
-      for (std::int64_t i = 0; i < count; ++i) copy(tile + i * kStep, first + i * step, kSize);
+      for (std::int64_t i = 0; i < count; ++i) {
+        std::byte *const in_tile = tile + i * kStep, *const in_place = first + i * step;
+        std::memcpy(kGather ? in_tile : in_place, kGather ? in_place : in_tile, kSize);  // it need not be aligned
+      }
     }
     tile += count * kStep;
     left -= count;
