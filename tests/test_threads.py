@@ -506,6 +506,18 @@ time.sleep(0.1)
         )
 
 
+def test_idle_workers_leave_the_processor_alone():
+    assert python(f"""
+opt, p, g = make({LARGE})
+gs.set_num_threads(4)
+opt.step(g)
+time.sleep(0.1)
+before = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - before < 0.05)
+""") == ["True"]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_additions_reach_every_element_of_every_stream(count, dtype):

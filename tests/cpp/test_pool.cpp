@@ -1,6 +1,7 @@
 // The pool: every task once, whoever calls, however many at a time, and after fork(); and the core count it starts
 // from.
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -285,6 +286,25 @@ TEST(workers_leave_signals_alone) {
     CHECK(sigismember(&now, signal) == sigismember(&mask_at_start, signal));
   }
 }
+
+#if defined(__linux__)
+TEST(workers_keep_off_the_callers_core) {
+  cpu_set_t callers;
+  CHECK(sched_getaffinity(0, sizeof callers, &callers) == 0);
+  if (CPU_COUNT(&callers) < 2) return;
+  const std::thread::id self = std::this_thread::get_id();
+  std::atomic<int> here{0}, wrong{0};
+  each(3, 3, [&](std::size_t) {
+    ++here;
+    wait_until([&] { return here == 3; });
+    if (std::this_thread::get_id() == self) return;
+    cpu_set_t mine;
+    pthread_getaffinity_np(pthread_self(), sizeof mine, &mine);
+    if (CPU_COUNT(&mine) != CPU_COUNT(&callers) - 1) ++wrong;
+  });
+  CHECK(wrong == 0);
+}
+#endif
 
 // What a child does: it starts with no worker, and its own pool then works, also in a child of its own.
 bool child_works() {
