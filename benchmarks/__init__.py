@@ -1,0 +1,22 @@
+"""gradstep beside its ceiling and its peers: ``python -m benchmarks``, and how to read what it writes.
+
+**What takes turns.** All arms of a trial are alive at once and are timed in turn, A B C A B C ..., so that a noisy
+moment hits all of them. A sample is a block of calls, about 300 us of them. An arm has several warm-up calls before its
+first block; and every block begins when a call takes no more than twice the least of those, or after 50 ms. Kept are
+all samples, their median, quartiles and the least. On a shared machine only ratios within one trial mean something.
+
+**What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many
+steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A wrong answer ends the run
+with exit status 1.
+
+**The peers at their best.** NumPy is written by hand with ``out=``, in pieces that stay in the cache. torch is shown in
+all its forms (single, foreach, fused where it has one), optax compiled with donated buffers, Numba exactly and with
+fast-math, which takes approximate roots. A worker of OpenMP spins for about 15 ms after a call. On a virtual machine of
+two cores Linux was seen to wake it on the caller's own core and to leave it there for milliseconds: the calls of torch
+and Numba took a hundred times longer. So there is a pause of 40 ms before every block, which also keeps the cores free
+of spinning neighbours while gradstep runs; a block waits until calls are up to speed; and torch is judged by its median
+in the form that is best there. A cold call cannot be waited for: judge OpenMP's by the least.
+
+**The ceiling** is one in-place pass over as many streams that only adds, on the same threads, in the same trial.
+GB/s count the least traffic of the rule: the gradient read, the parameter and each state read and written.
+"""

@@ -1,49 +1,155 @@
-"""One step of every rule beside the same step in plain NumPy: `python -m benchmarks [--size N] [--repeats N]`.
-
-Both arms run interleaved on the same values, and the answers are compared bit for bit. GB/s counts the least traffic
-that the rule needs: the parameter and each state read and written, the gradient read.
-"""
+"""The command line: measure, keep the samples, and write a report; or write the report again."""
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
-import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import gradstep as gs
+from gradstep.__main__ import Parser, at_least
+from gradstep.bench import WrongAnswer
+from gradstep.demo import write_whole
+
+from . import machine
+from .harness import Settings
+from .parts import PARTS
+from .peers import MODULES, installed, load
+from .render import Results, render
+
+SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 64_000_000)
+QUICK_SIZES = (10, 1000, 100_000)
+ARRAYS = 40
+"""Of the size of a parameter, in all arms of a trial and what they leave behind."""
 
 
-def seconds(step: Callable[[np.ndarray], None], grads: np.ndarray) -> float:
-    start = time.perf_counter()
-    step(grads)
-    return time.perf_counter() - start
+def build_parser() -> Parser:
+    """The options."""
+    parser = Parser(
+        prog="python -m benchmarks",
+        description="gradstep beside its ceiling and its peers; see benchmarks/__init__.py.",
+    )
+    options = parser.add_argument
+    rules = [cls.__name__ for cls in gs.optimizers.ALL]
+    sizes = " ".join(map(str, SIZES))
+    whole = at_least(1)
+    options("--parts", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    options("--rules", choices=rules, nargs="+", default=rules, metavar="RULE", help=f"of {', '.join(rules)}")
+    options(
+        "--sizes",
+        type=whole,
+        nargs="+",
+        metavar="N",
+        help=f"elements, for the part sizes [{sizes}]",
+    )
+    options("--threads", type=whole, nargs="+", metavar="N", help="for the part threads [1 to all]")
+    options("--peers", choices=MODULES, nargs="*", metavar="LIBRARY", help=f"of {', '.join(MODULES)} [those installed]")
+    options("--repeats", type=whole, metavar="N", help="turns of every arm [11, or 3 in a quick run]")
+    options("--pause", type=at_least(0), metavar="MS", help="rest before every block [40, or 5 in a quick run]")
+    options("--quick", action="store_true", help="small sizes and few turns: whether it works, not how fast")
+    options(
+        "--output", type=Path, metavar="FOLDER", help="of the report [benchmarks/results/ and the processor's name]"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="render", title="without measuring")
+    again = commands.add_parser("render", help="write the report of kept results again")
+    again.add_argument("results", type=Path, metavar="RESULTS.JSON")
+    about = "of the report [that of the results]"
+    again.add_argument("--output", type=Path, default=argparse.SUPPRESS, metavar="FOLDER", help=about)
+    return parser
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--size", type=int, default=1_000_000, help="elements of the one float32 tensor (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="steps of each arm (%(default)s)")
-    given = parser.parse_args()
+def settings_of(given: argparse.Namespace) -> Settings:
+    """What the options ask for. Raises ModuleNotFoundError for a named peer that is not installed."""
+    return Settings(
+        rules=[cls for cls in gs.optimizers.ALL if cls.__name__ in given.rules],
+        sizes=given.sizes or (QUICK_SIZES if given.quick else SIZES),
+        threads=given.threads or range(1, gs.get_num_threads() + 1),
+        peers=load(installed() if given.peers is None else given.peers),
+        repeats=given.repeats or (3 if given.quick else 11),
+        pause=((5 if given.quick else 40) if given.pause is None else given.pause) / 1000,
+        quick=given.quick,
+    )
 
-    config = gs.show_config(mode="dicts")
-    print(f"{given.size} float32 elements, {config['isa']['chosen']}, {config['threads']['count']} threads; medians\n")
-    print(f"{'rule':10} {'bytes':>5} {'gradstep ms':>12} {'GB/s':>6} {'NumPy ms':>9} {'ratio':>6}")
-    rng = np.random.default_rng(0)
-    first, g = (rng.standard_normal(given.size).astype(np.float32) for _ in range(2))
-    for cls in gs.optimizers.ALL:
-        p, q = first.copy(), first.copy()
-        fused, plain = cls(p), gs.reference.RULES[cls.rule](q)
-        times = [(seconds(fused.step, g), seconds(plain.step, g)) for _ in range(given.repeats)]
-        if p.tobytes() != q.tobytes():
-            raise SystemExit(f"{cls.rule}: the answer is wrong")
-        ours, numpys = (statistics.median(arm) for arm in zip(*times, strict=True))
-        moved = 4 * (3 + 2 * len(fused.state))
-        rate = moved * given.size / ours / 1e9
-        print(f"{cls.rule:10} {moved:5} {ours * 1e3:12.3f} {rate:6.1f} {numpys * 1e3:9.2f} {numpys / ours:6.1f}")
+
+def fitting(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings without the sizes for which the memory is too small, and words about those."""
+    most = machine.kilobytes("MemAvailable") * 1024 / (4 * ARRAYS)
+    left_out = [f"{size} elements: too little memory" for size in settings.sizes if size > most]
+    return replace(settings, sizes=[size for size in settings.sizes if size <= most]), left_out
+
+
+def measure(settings: Settings, parts: Sequence[str], output: Path) -> Results:
+    """Run the trials of these parts; results.json is written after each part, in case a later one fails."""
+    settings, left_out = fitting(settings)
+    results: Results = {
+        "date": date.today().isoformat(),
+        "machine": machine.describe(),
+        "settings": {
+            "parts": list(parts),
+            "rules": [cls.__name__ for cls in settings.rules],
+            "sizes": list(settings.sizes),
+            "threads": list(settings.threads),
+            "peers": [peer.name for peer in settings.peers],
+            "repeats": settings.repeats,
+            "pause": settings.pause,
+            "quick": settings.quick,
+        },
+        "left_out": left_out,
+        "rows": [],
+    }
+    start = time.monotonic()
+    columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        for name in parts:
+            trials = list(PARTS[name].trials(settings))
+            task = progress.add_task(name, total=len(trials))
+            for trial in trials:
+                progress.update(task, description=f"{name}: {trial.title}")
+                results["rows"] += [{"part": name, **row} for row in trial.run(settings)]
+                progress.advance(task)
+            progress.update(task, description=name)
+            results["minutes"] = round((time.monotonic() - start) / 60, 1)
+            write_whole(output / "results.json", (json.dumps(results) + "\n").encode())
+    return results
+
+
+def run(given: argparse.Namespace) -> Path:
+    """Measure, or take kept results, and write the report; its folder."""
+    if given.command == "render":
+        results, output = json.loads(given.results.read_text(encoding="utf-8")), given.output or given.results.parent
+    else:
+        output = given.output or machine.ROOT / "benchmarks" / "results" / machine.slug()
+        output.mkdir(parents=True, exist_ok=True)
+        results = measure(settings_of(given), given.parts, output)
+    render(results, output)
+    return output
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = build_parser()
+    given = parser.parse_args(args)
+    try:
+        print(f"Report: {run(given) / 'README.md'}")
+    except KeyboardInterrupt:
+        return fail(parser, "interrupted", 130)
+    except (OSError, ValueError, RuntimeError, ModuleNotFoundError, WrongAnswer, MemoryError) as error:
+        return fail(parser, f"{error}", 1)
+    return 0
+
+
+def fail(parser: Parser, message: str, status: int) -> int:
+    """Say what is wrong, in one line, and hand back the exit status."""
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gradstep
-from gradstep import demo
+from gradstep import bench, demo
 from gradstep.__main__ import main
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -43,8 +43,7 @@ def test_help(args):
     done = run("-m", "gradstep", *args)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: python -m gradstep")
-    assert "demo" in done.stdout
-    assert "info" in done.stdout
+    assert all(command in done.stdout for command in ("bench", "demo", "info"))
 
 
 def test_version(capsys):
@@ -81,6 +80,11 @@ def test_info_needs_numpy_alone():
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--hidden", "8", "0"], "--hidden"),
         (["demo", "--output", "a.pdf"], "'a.pdf' does not end in .png"),
+        (["bench", "--size", "0"], "--size: '0' is not a whole number of 1 or more"),
+        (["bench", "--size", "100x"], "--size"),
+        (["bench", "--size", "0x10"], "--size: '0' is not a whole number of 1 or more"),
+        (["bench", "--threads", "all"], "--threads"),
+        (["bench", "--repeats", "0"], "--repeats"),
         (["info", "--all"], "--all"),
     ],
 )
@@ -94,7 +98,7 @@ def test_a_missing_extra_is_named_with_its_remedy(missing, capsys, monkeypatch, 
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == (
-        f'python -m gradstep: error: the demo needs {missing}: pip install "gradstep[demo]"\n'
+        f'python -m gradstep: error: demo needs {missing}: pip install "gradstep[demo]"\n'
     )
 
 
@@ -127,6 +131,45 @@ def test_an_interrupted_demo_ends_with_one_line(stop, status, tmp_path, capsys, 
     assert main(["demo", "--output", str(tmp_path / "a.png")]) == status
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_reach_the_bench(monkeypatch):
+    pytest.importorskip("rich")
+    seen = []
+    monkeypatch.setattr(bench, "run", lambda **options: seen.append((options, gradstep.get_num_threads())))
+    assert main(["bench", "--size", "7", "30x5", "--threads", "3", "--repeats", "2"]) == 0
+    assert seen == [({"shapes": [(1, 7), (30, 5)], "repeats": 2}, 3)]
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("Unable to allocate"), 1, "too little memory: Unable to allocate"),
+        (bench.WrongAnswer("adam: wrong"), 1, "adam: wrong"),
+    ],
+)
+def test_a_bench_that_stops_says_why_in_one_line(stop, status, words, monkeypatch, capsys):
+    pytest.importorskip("rich")
+
+    def stand_in(**_):
+        raise stop
+
+    monkeypatch.setattr(bench, "run", stand_in)
+    assert main(["bench"]) == status
+    assert capsys.readouterr().err == f"python -m gradstep: error: {words}\n"
+
+
+def test_a_bench_of_too_many_threads_is_refused(capsys):
+    pytest.importorskip("rich")
+    assert main(["bench", "--threads", "99999"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bench_without_rich_names_its_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["bench"]) == 1
+    assert capsys.readouterr().err == 'python -m gradstep: error: bench needs rich: pip install "gradstep[bench]"\n'
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -542,5 +542,5 @@ def test_additions_reach_every_element_of_every_stream(count, dtype):
     ],
 )
 def test_additions_refuse_what_has_gaps_or_does_not_match(streams):
-    with pytest.raises(ValueError, match="^streams must be"):
+    with pytest.raises(ValueError, match=r"^streams must be"):
         _core.run_additions(streams)

@@ -1,4 +1,4 @@
-"""The command line, ``python -m gradstep``: a demonstration, and what this build can do."""
+"""The command line, ``python -m gradstep``: a demonstration, a measurement, and what this build can do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gradstep
-from gradstep import demo
+from gradstep import bench, demo
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +30,13 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def shape(text: str) -> bench.Shape:
+    """The type of an option: the elements of one tensor, or how many tensors of how many elements."""
+    count, _, size = text.rpartition("x")
+    whole = at_least(1)
+    return whole(count or "1"), whole(size)
 
 
 def png(text: str) -> Path:
@@ -59,18 +66,31 @@ def build_parser() -> Parser:
     about = f"units of the perceptron's hidden layers [{hidden}]"
     options("--hidden", type=at_least(1), default=demo.HIDDEN, metavar="N", nargs="+", help=about)
 
+    about = "time every optimizer beside the limit of memory and beside NumPy, for a minute"
+    options = commands.add_parser("bench", help=about, description=sentence(about)).add_argument
+    shapes = " ".join(bench.shape_words(shape).replace(" ", "") for shape in bench.SHAPES)
+    about = f"elements of the tensor, or of so many tensors [{shapes}]"
+    options("--size", type=shape, default=bench.SHAPES, dest="shapes", metavar="N or MxN", nargs="+", help=about)
+    options("--threads", type=at_least(1), metavar="N", help="that a step may use [as many as cores]")
+    options("--repeats", type=at_least(1), default=bench.REPEATS, metavar="N", help="turns of every arm [%(default)s]")
+
     about = "show the version, the build, the instruction sets, the threads and CUDA"
     commands.add_parser("info", help=about, description=sentence(about))
     return parser
 
 
+def need(modules: Sequence[str], command: str) -> None:
+    """Raise ModuleNotFoundError, with its remedy, where a command lacks a module."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f'{command} needs {error.name}: pip install "gradstep[{command}]"') from None
+
+
 def run_demo(output: Path, **options: Any) -> int:
     """The command ``demo``."""
-    try:
-        for module in demo.REQUIRES:
-            importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        return fail(1, f'the demo needs {error.name}: pip install "gradstep[demo]"')
+    need(demo.REQUIRES, "demo")
     try:
         demo.check_output(output)
     except OSError as error:
@@ -78,6 +98,21 @@ def run_demo(output: Path, **options: Any) -> int:
     runs = demo.run(output, **options)
     if not all(run.same_bits for run in runs):
         return fail(1, "the bits of gradstep and of NumPy differ")
+    return 0
+
+
+def run_bench(threads: int | None, **options: Any) -> int:
+    """The command ``bench``."""
+    need(bench.REQUIRES, "bench")
+    try:
+        if threads is not None:
+            gradstep.set_num_threads(threads)
+    except ValueError as error:
+        return fail(2, str(error))
+    try:
+        bench.run(**options)
+    except MemoryError as error:
+        return fail(1, f"too little memory: {error}")
     return 0
 
 
@@ -97,6 +132,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if command == "demo":
             return run_demo(**options)
+        if command == "bench":
+            return run_bench(**options)
         if command == "info":
             gradstep.show_config()
         else:
@@ -104,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return fail(130, "interrupted")
-    except OSError as error:
+    except (OSError, ModuleNotFoundError, bench.WrongAnswer) as error:
         return fail(1, str(error))
     return 0
 

@@ -1,0 +1,96 @@
+"""Where and of what a measurement was made: processor, memory, system, compiler, versions, commit. No host names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gradstep as gs
+from gradstep.bench import processor
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("numpy", "torch", "optax", "jax", "numba")
+
+
+def read(path: Path) -> str:
+    """A small file of the system, empty where there is none."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8").strip()
+    return ""
+
+
+def kilobytes(name: str) -> int:
+    """An entry of the system's memory, such as MemTotal."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", read(Path("/proc/meminfo")), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def caches() -> dict[str, int]:
+    """The sizes of the first core's caches in bytes, such as "L2"."""
+    sizes = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, size = read(cache / "type"), read(cache / "size")
+        if kind and size.endswith("K"):
+            sizes[f"L{read(cache / 'level')}{' ' + kind.lower() if kind != 'Unified' else ''}"] = int(size[:-1]) * 1024
+    return sizes
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """The processor and the memory."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "caches": caches(),
+        "memory": kilobytes("MemTotal") * 1024,
+        "virtual": "hypervisor" in read(Path("/proc/cpuinfo")),
+    }
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """The version of each package, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git(*words: str) -> str | None:
+    """What git says in this repository, None where there is none."""
+    try:
+        return subprocess.run(("git", "-C", ROOT, *words), check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe() -> dict[str, Any]:
+    """All of it."""
+    return {
+        "hardware": hardware(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "gradstep": gs.show_config(mode="dicts"),
+        "versions": versions(),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain")),
+    }
+
+
+def slug() -> str:
+    """A name of this kind of machine for a folder: the processor and its cores."""
+    words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", processor())
+    return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), str(cores()), "cores"])

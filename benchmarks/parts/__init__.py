@@ -1,0 +1,16 @@
+"""The parts of the benchmark: one short file each, with a TITLE, ABOUT it, its `trials` and its `table`."""
+
+from . import layouts, many, memory, neighbours, options, share, sizes, subnormals, threads
+
+PARTS = {
+    "share": share,
+    "sizes": sizes,
+    "many": many,
+    "threads": threads,
+    "options": options,
+    "memory": memory,
+    "layouts": layouts,
+    "subnormals": subnormals,
+    "neighbours": neighbours,
+}
+"""In the order of the report."""

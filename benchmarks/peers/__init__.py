@@ -1,0 +1,22 @@
+"""The peers: one short file for each library, imported only where the library is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+
+from .peer import Peer
+
+MODULES = {"numpy": "numpy_out", "torch": "torch_forms", "optax": "optax_jit", "numba": "numba_jit"}
+"""The file of each library. A further peer is a line here and a file with PEERS, its forms."""
+
+
+def installed() -> list[str]:
+    """The libraries that are here."""
+    return [library for library in MODULES if find_spec(library)]
+
+
+def load(libraries: Iterable[str]) -> list[Peer]:
+    """The forms of these libraries. Raises ModuleNotFoundError where one is not installed."""
+    return [peer for library in libraries for peer in import_module(f".{MODULES[library]}", __name__).PEERS]

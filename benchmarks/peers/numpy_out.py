@@ -1,0 +1,129 @@
+"""NumPy at its best: every operation into an array that is there already, in pieces that stay in the cache."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from gradstep.bench import Arm, Problem
+
+from .peer import Peer
+from .scalars import SCALARS
+
+PIECE = 1 << 15
+"""Elements of the largest piece: of Adam's four arrays and two temporaries, 768 KB."""
+
+# Each takes a parameter, its gradient and its states, two temporaries, and the scalars of the step.
+
+
+def sgd(p, g, a, _, lr):
+    p -= np.multiply(g, lr, out=a)
+
+
+def momentum(p, g, v, a, _, mu, lr):
+    v *= mu
+    v += g
+    p -= np.multiply(v, lr, out=a)
+
+
+def nag(p, g, v, a, _, mu, lr):
+    v *= mu
+    v += g
+    np.multiply(v, mu, out=a)
+    a += g
+    a *= lr
+    p -= a
+
+
+def adagrad(p, g, s, a, _, eps, lr):
+    s += np.multiply(g, g, out=a)
+    np.sqrt(s, out=a)
+    a += eps
+    np.divide(g, a, out=a)
+    a *= lr
+    p -= a
+
+
+def rmsprop(p, g, s, a, _, rho, fresh, eps, lr):
+    average_of_squares(s, g, a, rho, fresh)
+    np.sqrt(s, out=a)
+    a += eps
+    np.divide(g, a, out=a)
+    a *= lr
+    p -= a
+
+
+def adadelta(p, g, s, u, a, b, rho, fresh, eps, lr):
+    average_of_squares(s, g, a, rho, fresh)
+    np.add(u, eps, out=a)
+    a /= np.add(s, eps, out=b)
+    np.sqrt(a, out=a)
+    a *= g
+    average_of_squares(u, a, b, rho, fresh)
+    a *= lr
+    p -= a
+
+
+def adam(p, g, m, v, a, _, beta1, fresh1, beta2, fresh2, unbias, eps, lr):
+    moments(g, m, v, a, beta1, fresh1, beta2, fresh2)
+    np.sqrt(v, out=a)
+    a *= unbias
+    a += eps
+    np.divide(m, a, out=a)
+    a *= lr
+    p -= a
+
+
+def nadam(p, g, m, v, a, b, beta1, fresh1, beta2, fresh2, unbias, eps, of_mean, of_gradient):
+    moments(g, m, v, a, beta1, fresh1, beta2, fresh2)
+    np.multiply(m, of_mean, out=a)
+    a += np.multiply(g, of_gradient, out=b)
+    np.sqrt(v, out=b)
+    b *= unbias
+    b += eps
+    a /= b
+    p -= a
+
+
+def average_of_squares(s, x, a, rho, fresh):
+    np.multiply(x, x, out=a)
+    a *= fresh
+    s *= rho
+    s += a
+
+
+def moments(g, m, v, a, beta1, fresh1, beta2, fresh2):
+    m *= beta1
+    m += np.multiply(g, fresh1, out=a)
+    average_of_squares(v, g, a, beta2, fresh2)
+
+
+RULES = {rule.__name__: rule for rule in (sgd, momentum, nag, adagrad, rmsprop, adadelta, adam, nadam)}
+
+
+def make(name: str, problem: Problem) -> Arm | None:
+    """The step in NumPy."""
+    update = RULES.get(problem.cls.rule)
+    if update is None:
+        return None
+    params = problem.params()
+    scalars = SCALARS[problem.cls.rule](SimpleNamespace(**problem.cls.defaults))
+    largest = min(PIECE, max(param.size for param in params))
+    temporaries = np.empty((2, largest), params[0].dtype)
+    pieces = []
+    for param, grad in zip(params, problem.grads, strict=True):
+        arrays = [param.reshape(-1), grad.reshape(-1), *np.zeros((problem.states, param.size), param.dtype)]
+        for start in range(0, param.size, PIECE):
+            cut = [array[start : start + PIECE] for array in arrays]
+            pieces.append((*cut, *temporaries[:, : cut[0].size]))
+
+    def step():
+        numbers = next(scalars)
+        for piece in pieces:
+            update(*piece, *numbers)
+
+    return Arm(name, step, problem, lambda: params)
+
+
+PEERS = [Peer("NumPy out=", "numpy", make)]

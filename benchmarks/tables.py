@@ -1,0 +1,79 @@
+"""Tables in Markdown from rows of results, and the words and numbers in their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isnan
+
+from gradstep.bench import duration
+
+from .harness import Row
+
+Cells = Sequence[str]
+
+
+def markdown(headings: Cells, lines: Iterable[Cells]) -> str:
+    """A table; all columns but the first stand on the right."""
+    marks = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *lines))
+
+
+def group(rows: Iterable[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
+    """Rows by these entries, and within by their arms."""
+    groups: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), {})[row["arm"]] = row
+    return groups
+
+
+def arms(rows: Iterable[Row], *, beside: Iterable[str] = ("gradstep", "ceiling")) -> list[str]:
+    """The arms that there are, but for these; in the order of the rule that has most of them."""
+    by_rule = group(rows, "rule").values()
+    names = dict.fromkeys(arm for found in sorted(by_rule, key=len, reverse=True) for arm in found)
+    return [arm for arm in names if arm not in beside]
+
+
+def words(entry: int | str) -> str:
+    """An entry of a row, a number with its thousands apart."""
+    return f"{entry:,}" if isinstance(entry, int) else entry
+
+
+def timed(row: Row | None) -> str:
+    """A median time with its quartiles."""
+    return f"{duration(row['median'])} ({duration(row['low'])} to {duration(row['high'])})" if row else ""
+
+
+def rate(row: Row) -> str:
+    """The least traffic of a step by its time."""
+    return f"{row['bytes'] * row['elements'] / row['median'] / 1e9:.1f}"
+
+
+def times(row: Row | None, other: Row | None) -> str:
+    """How many times longer the first took than the other, by their medians, and by the least of each in brackets."""
+    if not row or not other:
+        return ""
+    of_median, of_least = (ratio_words(row[key] / other[key]) for key in ("median", "least"))
+    return f"{of_median} ({of_least})"
+
+
+def ratio_words(ratio: float) -> str:
+    """A ratio with about three digits, nothing for what is not a number."""
+    return "" if isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def percent(row: Row | None, other: Row | None) -> str:
+    """The time of the first in parts of the other's."""
+    return f"{row['median'] / other['median']:.0%}" if row and other else ""
+
+
+def comparison(rows: Sequence[Row], *keys: str) -> str:
+    """gradstep beside its ceiling and all other arms: a line for each rule and each of these entries."""
+    others = arms(rows)
+    headings = ["optimizer", *keys, "a step of gradstep", "GB/s", "of the ceiling", *others]
+    lines = []
+    for (rule, *entries), found in group(rows, "rule", *keys).items():
+        ours = found["gradstep"]
+        ratios = [times(found.get(arm), ours) for arm in others]
+        measured = [timed(ours), rate(ours), percent(found.get("ceiling"), ours)]
+        lines.append([rule, *map(words, entries), *measured, *ratios])
+    return markdown(headings, lines)

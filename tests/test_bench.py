@@ -1,0 +1,228 @@
+"""The measurements take turns, check what they time, and leave what they promise; how fast a step is, is no matter."""
+
+import json
+import platform
+import sys
+from contextlib import nullcontext
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+import gradstep as gs
+from gradstep import bench, optimizers, reference
+from gradstep.__main__ import main as gradstep_main
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("threadpoolctl")
+
+from benchmarks import guard, machine, peers
+from benchmarks.__main__ import main
+from benchmarks.harness import problem, row
+from benchmarks.parts import PARTS
+from benchmarks.peers import numpy_out
+
+NAMES = [cls.__name__ for cls in optimizers.ALL]
+SMALL = ["--quick", "--sizes", "1000", "--repeats", "1", "--pause", "0", "--peers", "numpy"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def adam_is_off(monkeypatch):
+    """The reference, and with it what is right, differs by a bit."""
+    update = reference.Adam.update
+    monkeypatch.setattr(reference.Adam, "update", lambda *args: np.nextafter(update(*args), np.float32(9)))
+
+
+# ---- python -m gradstep bench ---------------------------------------------------------------------------------------
+
+
+def test_the_minute_has_a_row_for_every_rule_and_shape(capsys):
+    assert gradstep_main(["bench", "--size", "1000", "3x10", "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.endswith("x ")]
+    assert [words[0] for words in rows] == 2 * NAMES
+    assert [" ".join(words[1:4]) for words in rows[len(NAMES) :]] == ["3 x 10"] * len(NAMES)
+    assert f"threads: {gs.get_num_threads()}" in out
+    assert "The bits after all steps are NumPy's, with every optimizer." in out
+
+
+@pytest.mark.usefixtures("adam_is_off")
+def test_a_wrong_bit_fails_the_minute(capsys):
+    assert gradstep_main(["bench", "--size", "10", "--repeats", "1"]) == 1
+    words = "python -m gradstep: error: adam: gradstep computed something else than the reference\n"
+    assert capsys.readouterr().err == words
+
+
+def test_the_bytes_are_those_of_all_streams():
+    states = {cls.__name__: problem(cls, (1, 10)).bytes_moved for cls in (gs.SGD, gs.Momentum, gs.Adam)}
+    assert states == {"SGD": 12, "Momentum": 20, "Adam": 28}
+    assert problem(gs.Adam, (1, 10), amsgrad=True).bytes_moved == 36
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(2.5e-7, "0.25 µs"), (1.234e-6, "1.23 µs"), (0.0123, "12.3 ms"), (0.456, "456 ms"), (7, "7.00 s")],
+)
+def test_durations(seconds, words):
+    assert bench.duration(seconds) == words
+
+
+def stand_in(name, seen):
+    """An arm that computes nothing."""
+    return bench.Arm(name, lambda: seen.append(name), problem(gs.SGD, (1, 10)), calls=3)
+
+
+def test_arms_take_turns():
+    seen = []
+    arms = [stand_in("a", seen), stand_in("b", seen)]
+    bench.take_turns(arms, 2)
+    assert "".join(name for name, _ in groupby(seen)) == 3 * "ab"
+    assert [len(arm.samples) for arm in arms] == [2, 2]
+
+
+def test_a_short_call_is_timed_many_times_at_once():
+    arm = stand_in("a", [])
+    arm.calls = 0
+    arm.warm_up()
+    assert arm.calls > 30
+
+
+def test_a_block_is_timed_within_its_surroundings():
+    entered = []
+    arm = stand_in("a", [])
+    arm.around = lambda: nullcontext(entered.append(len(arm.samples)))
+    arm.warm_up()
+    arm.time_block()
+    assert entered == [0, 0]
+
+
+@pytest.mark.parametrize(("off", "right"), [(0.0, True), (1e-5, True), (0.01, False), (np.nan, False)])
+def test_a_peer_may_round_in_another_way(off, right):
+    first = np.ones(4)
+    assert bench.close(first + 1 + off, first + 1, first) is right
+
+
+# ---- python -m benchmarks -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The folder of a small run of all parts."""
+    folder = tmp_path_factory.mktemp("report")
+    assert main([*SMALL, "--rules", "SGD", "Adam", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_results_hold_every_part_and_how_they_came_about(report):
+    results = json.loads((report / "results.json").read_text())
+    assert list(dict.fromkeys(row["part"] for row in results["rows"])) == list(PARTS)
+    assert results["settings"]["peers"] == ["NumPy out="]
+    assert results["machine"]["versions"]["numpy"] == np.__version__
+    assert results["machine"]["gradstep"]["build"]["compiler"]
+    assert results["machine"].keys() >= {"hardware", "system", "python", "commit", "dirty"}
+    assert platform.node() not in json.dumps(results["machine"]["hardware"])
+    assert {(found["rule"], found["bytes"]) for found in results["rows"] if found["part"] == "sizes"} == {
+        ("SGD", 12),
+        ("Adam", 28),
+    }
+    for timed in (found for found in results["rows"] if found["part"] != "memory"):
+        assert 0 < timed["least"] <= timed["low"] <= timed["median"] <= timed["high"]
+        assert len(timed["samples"]) == 1
+        assert timed["calls"] >= 1
+
+
+def test_the_report_has_a_section_for_every_part_and_its_plots(report):
+    text = (report / "README.md").read_text()
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [part.TITLE for part in PARTS.values()]
+    for name in ("peers.png", "ceiling.png", "sizes.png"):
+        assert f"({name})" in text
+        assert (report / name).read_bytes().startswith(PNG)
+    assert str(report) not in text
+
+
+def test_a_report_is_written_again_without_measuring(report, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.measure", lambda *_: pytest.fail("it was measured"))
+    assert main(["render", str(report / "results.json"), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == (report / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("adam_is_off")
+def test_a_wrong_bit_fails_the_run(tmp_path, capsys):
+    assert main([*SMALL, "--parts", "sizes", "--rules", "Adam", "--output", str(tmp_path)]) == 1
+    assert "adam: gradstep computed something else" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_a_wrong_peer_fails_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(numpy_out.RULES, "adam", lambda p, g, *_: np.subtract(p, g, out=p))
+    assert main([*SMALL, "--parts", "sizes", "--rules", "Adam", "--output", str(tmp_path)]) == 1
+    assert "adam: NumPy out= computed something else" in capsys.readouterr().err
+
+
+def test_a_size_beyond_the_memory_is_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "kilobytes", lambda _: 1000)
+    options = [*SMALL, "--parts", "sizes", "--rules", "SGD", "--output", str(tmp_path), "--sizes", "10", "1000000"]
+    assert main(options) == 0
+    assert "1000000 elements: too little memory" in (tmp_path / "README.md").read_text()
+
+
+def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(peers.MODULES, "numpy", "nowhere")
+    assert main([*SMALL, "--output", str(tmp_path)]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_rule_that_a_peer_lacks_has_no_arm(monkeypatch):
+    monkeypatch.setattr(gs.Adam, "rule", "ninth")
+    assert [peer.make(peer.name, problem(gs.Adam, (1, 10))) for peer in peers.load(["numpy"])] == [None]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("library", list(peers.MODULES))
+def test_a_peer_computes_what_it_is_timed_for(library):
+    pytest.importorskip(library)
+    for cls in optimizers.ALL:
+        arms = [peer.make(peer.name, problem(cls, (2, 50))) for peer in peers.load([library])]
+        for arm in filter(None, arms):
+            arm.take(3)
+            bench.check([arm])
+            assert row("", bench.Arm(arm.name, arm.step, arm.problem, calls=1, samples=[1.0]))["tensors"] == 2
+
+
+# ---- python -m benchmarks.guard -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_guard(monkeypatch):
+    """A guard that is soon done, and takes NumPy for torch."""
+    for name, value in {"LARGE": (1, 1000), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}.items():
+        monkeypatch.setattr(guard, name, value)
+    monkeypatch.setattr(guard, "load", lambda _: numpy_out.PEERS)
+    monkeypatch.setattr(guard, "OF_CEILING", 0.0)
+    monkeypatch.setattr(guard, "OF_TORCH", 0.0)
+
+
+@pytest.mark.usefixtures("small_guard")
+def test_the_guard_is_content_with_the_first_attempt_that_holds(capsys):
+    assert guard.main() == 0
+    out, err = capsys.readouterr()
+    assert (out.count("attempt 1 of 3"), out.count("attempt 2 of 3"), err) == (2, 0, "")
+
+
+@pytest.mark.usefixtures("small_guard")
+@pytest.mark.parametrize("bound", ["OF_CEILING", "OF_TORCH"])
+def test_the_guard_fails_after_three_attempts(bound, monkeypatch, capsys):
+    monkeypatch.setattr(guard, bound, 1e9)
+    assert guard.main() == 1
+    out, err = capsys.readouterr()
+    assert out.count("attempt 3 of 3") == 1
+    assert err == "python -m benchmarks.guard: error: the step is too slow\n"
+
+
+def test_the_guard_needs_torch(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.peers.torch_forms", raising=False)
+    assert guard.main() == 1
+    assert capsys.readouterr().err == "python -m benchmarks.guard: error: torch is not installed\n"
