@@ -38,18 +38,18 @@ constexpr std::chrono::microseconds kPatience{50};
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
 bool soon(Condition holds) {
-  for (const auto until = std::chrono::steady_clock::now() + kPatience; !holds();) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    for (int i = 0; i < 16; ++i) {
+  for (const auto until = std::chrono::steady_clock::now() + kPatience;;) {
+    for (int i = 0; i < 32; ++i) {
+      if (holds()) return true;
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #elif defined(__aarch64__)
       __asm__ volatile("yield");
 #endif
     }
+    if (std::chrono::steady_clock::now() > until) return false;
     sched_yield();  // whoever else wants this core has it
   }
-  return true;
 }
 
 int current_core() {
