@@ -24,7 +24,7 @@ struct AdaDelta {
 
     GS_INLINE void operator()(T& p, T g, T& a, T& u) const {
       a = blend(rho, a, fresh, square(g));
-      const T d = (root(u + eps) / root(a + eps)) * g;
+      const T d = root((u + eps) / (a + eps)) * g;  // one root for the two of the paper
       u = blend(rho, u, fresh, square(d));
       p = p - rate * d;
     }

@@ -304,7 +304,7 @@ class RMSProp(Optimizer):
 
 
 class AdaDelta(Optimizer):
-    """AdaDelta: d = sqrt(u + eps) / sqrt(a + eps) * g; p -= lr * d.
+    """AdaDelta: d = sqrt((u + eps) / (a + eps)) * g; p -= lr * d.
 
     a = rho * a + (1 - rho) * g**2 comes before, u = rho * u + (1 - rho) * d**2 after.
 
@@ -315,7 +315,7 @@ class AdaDelta(Optimizer):
     rho : float
         From 0 to 1: what both averages keep at each step.
     eps : float
-        Added inside both roots.
+        Added to both averages under the root.
 
     States: `square_avg` (a), `acc_delta` (u), zero at first.
 

@@ -329,7 +329,7 @@ class RMSProp(Optimizer):
 
 
 class AdaDelta(Optimizer):
-    """``d = sqrt(u + eps) / sqrt(a + eps) g; p -= lr d``, ``a`` and ``u`` the means of g^2 and d^2 (Zeiler 2012)."""
+    """``d = sqrt((u + eps) / (a + eps)) g; p -= lr d``, ``a`` and ``u`` the means of g^2 and d^2 (Zeiler 2012)."""
 
     def __init__(
         self,
@@ -357,7 +357,7 @@ class AdaDelta(Optimizer):
         rate = T(o.lr)
 
         a[...] = rho * a + fresh * (g * g)
-        d = (np.sqrt(u + eps) / np.sqrt(a + eps)) * g
+        d = np.sqrt((u + eps) / (a + eps)) * g
         u[...] = rho * u + fresh * (d * d)
         return p - rate * d
 
