@@ -119,8 +119,9 @@ def say(knobs):
 # Sizes hug the boundaries: 2**k times {1, 2, 3}, each minus one, exact and plus one, past every vector width (16),
 # unrolled loop, block of the plan (256) and strided tile (512).
 SMALL = sorted({0, *(n * 2**k + d for n in (1, 3) for k in range(11) for d in (-1, 0, 1))})
-# Then the same of what a task holds (16384) and of what is worth sharing among threads (32768), and a large odd one.
-LARGE = [4095, 4096, 4097, 16383, 0, 16384, 1, 16385, 32767, 32768, 32769, 100_003, 7]
+# Then the same of what a task holds (4096), of what is worth sharing among threads that are awake (16384) and worth
+# waking one for (65536), and a large odd one.
+LARGE = [4095, 4096, 4097, 16383, 0, 16384, 1, 16385, 65535, 65536, 65537, 100_003, 7]
 
 
 def special(dtype):
@@ -209,7 +210,7 @@ class Case:
 
 CASES = [Case(rule, dtype, k) for rule in RULES for k in knobs(rule) for dtype in DTYPES]
 WIDEST = [Case(rule, dtype, knobs(rule)[-1]) for rule in RULES for dtype in DTYPES]
-FEW = [Case(rule, dtype, {}) for rule in RULES for dtype in DTYPES] + WIDEST
+FEW = [Case(rule, dtype, k) for rule in RULES for dtype in DTYPES for k in ({}, {"flush_subnormals": True})] + WIDEST
 
 
 def bits(array):

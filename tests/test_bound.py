@@ -55,6 +55,22 @@ def test_any_structure_may_be_bound():
     assert (p[0]["params"]["b"] == 1).all(), "None: it stays"
 
 
+def test_what_has_no_bound_gradient_is_not_looked_at():
+    p, q = np.ones(3), np.ones(3)
+    opt = gs.SGD.preset("torch", [p, q], grads=[np.ones(3), None], lr=1.0)
+    q.flags.writeable = False
+    opt.step()
+    assert not p.any()
+    assert q.all()
+
+
+def test_the_reference_asks_for_gradients_as_the_class_does():
+    with pytest.raises(TypeError):
+        gs.reference.SGD(np.ones(3)).step()
+    with pytest.raises(TypeError):
+        gs.reference.SGD(np.ones(3), grads=np.ones(3)).step(np.ones(3))
+
+
 def test_a_strided_gradient_may_be_bound():
     p, q, wide = np.ones((3, 4)), np.ones((3, 4)), np.arange(24.0).reshape(4, 6)
     bound, given = gs.Adam(p, grads=wide[:, ::2].T), gs.Adam(q)

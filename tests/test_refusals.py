@@ -342,6 +342,43 @@ def test_a_parameter_changed_after_construction(rule, change, error, words):
     assert opt.step_count == 2
 
 
+@pytest.mark.parametrize("role", ["params", "grads"])
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn of shapes and strides that are set
+def test_no_change_of_shape_goes_unseen(role, times):
+    p, g = np.ones((4, 6)), np.ones((4, 6))
+    opt = gs.SGD(p, grads=g)
+    array = {"params": p, "grads": g}[role]
+    for shape in ((6, 4), (2, 12), (12, 2), (3, 8))[:times]:
+        array.shape = shape
+    with pytest.raises(ValueError, match=f"^{role} was moved or reshaped"):
+        opt.step()
+    assert (p == 1).all()
+
+
+@pytest.mark.parametrize("role", ["params", "grads", "state momentum_buffer of params"])
+@pytest.mark.filterwarnings("ignore")
+def test_no_change_of_strides_goes_unseen(role):
+    p, g = np.ones((4, 4)), np.ones((4, 4))
+    opt = gs.Momentum(p, grads=g)
+    array = {"params": p, "grads": g}.get(role, opt.state["momentum_buffer"])
+    if role.startswith("state"):
+        array.shape = (16,)
+    else:
+        array.strides = array.strides[::-1]
+    with pytest.raises(ValueError, match=f"^{role} was moved or reshaped"):
+        opt.step()
+    assert (p == 1).all()
+
+
+def test_a_byte_order_that_is_native_by_name_is_native():
+    order = "<" if np.little_endian else ">"
+    for dtype in (np.dtype("f4").newbyteorder(order), np.dtype("f4", metadata={"a": 1})):
+        p, g = np.ones(3, dtype), np.ones(3, dtype)
+        gs.SGD(p, lr=1.0).step(g)
+        assert not p.any()
+
+
 def test_numpy_refuses_to_resize_what_an_optimizer_writes():
     """It would leave the kernel with memory that is no longer the parameter's."""
     p, g = np.ones(4), np.ones(4)

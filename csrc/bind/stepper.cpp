@@ -85,7 +85,9 @@ Array view(py::handle object, const std::string& kind, const std::string& name) 
            reinterpret_cast<const std::int64_t*>(fields.strides)};
 
   const auto* dtype = py::detail::array_descriptor_proxy(fields.descr);
-  const bool native = dtype->byteorder == '=' || dtype->byteorder == '|';
+  const std::uint16_t one = 1;
+  const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
+  const bool native = dtype->byteorder != (little ? '>' : '<');
 #define GS_RECOGNIZE(name, Codec)                                                 \
   if (native && dtype->type_num == py::dtype::num_of<codecs::Codec::Storage>()) { \
     array.dtype = DType::name;                                                    \
@@ -195,12 +197,12 @@ class Stepper {
   void add_tensor(int group, const std::string& name, const py::object& param,
                   const std::vector<std::optional<py::object>>& states) {
     const auto& names = step::catalog()[static_cast<std::size_t>(rule_)].states;
-    std::vector<Watched> added{own(param, params_, name)};
+    std::vector<Watched> added{own(param, params_, name, Role::kParameter)};
     std::vector<Array> arrays;
     for (std::size_t s = 0; s < states.size(); ++s) {
       arrays.emplace_back();
       if (!states[s]) continue;
-      added.push_back(own(*states[s], "state " + names[s] + " of " + params_, name));
+      added.push_back(own(*states[s], "state " + names[s] + " of " + params_, name, Role::kState));
       arrays.back() = added.back().array.view();
       if (arrays.back().dtype != added[0].array.dtype || added.back().array.shape != added[0].array.shape) {
         throw WrongType(added.back().name + " must have its parameter's shape and dtype");
@@ -237,8 +239,11 @@ class Stepper {
   std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads, bool looked_at) {
     py::tuple held;
     if (grads.is_none()) {
-      for (const Watched& array : owned_) array.check_unmoved();
-      for (const Watched& array : bound_) array.check_unmoved();
+      if (!is_bound_) throw WrongType(grads_ + " must be given, for none were bound");
+      for (const auto& [tensor, grad] : bound_) {
+        check_unmoved(tensor);
+        grad.check_unmoved();
+      }
     } else {
       held = hold(grads);
       std::vector<Suspect> suspects = set_gradients(held, looked_at);
@@ -253,11 +258,11 @@ class Stepper {
   std::vector<Suspect> bind(const py::object& grads) {
     const py::tuple held = hold(grads);
     std::vector<Suspect> suspects = set_gradients(held, false);
-    bound_.clear();
+    is_bound_ = true;
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::object grad = held[i];
-      if (!grad.is_none())
-        bound_.push_back(watch(grad, view(grad, grads_, stepper_.name(i)), grads_ + stepper_.name(i)));
+      const std::string name = grads_ + stepper_.name(i);
+      if (!grad.is_none()) bound_.emplace_back(i, watch(grad, view(grad, name, ""), name, Role::kGradient));
     }
     return suspects;
   }
@@ -280,42 +285,54 @@ class Stepper {
   }
 
  private:
-  // An array as it was when the optimizer was made. Every step looks whether its header still says so, and not at its
-  // shape: NumPy keeps that beside the data, in cache lines that workers write. It need not: a new shape has another
-  // address, and the weak reference keeps NumPy from resizing the array in place.
+  enum class Role { kParameter, kGradient, kState };
+
+  // An array as it was when the optimizer was made; every step looks whether it still is.
   struct Watched {
     py::object object;
-    py::weakref unresizable;
-    const char* data;
+    py::weakref unresizable;  // NumPy resizes no array in place that has one
+    py::object descriptor;
     const py::ssize_t *shape_at, *strides_at;
-    const PyObject* descriptor;
-    int rank;
-    bool written;
+    Role role;
     step::KeptArray array;
     std::string name;
 
     void check_unmoved() const {
       const auto& now = fields_of(object.ptr());
-      if (now.data != data || now.nd != rank || now.dimensions != shape_at || now.strides != strides_at) {
-        throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
+      const int rank = static_cast<int>(array.shape.size());
+      bool same = reinterpret_cast<const std::byte*>(now.data) == array.data && now.nd == rank;
+      if (role == Role::kState) {
+        // Its header tells, as far as a user of `opt.state` goes. NumPy keeps shapes beside the data, in cache lines
+        // that workers write: to look at those of all states would cost more than the rest of a small tensor's step.
+        same = same && now.dimensions == shape_at && now.strides == strides_at;
+      } else {
+        same = same && step::same(array.shape.data(), now.dimensions, rank) &&
+               step::same(array.strides.data(), now.strides, rank);
       }
+      if (!same) throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
       // Another descriptor, or a flag withdrawn: look closer.
+      const bool written = role != Role::kGradient;
       const bool locked = written && (now.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0;
-      if (now.descr == descriptor && !locked) return;
+      if (now.descr == descriptor.ptr() && !locked) return;
       if ((written ? writable_view(object, name, "") : view(object, name, "")).dtype != array.dtype) {
         throw WrongType(name + " was given another dtype after the optimizer was made");
       }
     }
   };
 
-  static Watched watch(const py::object& object, const Array& array, const std::string& name, bool written = false) {
+  static Watched watch(const py::object& object, const Array& array, const std::string& name, Role role) {
     const auto& now = fields_of(object.ptr());
-    return {object,  py::weakref(object),    now.data, now.dimensions, now.strides, now.descr, now.nd,
-            written, step::KeptArray(array), name};
+    const auto descriptor = py::reinterpret_borrow<py::object>(now.descr);
+    return {object, py::weakref(object), descriptor, now.dimensions, now.strides, role, step::KeptArray(array), name};
   }
 
-  static Watched own(const py::object& object, const std::string& kind, const std::string& name) {
-    return watch(object, target_view(object, kind, name), kind + name, true);
+  static Watched own(const py::object& object, const std::string& kind, const std::string& name, Role role) {
+    return watch(object, target_view(object, kind, name), kind + name, role);
+  }
+
+  // Of a tensor's parameter and states.
+  void check_unmoved(std::size_t tensor) const {
+    for (std::size_t k = first_of_[tensor]; k < first_of_[tensor + 1]; ++k) owned_[k].check_unmoved();
   }
 
   // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
@@ -336,7 +353,7 @@ class Stepper {
       const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
       if (grad.is_none()) continue;
       const Array array = view(grad, grads_, stepper_.name(i));
-      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned_[k].check_unmoved();
+      check_unmoved(i);
       const bool may_overlap = stepper_.set_gradient(i, array);
       if (may_overlap && !looked_at) add_suspects(grad, array, stepper_.name(i), suspects);
     }
@@ -357,7 +374,8 @@ class Stepper {
   step::Stepper stepper_;
   std::vector<Watched> owned_;            // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
-  std::vector<Watched> bound_;            // the gradients that bind() was given
+  bool is_bound_ = false;
+  std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
   std::int64_t step_count_ = 0;
 };
 

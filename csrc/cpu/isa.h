@@ -21,8 +21,8 @@ std::string isa();
 Kernel find_kernel(const rules::Key& key);
 Flush find_flush(Compute compute);
 
-// The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; it takes
-// no element.
+// The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; its
+// element is empty.
 Kernel find_addition(int states, Compute compute);
 
 }  // namespace gradstep::cpu

@@ -11,7 +11,6 @@ namespace {
 constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within every L1
 
 constexpr int kMaxRank = 64;  // NumPy's
-constexpr int kGradient = 1;  // of the streams, the one that is only read
 
 // The square of a gradient from here on is normal, also where a moment takes no more than a thousandth of it.
 template <class T>
@@ -76,9 +75,8 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
 
 template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
-  static const Layout packed;
-  const Layout& layout = job.strided == nullptr ? packed : *job.strided;
   const Update& update = *job.update;
+  const auto strided = [&](int s) { return job.strided != nullptr && !job.strided->strides[s].empty(); };
   alignas(64) T tiles[kMaxStreams][kTile];
   for (; begin < end; begin += kTile) {
     const std::int64_t stop = std::min(begin + kTile, end), size = stop - begin;
@@ -87,8 +85,8 @@ void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
       if (job.streams[s] == nullptr) continue;
       auto* const tile = reinterpret_cast<std::byte*>(tiles[s]);
       streams[s] = job.streams[s] + begin * static_cast<std::int64_t>(sizeof(T));
-      if (!layout.strides[s].empty()) {
-        move<sizeof(T), true>(layout, s, job.streams[s], begin, stop, tile);
+      if (strided(s)) {
+        move<sizeof(T), true>(*job.strided, s, job.streams[s], begin, stop, tile);
         streams[s] = tile;
       } else if (s == kGradient && update.flush != nullptr) {
         std::memcpy(tile, streams[s], static_cast<std::size_t>(size) * sizeof(T));
@@ -100,7 +98,7 @@ void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
     for (int s = 0; s < kMaxStreams; ++s) {
       if (s == kGradient || streams[s] == nullptr) continue;
       if (s > kGradient && update.flush != nullptr) update.flush(streams[s], size, std::numeric_limits<T>::min());
-      if (!layout.strides[s].empty()) move<sizeof(T), false>(layout, s, job.streams[s], begin, stop, streams[s]);
+      if (strided(s)) move<sizeof(T), false>(*job.strided, s, job.streams[s], begin, stop, streams[s]);
     }
   }
 }

@@ -30,17 +30,18 @@ struct Update {
 };
 
 // One tensor's part in a step, in a cache line, for there may be thousands.
-struct Job {
+struct alignas(64) Job {
   const Update* update = nullptr;        // null: none
   std::byte* streams[kMaxStreams] = {};  // null: this state is not kept
   const Layout* strided = nullptr;       // null: every stream is packed and aligned
 };
+static_assert(sizeof(Job) == 64);
 
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end);
 
-// Updates elements [begin, end) of a tensor. Where streams have strides, they pass through a tile in L1: a gather
-// before, a scatter after, of these elements and of no byte between them. Where subnormals are flushed, so does the
-// gradient, which loses what is so small that its square would be one, and the states lose them after the update.
+// Updates elements [begin, end) of a tensor. Streams with strides pass through a tile in L1: a gather before, a scatter
+// after, of these elements and of no byte between them. Where subnormals are flushed, the gradient passes through one
+// too, and leaves there what is below kLeastGradient; the states lose theirs after the update.
 inline void run(const Job& job, std::int64_t begin, std::int64_t end) {
   const Update& update = *job.update;
   if (job.strided != nullptr || update.flush != nullptr) return run_tiles(job, begin, end);

@@ -8,6 +8,7 @@
 namespace gradstep::cpu {
 
 inline constexpr int kMaxStreams = 2 + rules::kMaxStates;  // parameter, gradient, states
+inline constexpr int kGradient = 1;                        // the one that is only read
 
 // Updates elements [begin, end) of packed streams in the compute type, apart from one another; a state that is not kept
 // is null. `element` is the rules::Element that the kernel was compiled for.

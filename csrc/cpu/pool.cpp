@@ -2,13 +2,13 @@
 //
 // The job lives on the caller's stack. A worker reaches it only through a seat: under the mutex it takes one of
 // `seats_` and is counted in `inside_`; under the mutex it leaves again. Whoever finds no index left clears the
-// remaining seats, so a worker that wakes late finds none and sleeps on: it has seen the pool, never the job. The
+// remaining seats, so a worker that wakes late finds none: it has seen the pool, never the job. The
 // caller clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job
 // is seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
 //
-// Each thread begins at a share of its own, a run of neighbouring indices, the same one at every call: what it touched
-// there is in its cache. Whoever has ended its own takes from the others', so a thread that comes late, or is not given
-// a core, costs nobody more than one task.
+// Each thread begins at a share of its own, a run of neighbouring indices, the same one as long as the number of
+// threads is: what it touched there is in its cache. Whoever has ended its own takes from the others', so a thread that
+// comes late, or is not given a core, costs nobody more than one task.
 //
 // `busy_` lets one caller at a time seat a job; all others run their own tasks themselves. A worker looks for its next
 // job for kPatience after the last, yielding its core to whoever wants it, then sleeps: steps on small arrays follow
@@ -41,7 +41,7 @@ constexpr std::chrono::microseconds kGrace{3};
 
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
-bool soon(Condition holds, std::chrono::microseconds patience = kPatience) {
+bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
   for (const auto until = std::chrono::steady_clock::now() + patience;;) {
     for (int i = 0; i < 32; ++i) {
       if (holds()) return true;
@@ -52,16 +52,8 @@ bool soon(Condition holds, std::chrono::microseconds patience = kPatience) {
 #endif
     }
     if (std::chrono::steady_clock::now() > until) return false;
-    sched_yield();  // whoever else wants this core has it
+    if (give_way) sched_yield();  // whoever else wants this core has it
   }
-}
-
-int current_core() {
-#if defined(__linux__)
-  return sched_getcpu();
-#else
-  return -1;
-#endif
 }
 
 struct Worker {
@@ -69,19 +61,22 @@ struct Worker {
   int kept_off = -1;  // the one core of the caller's that it may not run on
 };
 
-// Sends a worker to any core but the caller's: Linux (6.18, a VM of two cores) was seen to wake workers beside the
-// caller and to leave them there for milliseconds, the other core idle.
-void keep_off(int core, Worker& worker) {
+// Gives workers the caller's cores but the one it is on: Linux (6.18, a VM of two cores) was seen to wake workers
+// beside the caller and to leave them there for milliseconds, the other core idle.
+void keep_off_this_core(std::vector<Worker>& workers) {
 #if defined(__linux__)
-  if (core < 0 || worker.kept_off == core) return;
+  const int here = sched_getcpu();
+  const auto stays = [=](const Worker& worker) { return worker.kept_off == here; };
+  if (here < 0 || std::all_of(workers.begin(), workers.end(), stays)) return;
   cpu_set_t others;
   if (sched_getaffinity(0, sizeof others, &others) != 0) return;
-  CPU_CLR(static_cast<std::size_t>(core), &others);
+  CPU_CLR(static_cast<std::size_t>(here), &others);
   if (CPU_COUNT(&others) == 0) return;
-  pthread_setaffinity_np(worker.thread, sizeof others, &others);
-  worker.kept_off = core;
+  for (Worker& worker : workers) {
+    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof others, &others) == 0) worker.kept_off = here;
+  }
 #else
-  static_cast<void>(core), static_cast<void>(worker);
+  static_cast<void>(workers);
 #endif
 }
 
@@ -101,11 +96,11 @@ struct Job {
 
   // Relaxed is enough: the counters share out indices, and the pool's mutex orders what the tasks read and wrote.
   void work(std::size_t home) {
-    take(shares[home % threads]);
+    take(shares[home]);
     const auto none_left = [this] {
       return std::all_of(shares, shares + threads, [](const Share& share) { return share.empty(); });
     };
-    if (soon(none_left, kGrace)) return;
+    if (soon(none_left, kGrace, /*give_way=*/false)) return;
     for (std::size_t i = 1; i < threads; ++i) take(shares[(home + i) % threads]);
   }
 
@@ -120,24 +115,28 @@ struct Job {
 
 class Pool {
  public:
-  // Runs the tasks with up to `threads` - 1 workers; false, with nothing done, if the pool is busy.
+  // Runs the tasks with up to `threads` - 1 workers; false, with nothing done, if the pool is busy or no worker is
+  // there.
   bool run(std::size_t count, std::size_t threads, bool wake, Task task, void* context) {
     if (busy_.exchange(true, std::memory_order_acquire)) return false;
     if (wake) grow(threads - 1);
-    threads = std::min(threads, workers() + 1);
+    const std::size_t seats = std::min(threads - 1, wake ? workers() : workers() - asleep_);
+    if (seats == 0) {
+      busy_.store(false, std::memory_order_release);
+      return false;
+    }
+    threads = seats + 1;
     for (std::size_t i = 0; i < threads; ++i) {
       shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
       shares_[i].end = count * (i + 1) / threads;
     }
-    const int here = current_core();
-    for (std::size_t i = 0; i + 1 < threads; ++i) keep_off(here, crew_[i]);
+    keep_off_this_core(crew_);
     Job job{task, context, shares_.get(), threads};
     std::size_t to_wake = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      const std::size_t awake = workers() - asleep_;
-      seats_ = wake ? threads - 1 : std::min(threads - 1, awake);
-      to_wake = seats_ - std::min(seats_.load(), awake);
+      seats_ = seats;
+      to_wake = seats - std::min(seats, workers() - asleep_);
       job_ = &job;
     }
     for (std::size_t i = 0; i < to_wake; ++i) seat_free_.notify_one();
@@ -147,7 +146,7 @@ class Pool {
       seats_ = 0;
       if (inside_ > 0) {
         lock.unlock();
-        soon([this] { return inside_ == 0; });
+        soon([this] { return inside_ == 0; }, kPatience);
         lock.lock();
       }
       all_left_.wait(lock, [this] { return inside_ == 0; });
@@ -172,9 +171,9 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
     try {
       shares_ = std::make_unique<Share[]>(wanted + 1);
-      for (crew_.resize(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
+      for (crew_.reserve(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
         std::thread thread([this, home = workers() + 1] { serve(home); });
-        crew_[workers()].thread = thread.native_handle();
+        crew_.push_back({thread.native_handle()});
         thread.detach();
       }
     } catch (const std::exception&) {
@@ -192,7 +191,7 @@ class Pool {
 #endif
     for (std::unique_lock<std::mutex> lock(mutex_);;) {
       lock.unlock();
-      soon([this] { return seats_ > 0; });
+      soon([this] { return seats_ > 0; }, kPatience);
       lock.lock();
       if (seats_ == 0) {
         // Woken too late for this job, it is in time for the next: back to looking, whatever woke it.
@@ -201,11 +200,11 @@ class Pool {
         --asleep_;
         continue;
       }
-      --seats_;
+      const std::size_t seat = seats_--;
       ++inside_;
       Job& job = *job_;
       lock.unlock();
-      job.work(home);
+      job.work(home < job.threads ? home : seat);
       lock.lock();
       seats_ = 0;
       if (--inside_ == 0) all_left_.notify_one();
@@ -220,9 +219,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable seat_free_;  // workers sleep here
   std::condition_variable all_left_;   // the caller sleeps here
-  // These four change under mutex_; spinning threads look at the atomic ones without.
+  // These four change under mutex_; the atomic ones are looked at without.
   Job* job_ = nullptr;
-  std::size_t asleep_ = 0;              // workers that only a notification reaches
+  std::atomic<std::size_t> asleep_{0};  // workers that only a notification reaches
   std::atomic<std::size_t> seats_{0};   // workers that may still join the job
   std::atomic<std::size_t> inside_{0};  // workers that have joined and not left
 };

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -35,8 +34,7 @@ inline Extent extent(const Array& array) {
 }
 
 // Whether the first `rank` numbers are the same. A loop: they are few, and for them std::equal calls memcmp.
-template <class Int>
-bool same(const std::int64_t* kept, const Int* given, int rank) {
+inline bool same(const std::int64_t* kept, const std::int64_t* given, int rank) {
   for (int axis = 0; axis < rank; ++axis) {
     if (kept[axis] != given[axis]) return false;
   }

@@ -145,7 +145,7 @@ bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
     layout = &tensors_[tensor].like_param;
   }
   put(job.strided, layout);
-  put(job.streams[1], grad.data);
+  put(job.streams[cpu::kGradient], grad.data);
   slot.active = true;
 
   const Extent bytes = extent(grad);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -60,7 +61,7 @@ class Stepper {
   };
 
   // What every step reads of a tensor besides its job, in a cache line.
-  struct Slot {
+  struct alignas(64) Slot {
     rules::Clock clock{0, 1};
     std::int64_t size;
     Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
@@ -71,6 +72,8 @@ class Stepper {
     bool packed;  // every stream, where the gradient lies as the parameter does
     bool active = false;
   };
+  static_assert(sizeof(Slot) == 64);
+  static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
   // The scalars of one step, shared by the tensors of a group that stand at the same step number.
   struct Prepared {

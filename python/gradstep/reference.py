@@ -101,6 +101,8 @@ class Optimizer:
 
     def step(self, grads: Grads = ...) -> None:
         """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped."""
+        if (grads is ...) is not (self._bound is not None):
+            raise TypeError("step() takes gradients where none were bound, and only there")
         grads = self._bound if grads is ... else grads
         with np.errstate(all="ignore"):
             for group, tree in zip(self._groups, grads if self._grouped else [grads], strict=True):

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "step/plan.h"
+#include "step/run.h"
 
 namespace {
 
@@ -186,6 +187,12 @@ TEST(near_the_last_integer) {
   for (const std::int64_t grain : {kMax, kMax - 256, kMax / 2, kMax / 1000, std::int64_t{1} << 55}) {
     check_plan(sizes, grain);
   }
+}
+
+TEST(tasks_grow_with_the_step) {
+  CHECK(gradstep::step::grain(0) == 4096 && gradstep::step::grain(1 << 20) == 4096 &&
+        gradstep::step::grain((1 << 20) + 256) == 4097);
+  CHECK(gradstep::step::grain(std::int64_t{1} << 24) == 65536 && gradstep::step::grain(std::int64_t{1} << 40) == 65536);
 }
 
 }  // namespace

@@ -55,9 +55,9 @@ namespace fs = std::filesystem;
 
 // parallel_for over any callable; the context is whatever the callable captured.
 template <class Body>
-void each(std::size_t count, int threads, const Body& body) {
+void each(std::size_t count, int threads, const Body& body, bool wake = true) {
   parallel_for(
-      count, threads, true, [](void* context, std::size_t index) { (*static_cast<const Body*>(context))(index); },
+      count, threads, wake, [](void* context, std::size_t index) { (*static_cast<const Body*>(context))(index); },
       const_cast<Body*>(&body));
 }
 
@@ -179,6 +179,15 @@ TEST(no_more_threads_than_asked_for) {
     });
     CHECK(seen.size() <= static_cast<std::size_t>(threads));
     CHECK(threads > 1 || seen.count(std::this_thread::get_id()) == 1);
+  }
+}
+
+TEST(a_small_job_takes_those_who_are_awake) {
+  for (int i = 0; i < 200; ++i) {
+    if (i % 20 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // now they sleep
+    std::vector<std::size_t> runs(37);
+    each(runs.size(), 2 + i % 7, [&](std::size_t index) { ++runs[index]; }, i % 3 == 0);
+    CHECK(runs == std::vector<std::size_t>(37, 1));
   }
 }
 
