@@ -81,7 +81,7 @@ def describe() -> dict[str, Any]:
     """All of it."""
     return {
         "hardware": hardware(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "gradstep": gs.show_config(mode="dicts"),
         "versions": versions(),
