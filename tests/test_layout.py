@@ -39,6 +39,7 @@ class Layout:
     rotate: int = 0  # how far the axes are turned, from C order
     reverse: bool = False  # then their order is reversed: C order becomes F order
     gap: int = 0  # bytes left free after every element, every row and so on
+    row_gap: int = 0  # bytes left free after every row and so on, but not between its elements
     flip: bool = False  # every axis runs backwards
     shift: int = 0  # bytes past a 64-byte boundary at which it begins
 
@@ -48,7 +49,7 @@ class Layout:
         strides, reach = [0] * array.ndim, array.itemsize
         for axis in reversed(order):
             strides[axis] = reach + self.gap
-            reach = strides[axis] * max(array.shape[axis], 1)
+            reach = strides[axis] * max(array.shape[axis], 1) + self.row_gap
         room = np.full(64 + self.shift + reach + 64, PATTERN, np.uint8)
         view = np.ndarray(array.shape, array.dtype, room, -room.ctypes.data % 64 + self.shift, strides)
         if self.flip:
@@ -71,6 +72,8 @@ LAYOUTS = [
     Layout(reverse=True),
     Layout(rotate=1),
     Layout(gap=16),
+    Layout(row_gap=16),  # as columns of a wider matrix
+    Layout(row_gap=6),
     Layout(flip=True),
     Layout(shift=1),
     Layout(shift=2, flip=True),
@@ -154,7 +157,7 @@ def test_states_of_any_layout(rule_and_setting, dtype, shape, how, isa):
 
 
 @pytest.mark.parametrize("case", WIDEST, ids=str)
-@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[3], LAYOUTS[-1]], ids=str)
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[3], LAYOUTS[4], LAYOUTS[-1]], ids=str)
 def test_large_tensors_shared_among_threads(case, layout):
     """Tasks and tiles begin and end within rows."""
     shape = (3, 151, 149)

@@ -34,26 +34,43 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   }
 }
 
-// Moves elements [begin, end) of a strided stream into a tile, or back, row by row: a row is a run along the last axis.
-template <std::size_t kSize, bool kGather>
-void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin, std::int64_t end, std::byte* tile) {
-  constexpr auto kStep = static_cast<std::int64_t>(kSize);
+// Walks the rows of elements [begin, end): runs along the last axis. visit(column, count) is called for each while
+// `rows[k]` stands at the row of stream `which[k]`; at first it stands at the stream's.
+template <class Visit>
+GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
+                        std::int64_t end, const Visit& visit) {
   const std::int64_t* const shape = layout.shape.data();
-  const std::int64_t* const strides = layout.strides[stream].data();
   const int last = static_cast<int>(layout.shape.size()) - 1;
-  const std::int64_t length = shape[last], step = strides[last];
-
+  const auto move_rows = [&](int axis, std::int64_t by) {
+    for (int k = 0; k < streams; ++k) rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
+  };
   std::int64_t index[kMaxRank];  // of the row
-  std::byte* row = data;
-  std::int64_t rest = begin / length, column = begin % length;
+  std::int64_t rest = begin / shape[last], column = begin % shape[last];
   for (int axis = last - 1; axis >= 0; --axis) {
     index[axis] = rest % shape[axis];
     rest /= shape[axis];
-    row += index[axis] * strides[axis];
+    move_rows(axis, index[axis]);
   }
   for (std::int64_t left = end - begin; left > 0; column = 0) {
-    const std::int64_t count = std::min(left, length - column);
-    std::byte* const first = row + column * step;
+    const std::int64_t count = std::min(left, shape[last] - column);
+    visit(column, count);
+    left -= count;
+    for (int axis = last - 1; axis >= 0; --axis) {
+      move_rows(axis, 1);
+      if (++index[axis] < shape[axis]) break;
+      move_rows(axis, -shape[axis]);
+      index[axis] = 0;
+    }
+  }
+}
+
+// Moves elements [begin, end) of a strided stream into a tile, or back.
+template <std::size_t kSize, bool kGather>
+void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin, std::int64_t end, std::byte* tile) {
+  constexpr auto kStep = static_cast<std::int64_t>(kSize);
+  const std::int64_t step = layout.strides[stream].back();
+  each_row(layout, &stream, 1, &data, begin, end, [&](std::int64_t column, std::int64_t count) {
+    std::byte* const first = data + column * step;
     if (step == kStep) {
       move_row(kGather ? tile : first, kGather ? first : tile, static_cast<std::size_t>(count) * kSize);
     } else {
@@ -63,18 +80,45 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
       }
     }
     tile += count * kStep;
-    left -= count;
-    for (int axis = last - 1; axis >= 0; --axis) {
-      row += strides[axis];
-      if (++index[axis] < shape[axis]) break;
-      row -= shape[axis] * strides[axis];
-      index[axis] = 0;
-    }
+  });
+}
+
+// Whether every row of a strided stream is one that a kernel can work on where it lies.
+bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, std::int64_t size) {
+  const auto aligned = [=](std::int64_t stride) { return stride % size == 0; };
+  return strides.back() == size && std::all_of(strides.begin(), strides.end(), aligned) &&
+         reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) == 0;
+}
+
+// Runs the kernel on row after row, if the rows are long enough to be worth a call, and can be; whether it did.
+template <class T>
+bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
+  constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t kWorthACall = 32;
+  if (job.strided == nullptr || job.update->flush != nullptr || job.strided->shape.back() < kWorthACall) return false;
+  int which[kMaxStreams], strided = 0;
+  std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
+  for (int s = 0; s < kMaxStreams; ++s) {
+    if (job.streams[s] == nullptr) continue;
+    streams[s] = job.streams[s] + begin * kSize;
+    if (job.strided->strides[s].empty()) continue;
+    if (!has_rows(job.strided->strides[s], job.streams[s], kSize)) return false;
+    which[strided] = s;
+    rows[strided++] = job.streams[s];
   }
+  each_row(*job.strided, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
+    for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
+    job.update->kernel(job.update->element, streams, 0, count);
+    for (std::byte*& stream : streams) {
+      if (stream != nullptr) stream += count * kSize;
+    }
+  });
+  return true;
 }
 
 template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
+  if (run_rows<T>(job, begin, end)) return;
   const Update& update = *job.update;
   const auto strided = [&](int s) { return job.strided != nullptr && !job.strided->strides[s].empty(); };
   alignas(64) T tiles[kMaxStreams][kTile];

@@ -39,9 +39,10 @@ static_assert(sizeof(Job) == 64);
 
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end);
 
-// Updates elements [begin, end) of a tensor. Streams with strides pass through a tile in L1: a gather before, a scatter
-// after, of these elements and of no byte between them. Where subnormals are flushed, the gradient passes through one
-// too, and leaves there what is below kLeastGradient; the states lose theirs after the update.
+// Updates elements [begin, end) of a tensor: row by row where the rows of all streams are long and packed. Other
+// streams with strides pass through a tile in L1: a gather before, a scatter after, of these elements and of no byte
+// between them. Where subnormals are flushed, the gradient passes through one too, and leaves there what is below
+// kLeastGradient; the states lose theirs after the update.
 inline void run(const Job& job, std::int64_t begin, std::int64_t end) {
   const Update& update = *job.update;
   if (job.strided != nullptr || update.flush != nullptr) return run_tiles(job, begin, end);

@@ -61,22 +61,29 @@ struct Worker {
   int kept_off = -1;  // the one core of the caller's that it may not run on
 };
 
-// Gives workers the caller's cores but the one it is on: Linux (6.18, a VM of two cores) was seen to wake workers
-// beside the caller and to leave them there for milliseconds, the other core idle.
-void keep_off_this_core(std::vector<Worker>& workers) {
+// Gives workers the caller's cores but this one; -1: all of them. Linux (6.18, a VM of two cores) was seen to wake
+// workers beside the caller and to leave them there for milliseconds, the other core idle.
+void keep_off(int core, std::vector<Worker>& workers) {
 #if defined(__linux__)
-  const int here = sched_getcpu();
-  const auto stays = [=](const Worker& worker) { return worker.kept_off == here; };
-  if (here < 0 || std::all_of(workers.begin(), workers.end(), stays)) return;
-  cpu_set_t others;
-  if (sched_getaffinity(0, sizeof others, &others) != 0) return;
-  CPU_CLR(static_cast<std::size_t>(here), &others);
-  if (CPU_COUNT(&others) == 0) return;
+  const auto stays = [=](const Worker& worker) { return worker.kept_off == core; };
+  if (std::all_of(workers.begin(), workers.end(), stays)) return;
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+  if (core >= 0) CPU_CLR(static_cast<std::size_t>(core), &cores);
+  if (CPU_COUNT(&cores) == 0) return;
   for (Worker& worker : workers) {
-    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof others, &others) == 0) worker.kept_off = here;
+    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof cores, &cores) == 0) worker.kept_off = core;
   }
 #else
-  static_cast<void>(workers);
+  static_cast<void>(core), static_cast<void>(workers);
+#endif
+}
+
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
 #endif
 }
 
@@ -130,7 +137,7 @@ class Pool {
       shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
       shares_[i].end = count * (i + 1) / threads;
     }
-    keep_off_this_core(crew_);
+    keep_off(current_core(), crew_);
     Job job{task, context, shares_.get(), threads};
     std::size_t to_wake = 0;
     {
@@ -146,7 +153,8 @@ class Pool {
       seats_ = 0;
       if (inside_ > 0) {
         lock.unlock();
-        soon([this] { return inside_ == 0; }, kPatience);
+        // One that is not through by now waits for a core: this one is free.
+        if (!soon([this] { return inside_ == 0; }, kPatience)) keep_off(-1, crew_);
         lock.lock();
       }
       all_left_.wait(lock, [this] { return inside_ == 0; });
