@@ -1,5 +1,6 @@
-# THE table of instruction sets, weakest first. A row compiles csrc/cpu/kernels.cpp once more, with its flags, and adds a line
-# to the generated list from which csrc/cpu/isa.cpp chooses at run time. A new instruction set is a row here.
+# THE table of instruction sets, weakest first. A row compiles csrc/cpu/kernels.cpp and csrc/cpu/conversions.cpp once more,
+# with its flags, and adds a line to the generated list from which csrc/cpu/isa.cpp chooses at run time. A new instruction
+# set is a row here.
 #
 #   gradstep_isa(<name> REQUIRES <features, as named in csrc/cpu/features.h> FLAGS <compiler flags>)
 
@@ -12,7 +13,7 @@ function(gradstep_isa name)
   if(NOT features)
     set(features 0)
   endif()
-  add_library(kernels_${name} OBJECT csrc/cpu/kernels.cpp)
+  add_library(kernels_${name} OBJECT csrc/cpu/kernels.cpp csrc/cpu/conversions.cpp)
   target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
   # An interface library of its own, because a target's own options would come before the baseline's, and lose.
   add_library(isa_${name} INTERFACE)
@@ -25,7 +26,7 @@ endfunction()
 
 gradstep_isa(baseline)
 if(GRADSTEP_X86_64)
-  gradstep_isa(avx2 REQUIRES kAvx2 FLAGS -mavx2)
+  gradstep_isa(avx2 REQUIRES kAvx2 FLAGS -mavx2 -mf16c)
   # Without the preference GCC and Clang keep to 256 bits for older chips' sake.
   gradstep_isa(avx512 REQUIRES kAvx2 kAvx512 FLAGS
     -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)

@@ -1,12 +1,13 @@
-"""The one table that tests cross: rules and their knobs, types, sizes, instruction sets, threads, values of every kind.
+"""The one table that tests cross: rules, knobs, types, storage, sizes, instruction sets, threads, values of every kind.
 
 A rule that has no entry in KNOBS is still tested, with the settings that all rules have in common.
 """
 
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, product
 
+import ml_dtypes
 import numpy as np
 
 from gradstep import _core, optimizers, reference
@@ -17,7 +18,8 @@ DTYPES = ("float32", "float64")
 ISAS = _core.supported_isas()
 THREADS = (1, 2, 3, 8)
 STEPS = 24
-CHECKPOINTS = (1, 2, STEPS)
+SHORT = 3  # steps where storage is crossed with all else
+CHECKPOINTS = (1, 2, SHORT, STEPS)
 
 
 def schedule(step):
@@ -126,7 +128,7 @@ LARGE = [4095, 4096, 4097, 16383, 0, 16384, 1, 16385, 65535, 65536, 65537, 100_0
 
 def special(dtype):
     """The values at the edges of a type."""
-    info = np.finfo(dtype)
+    info = ml_dtypes.finfo(dtype)  # also of NumPy's own types
     positive = [0.0, 1.0, info.smallest_subnormal, info.tiny, info.eps, info.max, np.inf, np.nan]
     return np.array([*positive, *(-x for x in positive)], dtype)
 
@@ -134,13 +136,13 @@ def special(dtype):
 def values(seed, rows, size, dtype):
     """Rows of numbers, each column of one kind in all rows, so that an infinity does not soon swallow every element."""
     rng = np.random.default_rng(seed)
-    info = np.finfo(dtype)
+    info = ml_dtypes.finfo(dtype)
     x = rng.standard_normal((rows, size))
     kind = rng.choice(6, size, p=[0.6, 0.1, 0.1, 0.06, 0.1, 0.04])
     steady, sparse, tiny, wide, edge = (kind == k for k in range(1, 6))
     x[:, steady] = x[:1, steady]
     x[:, sparse] *= rng.random((rows, sparse.sum())) < 0.3  # else zeros of both signs
-    x[:, tiny] *= info.tiny
+    x[:, tiny] *= float(info.tiny)
     exponents = rng.integers(info.minexp - info.nmant, info.maxexp, (rows, wide.sum()))
     with np.errstate(all="ignore"):
         x[:, wide] = np.ldexp(x[:, wide], exponents)
@@ -213,10 +215,111 @@ WIDEST = [Case(rule, dtype, knobs(rule)[-1]) for rule in RULES for dtype in DTYP
 FEW = [Case(rule, dtype, k) for rule in RULES for dtype in DTYPES for k in ({}, {"flush_subnormals": True})] + WIDEST
 
 
+HALVES = ("float16", "bfloat16")
+FLOATS = ("float32", *HALVES)  # what goes together, as parameter and gradient, and is computed in float32
+SEED = 0x1F2E3D4C5B6A7  # with digits in both words of the key
+STRETCH = 700
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A way to store a parameter and its states."""
+
+    param: str
+    state: str | None = None
+    master: bool = False
+    stochastic: bool = False
+
+    def __str__(self):
+        rest = ["master"] * self.master + ["stochastic"] * self.stochastic
+        return "-".join([self.param, *([self.state] if self.state else []), *rest])
+
+    def is_legal(self):
+        """Whether there is something to have a master of, and something to round."""
+        half = self.param != "float32" and not self.master
+        return not (self.master and self.param == "float32") and (half or self.state or not self.stochastic)
+
+    def options(self):
+        seed = SEED if self.stochastic else None
+        return {"state_dtype": self.state, "master": self.master, "stochastic_rounding": seed, "min_8bit_size": 0}
+
+
+STORAGES = [Storage(*row) for row in product(FLOATS, (None, "bfloat16", "q8"), (False, True), (False, True))]
+STORAGES = [storage for storage in STORAGES if storage.is_legal()]
+
+
+@cache
+def stored_problem(size, dtype, grad):
+    """A parameter and a few gradients, of their own types.
+
+    Every other stretch has ordinary numbers over some decades alone: beside one that is huge, 8 bits would leave zeros.
+    """
+    calm = np.arange(size) // STRETCH % 2 == 1
+    columns = np.random.default_rng([size, 3]).uniform(-4, 1, size)
+
+    def mixed(seed, rows, of):
+        ordinary = np.random.default_rng([size, seed]).standard_normal((rows, size)) * 10**columns
+        return np.where(calm, ordinary.astype(of), values([size, seed], rows, size, of))
+
+    return mixed(4, 1, dtype)[0], mixed(5, SHORT, grad)
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One row of the table of what is stored as something else."""
+
+    rule: str
+    storage: Storage
+    grad: str
+    knobs: dict = field(hash=False)
+
+    def __str__(self):
+        return f"{self.rule}-{self.storage}-{self.grad}-{say(self.knobs)}"
+
+    def options(self):
+        return self.knobs | self.storage.options()
+
+    def problem(self, size):
+        return stored_problem(size, self.storage.param, self.grad)
+
+    def ours(self, params, grads):
+        return run(RULES[self.rule], params, grads, self.options())
+
+    def theirs(self, params, grads):
+        """What the reference makes of arrays. Random bits depend on their number: it needs the same list."""
+        return run(REFERENCE[self.rule], params, grads, self.options())
+
+    def expected(self, sizes):
+        """What the reference makes of the problem in pieces of these sizes."""
+        p, grads = self.problem(sum(sizes))
+        return self.theirs(split(p.copy(), sizes), [split(g, sizes) for g in grads])
+
+
+def widest(rule, storage):
+    """The setting with the most options on that a storage allows."""
+    refused = RULES[rule].too_fine_for_q8 if storage.state == "q8" else None
+    return {name: value for name, value in knobs(rule)[-1].items() if name != refused}
+
+
+def stored_cases(rules=RULES, storages=STORAGES, grads=None, settings=("default", "flush", "widest")):
+    """Rules, storages and settings crossed, and gradients too where they are given; else their types take turns."""
+    rows = [row for row in product(rules, storages) if getattr(REFERENCE[row[0]], "codes", None) or not row[1].state]
+    found = []
+    for rule, storage in rows:
+        choices = {"default": {}, "flush": {"flush_subnormals": True}, "widest": widest(rule, storage)}
+        for setting in settings:
+            turn = FLOATS[len(found) % len(FLOATS)]
+            found += [StoredCase(rule, storage, grad, choices[setting]) for grad in grads or [turn]]
+    return found
+
+
 def bits(array):
     """An array's bits as integers, those of every NaN the same: which one comes out is up to the machine."""
     array = np.asarray(array)
-    return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(f"u{array.itemsize}")
+    if array.dtype.kind in "iu":
+        return array
+    with np.errstate(invalid="ignore"):  # signalling ones
+        return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(f"u{array.itemsize}")
 
 
 def same_bits(a, b):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradstep
-from gradstep import _core, functional, optimizers, reference
+from gradstep import _core, _storage, functional, optimizers, reference
 from tests.table import REFERENCE, RULES
 
 CORE = {rule["name"]: rule for rule in _core.rules()}
@@ -26,7 +26,10 @@ CONTRACT = {
     "eps_hat=False, amsgrad_corrected=False",
     "Nadam": "lr=2e-3, betas=(0.9, 0.999), eps=1e-8, eps_root=0.0, momentum_decay=0.004, *",
 }
-COMMON = "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, grads=None"
+COMMON = (
+    "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "
+    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, grads=None"
+)
 
 
 def signature(cls):
@@ -56,14 +59,15 @@ def test_reference_and_class_agree(rule):
     ours, theirs = RULES[rule], REFERENCE[rule]
     assert theirs is not None, f"{reference.__name__} lacks {ours.__name__}"
     assert signature(ours) == signature(theirs)
-    assert signature(ours)[-5:] == signature(optimizers.SGD)[-5:], "the options that every class has"
+    assert signature(ours)[-9:] == signature(optimizers.SGD)[-9:], "the options that every class has"
 
 
 @pytest.mark.parametrize("rule", CORE)
 def test_the_core_takes_the_options_of_the_class(rule):
-    """A pair comes apart; what only says where a state starts stays with the class."""
+    """A pair comes apart; what only says what is kept, and where a state starts, stays with the class."""
     known = RULES[rule](np.zeros(1), **{}).groups[0]
-    taken = [name for name in known if name not in RULES[rule].initial_state.values()]
+    settled = {*RULES[rule].initial_state.values(), *_storage.FIXED}
+    taken = [name for name in known if name not in settled]
     apart = [part for name in taken for part in (["beta1", "beta2"] if name == "betas" else [name])]
     assert sorted(apart) == sorted(CORE[rule]["options"])
     assert set(RULES[rule].initial_state) <= set(CORE[rule]["states"])
@@ -76,7 +80,8 @@ def test_every_rule_has_its_bare_kernel(rule):
     assert list(parameters)[: 2 + len(CORE[rule]["states"])] == ["p", "g", *CORE[rule]["states"]]
 
 
-AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals"}  # the section before the rules has them
+# The sections before and after the rules have them.
+AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals", "stochastic_rounding"}
 
 
 @pytest.mark.parametrize("rule", [name.lower() for name in CONTRACT])
@@ -90,6 +95,15 @@ def test_docs_write_the_rule_down(rule):
     assert "**Element**" in text
     for name in {*CORE[rule]["states"], *CORE[rule]["options"]} - AROUND:
         assert re.search(rf"\b{name}\b", text), f"the section {RULES[rule].__name__} says nothing of {name}"
+
+
+def test_docs_write_down_what_is_around_the_rules():
+    """The sections before and after them name the options that all rules have; but for a threshold of memory."""
+    if not NUMERICS.is_file():
+        pytest.skip("there are no docs beside the tests")
+    text = re.sub(r"^## \w+$.*?(?=^## )", "", NUMERICS.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for name in AROUND | {"master"}:
+        assert re.search(rf"\b{name}\b", text), name
 
 
 @pytest.mark.parametrize("rule", CORE)

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from gradstep import functional
+from gradstep import _storage, functional
 from tests.table import CASES, RULES, problem, same_bits
 
 FUNCTIONS = {rule: getattr(functional, f"{rule}_") for rule in RULES}
@@ -55,7 +55,8 @@ def test_the_signature_is_the_classes(rule):
     function, cls = FUNCTIONS[rule], RULES[rule]
     shown = inspect.signature(function).parameters
     options = inspect.signature(cls).parameters
-    expected = {n: o.default for n, o in options.items() if n not in ("params", "grads", *FIRST.get(rule, {}).values())}
+    settled = ("params", "grads", *_storage.FIXED, *FIRST.get(rule, {}).values())  # the arrays themselves tell
+    expected = {name: option.default for name, option in options.items() if name not in settled} | {"master": None}
     positional = ["p", "g", *state_names(rule)]
     clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}
     assert {name: p.default for name, p in shown.items() if name not in positional} == {**clock, **expected}
@@ -86,7 +87,8 @@ F = functional
 REFUSED = [
     (lambda: F.sgd_([1.0], G), TypeError, "p must be a NumPy array, not list"),
     (lambda: F.sgd_(P, [1.0] * 3), TypeError, "g must be a NumPy array, not list"),
-    (lambda: F.sgd_(P.astype("f2"), G), TypeError, "p has dtype float16; supported are"),
+    (lambda: F.sgd_(P.astype("i4"), G), TypeError, "p has dtype int32; supported are"),
+    (lambda: F.sgd_(P.astype("f2"), G), TypeError, "g is float64, but its parameter is float16"),
     (lambda: F.sgd_(P, G.astype("f4")), TypeError, "g is float32, but its parameter is float64"),
     (lambda: F.sgd_(P, G[:2]), ValueError, r"g has shape \(2,\), but its parameter has shape \(3,\)"),
     (lambda: F.sgd_(READ_ONLY, G), ValueError, "p is read-only"),
@@ -101,7 +103,9 @@ REFUSED = [
     (lambda: F.sgd_(P, G, V), TypeError, "sgd_ takes .*states.*, got 1"),
     (lambda: F.momentum_(P, G, V, W), TypeError, r"momentum_ takes 1 states \(momentum_buffer\), got 2"),
     (lambda: F.momentum_(P, G, [0.0] * 3), TypeError, "state momentum_buffer .*must be a NumPy array, not list"),
-    (lambda: F.momentum_(P, G, V.astype("f4")), TypeError, "state momentum_buffer .*dtype"),
+    (lambda: F.momentum_(P, G, V.astype("f4")), TypeError, "state momentum_buffer .*is float32, but must be float64"),
+    (lambda: F.momentum_(P, G, V.astype("f2")), TypeError, "state momentum_buffer .*is float16, but must be float64"),
+    (lambda: F.momentum_(P, G, V.astype("i4")), TypeError, "state momentum_buffer .*dtype int32; supported are"),
     (lambda: F.momentum_(P, G, V[:2]), (TypeError, ValueError), "state momentum_buffer .*shape"),
     (lambda: F.momentum_(P, G, READ_ONLY), ValueError, "state momentum_buffer .*is read-only"),
     (lambda: F.momentum_(P, G, P), ValueError, "state momentum_buffer .*is the same array as p"),

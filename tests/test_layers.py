@@ -25,8 +25,10 @@ ARROWS = {
     "bind": {"base", "rules", "codecs", "cpu", "cuda", "step"},
 }
 GENERATED = {"isa_list.inc"}
-# What holds no template, nor an inline function that the linker could keep from one instruction set for another.
-C_HEADERS = {"cstddef", "cstdint", "math.h"}
+# What holds no template, nor an inline function that the linker could keep from one instruction set for another: those
+# of the intrinsics are always inlined.
+C_HEADERS = {"cstddef", "cstdint", "math.h", "immintrin.h", "arm_neon.h"}
+PER_ISA = ["cpu/kernels.cpp", "cpu/conversions.cpp"]
 
 SOURCES = sorted(path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.is_file())
 
@@ -54,24 +56,43 @@ def test_includes_point_one_way(source):
         assert name not in SOURCES, f'{source} includes <{name}>, to be written "{name}"'
 
 
-def test_what_is_compiled_per_instruction_set_includes_no_shared_code():
-    reached, todo = set(), ["cpu/kernels.cpp"]
+def test_what_is_compiled_per_instruction_set_is_what_is_looked_at():
+    [added] = re.findall(
+        r"add_library\(kernels_\S+ OBJECT (.*?)\)", (ROOT / "cmake/isa.cmake").read_text(encoding="utf-8")
+    )
+    assert added.split() == [f"csrc/{source}" for source in PER_ISA]
+
+
+@pytest.mark.parametrize("root", PER_ISA)
+def test_what_is_compiled_per_instruction_set_includes_no_shared_code(root):
+    reached, todo = set(), [root]
     while todo:
         source = todo.pop()
         ours, others = includes(source)
-        assert set(others) <= C_HEADERS, f"cpu/kernels.cpp reaches {source}, which includes {others}"
+        assert set(others) <= C_HEADERS, f"{root} reaches {source}, which includes {others}"
         todo += set(ours) - reached
         reached |= {source, *ours}
-    assert "rules/all.h" in reached
+    assert {"cpu/kernels.cpp": "rules/all.h", "cpu/conversions.cpp": "codecs/all.h"}[root] in reached
 
 
 def test_the_reference_stands_alone():
-    """It imports NumPy and the standard library alone: what it shared with the extension, it could not judge."""
+    """It imports NumPy and the standard library alone: what it shared with the extension, it could not judge.
+
+    And where bfloat16 is asked for, the package that has the type.
+    """
+    tree = ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))
+    at_once = imports(ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], []))
+    assert at_once - sys.stdlib_module_names == {"numpy"}
+    assert imports(tree) - sys.stdlib_module_names == {"numpy", "ml_dtypes"}
+
+
+def imports(tree):
+    """The packages that are imported anywhere in a syntax tree."""
     imported = set()
-    for node in ast.walk(ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "a relative import"
             imported.add(node.module)
         elif isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
-    assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"numpy"}
+    return {name.split(".")[0] for name in imported}

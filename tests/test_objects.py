@@ -32,6 +32,7 @@ pytestmark = [
 
 FUSED = re.compile(r"vf(n?m(add|sub)|maddsub|msubadd)")
 NEWER_THAN_AVX2 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
+SOURCES = ("kernels", "conversions")  # of which every instruction set has its own object
 KERNEL = re.compile(r"gradstep::rules::Element<gradstep::rules::(\w+), (float|double), \d+u, (true|false)>")
 
 
@@ -77,14 +78,23 @@ def build_dir():
     return built[-1].parent
 
 
-def kernel_object(isa):
-    [path] = build_dir().glob(f"CMakeFiles/kernels_{isa}.dir/**/kernels.cpp.o")
+def isa_object(isa, source):
+    [path] = build_dir().glob(f"CMakeFiles/kernels_{isa}.dir/**/{source}.cpp.o")
     return path
+
+
+def isa_objects(isas):
+    return {isa_object(isa, source) for isa in isas for source in SOURCES}
+
+
+def registers(isa):
+    """An instruction set's whole registers, and the letter that begins its mnemonics."""
+    return ("v", "zmm") if isa.startswith("avx512") else ("v", "ymm") if isa.startswith("avx") else ("", "xmm")
 
 
 def packed(operation, dtype, isa):
     """What an operation is called on whole registers of an instruction set's width."""
-    v, register = ("v", "zmm") if isa.startswith("avx512") else ("v", "ymm") if isa.startswith("avx") else ("", "xmm")
+    v, register = registers(isa)
     return re.compile(rf"{v}{operation}p{dtype[0].replace('f', 's')}\s.*%{register}\d")
 
 
@@ -100,7 +110,7 @@ def test_the_extension_is_vectorized_and_nothing_in_it_is_fused():
 
 @pytest.mark.parametrize("isa", COMPILED)
 def test_every_kernel_is_vectorized_at_full_width(isa):
-    found = kernels(kernel_object(isa))
+    found = kernels(isa_object(isa, "kernels"))
     assert found.keys() == set(product(REFERENCE, ("float", "double"), ("false", "true")))
     for (rule, dtype, l2), variants in found.items():
         divides = "np.sqrt(" in inspect.getsource(REFERENCE[rule].update)
@@ -110,29 +120,72 @@ def test_every_kernel_is_vectorized_at_full_width(isa):
                 assert any(map(wanted.match, body)), f"{rule}, {dtype}, l2={l2} has no {wanted.pattern}"
     everything = [line for variants in found.values() for body in variants for line in body]
     assert not [line for line in everything if line.startswith("call")], "a kernel calls a function"
-    assert not [line for line in instructions(kernel_object(isa)) if FUSED.match(line)]
 
 
 @pytest.mark.parametrize("isa", COMPILED)
-def test_an_instruction_set_defines_its_entries_alone(isa):
+def test_every_conversion_is_vectorized_at_full_width(isa):
+    """Codes are taken apart, put together and given their random bits, and subnormals are flushed, many at a time."""
+    v, register = registers(isa)
+    found = {name: body for name, body in functions(isa_object(isa, "conversions")).items() if "(anonymous" in name}
+    moves = re.compile(rf"{v}(p(s[lr]l|add|sub)[dw]|punpck[lh](bw|wd)|cvtph2ps)\s.*%{register}\d")
+    products = re.compile(rf"{v}pmul(udq|lq)\s.*%{register}\d")
+    for codec in ("Float16", "BFloat16", "Q8<signed char>", "Q8<unsigned char>"):
+        for direction in ("decode", "encode"):
+            names = [name for name in found if codec_of(name) == codec and direction in name]
+            assert names, f"{direction} {codec}"
+            for name in names:
+                assert any(map(moves.match, found[name])), f"{name} has no {moves.pattern}"
+    draws = [name for name in found if "::draw" in name]
+    assert draws
+    for name in draws:
+        assert any(map(products.match, found[name])), f"{name} has no {products.pattern}"
+    for dtype in ("float", "double"):
+        [body] = [body for name, body in found.items() if f"flush<{dtype}>" in name]
+        compared = packed(r"(cmp\w*)?(and\w*)?", dtype, isa)
+        assert any(map(compared.match, body)), f"flush<{dtype}> has no {compared.pattern}"
+
+
+def codec_of(name):
+    """The codec that a function's name begins with: what it may have been given follows behind."""
+    found = re.search(r"codecs::(\w+(<[\w ]+>)?)", name)
+    return found and found[1]
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_instruction_set_calls_nothing_and_fuses_nothing(isa, source):
+    code = instructions(isa_object(isa, source))
+    assert not [line for line in code if FUSED.match(line)]
+    assert not [line for line in code if line.startswith("call")]
+
+
+# What each object shows to the rest, of one instruction set.
+ENTRIES = {
+    "kernels": ["find_addition_{}(int, gradstep::Compute)", "find_kernel_{}(gradstep::rules::Key const&)"],
+    "conversions": ["conversions_{}()"],
+}
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_instruction_set_defines_its_entries_alone(isa, source):
     """Whatever else it defined, the linker might keep it in place of the same function for older machines."""
-    defined = output(NM, "--extern-only", "--defined-only", "--demangle", kernel_object(isa)).splitlines()
-    entries = {
-        f"gradstep::cpu::find_addition_{isa}(int, gradstep::Compute)",
-        f"gradstep::cpu::find_flush_{isa}(gradstep::Compute)",
-        f"gradstep::cpu::find_kernel_{isa}(gradstep::rules::Key const&)",
-    }
+    path = isa_object(isa, source)
+    defined = output(NM, "--extern-only", "--defined-only", "--demangle", path).splitlines()
+    entries = {f"gradstep::cpu::{entry.format(isa)}" for entry in ENTRIES[source]}
     assert {line.split(maxsplit=2)[2] for line in defined if line.split()[1] == "T"} == entries
     assert len(defined) == len(entries)
-    assert "sqrt" not in output(NM, "--undefined-only", kernel_object(isa))
+    assert "sqrt" not in output(NM, "--undefined-only", path)
 
 
 def test_no_newer_instructions_where_older_machines_run():
-    newer = {kernel_object(isa) for isa in COMPILED if isa != "baseline"}
-    rest = {*build_dir().glob("CMakeFiles/*.dir/csrc/**/*.o")} - newer
-    assert kernel_object("baseline") in rest
+    rest = {*build_dir().glob("CMakeFiles/*.dir/csrc/**/*.o")} - isa_objects(
+        isa for isa in COMPILED if isa != "baseline"
+    )
+    assert isa_objects(["baseline"]) <= rest
     for path in rest:
         # Whatever AVX brought has a mnemonic that begins with v; nothing before it that a compiler uses does.
         assert not [line for line in instructions(path) if line.startswith("v")], path
     if "avx2" in COMPILED:
-        assert not [line for line in instructions(kernel_object("avx2")) if NEWER_THAN_AVX2.search(line)]
+        for path in isa_objects(["avx2"]):
+            assert not [line for line in instructions(path) if NEWER_THAN_AVX2.search(line)], path

@@ -9,14 +9,16 @@ import weakref
 from collections import OrderedDict
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import gradstep as gs
-from gradstep import functional
+from gradstep import _storage, functional
 from tests.table import REFERENCE, RULES, knobs, same_bits, schedule
 
+SUPPORTED = "supported are float32, float64, float16, bfloat16"
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
@@ -52,9 +54,10 @@ class Three:
 
 def other_types(array):
     """Arrays of that shape, of every kind of type that no step takes."""
-    letters = ["?", "b", "B", "h", "i", "l", "e", "F", "D", "O", "S4", "U4", "V8", "M8[s]", "m8[s]"]
+    letters = ["?", "b", "B", "h", "H", "i", "l", "F", "D", "O", "S4", "U4", "V2", "V8", "M8[s]", "m8[s]"]
     letters += ["g"] * (np.dtype("g").itemsize != 8)
     types = [np.dtype(letter) for letter in letters] + [np.dtype([("a", "f4"), ("b", "f4")])]
+    types += [np.dtype(of) for of in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4)]
     return [np.zeros(array.shape, dtype) for dtype in types]
 
 
@@ -65,8 +68,11 @@ BAD_GRADIENTS = {
     "numpy scalar": (lambda _: np.float64(1), TypeError, "must be a NumPy array, not numpy.float64"),
     "memoryview": (memoryview, TypeError, "must be a NumPy array, not memoryview"),
     "other float": (lambda g: g.astype("f4"), TypeError, "is float32, but its parameter is float64"),
+    "float16": (lambda g: g.astype("f2"), TypeError, "is float16, but its parameter is float64"),
+    "bfloat16": (lambda g: g.astype("bfloat16"), TypeError, "is bfloat16, but its parameter is float64"),
     "swapped": (lambda g: g.astype(g.dtype.newbyteorder("S")), TypeError, "byte-swapped"),
     "swapped f4": (lambda g: g.astype(np.dtype("f4").newbyteorder("S")), TypeError, "byte-swapped"),
+    "swapped f2": (lambda g: g.astype(np.dtype("f2").newbyteorder("S")), TypeError, "byte-swapped"),
     "too few": (lambda g: g[:, :, :1].copy(), ValueError, r"has shape \(2, 2, 1\), but .* \(2, 2, 2\)"),
     "row": (lambda g: g[0, 0].copy(), ValueError, r"has shape \(2,\), but .* \(2, 2, 2\)"),
     "flat": (lambda g: g.ravel(), ValueError, r"has shape \(8,\), but .* \(2, 2, 2\)"),
@@ -90,7 +96,7 @@ def test_a_gradient_of_another_type(rule):
     three = Three(rule)
     first, second, good = three.grads()
     for bad in other_types(good):
-        three.refuses([first, second, bad], TypeError, r"^grads\[2\] has dtype .*; supported are float32, float64")
+        three.refuses([first, second, bad], TypeError, rf"^grads\[2\] has dtype .*; {SUPPORTED}")
 
 
 @EVERY_RULE
@@ -290,8 +296,8 @@ def test_bad_parameters(rule):
 
 @EVERY_RULE
 def test_a_parameter_of_another_type(rule):
-    for bad in [*other_types(A), *(A.astype(np.dtype(t).newbyteorder("S")) for t in ("f4", "f8"))]:
-        with pytest.raises(TypeError, match=r"^params\['b'\] has dtype .*; supported are float32, float64"):
+    for bad in [*other_types(A), *(A.astype(np.dtype(t).newbyteorder("S")) for t in ("f2", "f4", "f8"))]:
+        with pytest.raises(TypeError, match=rf"^params\['b'\] has dtype .*; {SUPPORTED}"):
             RULES[rule]({"a": A, "b": bad})
 
 
@@ -405,7 +411,10 @@ BAD_OPTIONS = {
     **dict.fromkeys(["momentum", "dampening", "rho"], (NOT_NUMBERS, [*NEGATIVE, 1.0000001, 2])),
     "betas": (PAIRS, [(x, 0.9) for x in [*NEGATIVE, 1]] + [(0.9, x) for x in [*NEGATIVE, 1]]),
     **dict.fromkeys(["lr_in_velocity", "dampen_first", "lookahead", "centered", "amsgrad", "maximize"], FLAG),
-    **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected"], FLAG),
+    **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected", "master"], FLAG),
+    "state_dtype": ([0, True, 8, np.float32, np.dtype("f4"), b"q8", ["q8"]], ["", "Q8", "fp8", "int8", "float16"]),
+    "stochastic_rounding": (["1", True, 1.0, 1j, [1], np.array(1), np.float64(1)], [-1, 2**53 + 1, 10**400]),
+    "min_8bit_size": (["1", None, True, 1.0, 1j, [1], np.array(1), np.float64(1)], [-1, 2**62 + 1, 10**400]),
 }
 
 
@@ -426,15 +435,15 @@ def test_a_bad_option(rule, name):
                 cls(A, **{name: value})
             with pytest.raises(error, match=rf"^{cls.__name__}, group 1: {name}\b.* must be"):
                 cls([{"params": A}, {"params": B, name: value}])
-            starts = name in cls.initial_state.values()  # such an option cannot change at all
+            settles = name in (*cls.initial_state.values(), *_storage.FIXED)  # such an option cannot change at all
             with pytest.raises(
-                ValueError if starts else error, match=rf"^{cls.__name__}.*: {name}\b.* (must be|starts)"
+                ValueError if settles else error, match=rf"^{cls.__name__}.*: {name}\b.* (must be|settles)"
             ):
                 opt.groups[1][name] = value
             if not (name == "lr" and value is None):  # in a checkpoint that is a schedule, which could not be saved
                 with pytest.raises((TypeError, ValueError), match=name):
                     opt.load_state_dict({**saved, "groups": [saved["groups"][0], {**saved["groups"][1], name: value}]})
-            if name != "initial_accumulator":
+            if not settles:  # else the arrays themselves tell
                 with pytest.raises(error, match=rf"^{rule}_: {name}\b.* must be"):
                     getattr(functional, f"{rule}_")(A, B, **{name: value})
     assert frozen(opt) == before

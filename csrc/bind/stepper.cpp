@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "bind/bind.h"
+#include "cpu/isa.h"
 #include "step/run.h"
 
 namespace py = pybind11;
@@ -26,11 +27,25 @@ using Options = std::map<std::string, double>;
 // Two arrays whose extents meet, and what to say if they share memory.
 using Suspect = std::tuple<py::object, py::object, std::string>;
 
+// The types of parameters and gradients, then those of codes, which are nothing without their scales.
+constexpr int kArrayTypes = static_cast<int>(DType::kQ8Signed);
+
+// NumPy's descriptor of each, in its one native form. That of bfloat16 belongs to a package that need not be installed:
+// it is null until an array brings it.
+PyObject** descriptors() {
+  static PyObject** const all = [] {
+    static PyObject* of[kDTypeCount] = {};
+    for (int i = 0; i < kDTypeCount; ++i) {
+      if (static_cast<DType>(i) != DType::kBFloat16) of[i] = py::dtype(std::string(kDTypes[i].name)).release().ptr();
+    }
+    return of;
+  }();
+  return all;
+}
+
 std::string supported() {
   std::string names;
-#define GS_NAME(name, Codec) names += (names.empty() ? "" : ", ") + std::string(codecs::Codec::kName);
-  GS_CODECS(GS_NAME)
-#undef GS_NAME
+  for (int i = 0; i < kArrayTypes; ++i) names += (i == 0 ? "" : ", ") + std::string(kDTypes[i].name);
   return names;
 }
 
@@ -52,13 +67,11 @@ const py::detail::PyArray_Proxy& fields_of(PyObject* array) { return *py::detail
 bool view_plain(py::handle object, Array& array) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
   static const PyTypeObject* const ndarray = py::detail::npy_api::get().PyArray_Type_;
-#define GS_DESCRIPTOR(name, Codec) py::dtype::of<codecs::Codec::Storage>().release().ptr(),
-  static PyObject* const descriptors[] = {GS_CODECS(GS_DESCRIPTOR)};
-#undef GS_DESCRIPTOR
+  static PyObject* const* const known = descriptors();
   if (Py_TYPE(object.ptr()) != ndarray) return false;
   const auto& fields = fields_of(object.ptr());
-  for (std::size_t i = 0; i < std::size(descriptors); ++i) {
-    if (fields.descr != descriptors[i]) continue;
+  for (int i = 0; i < kArrayTypes; ++i) {
+    if (fields.descr != known[i]) continue;
     array = {reinterpret_cast<std::byte*>(fields.data), static_cast<DType>(i), fields.nd,
              reinterpret_cast<const std::int64_t*>(fields.dimensions),
              reinterpret_cast<const std::int64_t*>(fields.strides)};
@@ -67,8 +80,23 @@ bool view_plain(py::handle object, Array& array) {
   return false;
 }
 
-// A NumPy array as the core sees it. Its name, made up only for an error, is `kind` and then `name`.
-Array view(py::handle object, const std::string& kind, const std::string& name) {
+// The storage type that a descriptor in native byte order stands for; kDTypeCount: none.
+int storage_of(PyObject* descriptor) {
+  const auto* const dtype = py::detail::array_descriptor_proxy(descriptor);
+  for (int i = 0; i < kDTypeCount; ++i) {
+    const auto* const known = py::detail::array_descriptor_proxy(descriptors()[i]);
+    if (known != nullptr && known->type_num == dtype->type_num) return i;
+  }
+  const auto* const type = reinterpret_cast<const PyTypeObject*>(dtype->typeobj);
+  if (std::strcmp(type->tp_name, "ml_dtypes.bfloat16") != 0) return kDTypeCount;
+  Py_INCREF(descriptor);
+  descriptors()[static_cast<int>(DType::kBFloat16)] = descriptor;
+  return static_cast<int>(DType::kBFloat16);
+}
+
+// A NumPy array as the core sees it. Its name, made up only for an error, is `kind` and then `name`. Codes are known
+// for what they are only where they may stand.
+Array view(py::handle object, const std::string& kind, const std::string& name, bool codes = false) {
   Array array;
   if (view_plain(object, array)) return array;
   if (!py::isinstance<py::array>(object)) {
@@ -88,20 +116,18 @@ Array view(py::handle object, const std::string& kind, const std::string& name) 
   const std::uint16_t one = 1;
   const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
   const bool native = dtype->byteorder != (little ? '>' : '<');
-#define GS_RECOGNIZE(name, Codec)                                                 \
-  if (native && dtype->type_num == py::dtype::num_of<codecs::Codec::Storage>()) { \
-    array.dtype = DType::name;                                                    \
-    return array;                                                                 \
+  const int storage = native ? storage_of(fields.descr) : kDTypeCount;
+  if (storage < (codes ? kDTypeCount : kArrayTypes)) {
+    array.dtype = static_cast<DType>(storage);
+    return array;
   }
-  GS_CODECS(GS_RECOGNIZE)
-#undef GS_RECOGNIZE
   throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields.descr))) +
                   (native ? "" : ", which is byte-swapped") + "; supported are " + supported() +
                   " in native byte order");
 }
 
-Array writable_view(py::handle object, const std::string& kind, const std::string& name) {
-  const Array array = view(object, kind, name);
+Array writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes = false) {
+  const Array array = view(object, kind, name, codes);
   if (!py::detail::check_flags(object.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
@@ -131,7 +157,7 @@ std::vector<std::string> kept_states(const std::string& rule, const Options& opt
   const rules::Key key = step::key_of(number, in_order(number, options), {});
   std::vector<std::string> kept;
   for (std::size_t s = 0; s < states.size(); ++s) {
-    if (step::keeps(key, s)) kept.push_back(states[s]);
+    if (step::keeps(key, s)) kept.emplace_back(states[s].name);
   }
   return kept;
 }
@@ -150,12 +176,18 @@ void without_gil(F f) {
 }
 
 // An array that steps will write.
-Array target_view(py::handle object, const std::string& kind, const std::string& name) {
-  const Array array = writable_view(object, kind, name);
+Array target_view(py::handle object, const std::string& kind, const std::string& name, bool codes = false) {
+  const Array array = writable_view(object, kind, name, codes);
   if (step::overlaps_itself(array)) {
     throw std::invalid_argument(kind + name + " has strides that let its own elements overlap");
   }
   return array;
+}
+
+// Whether an array is aligned, and without gaps in the order of its indices.
+bool is_packed(py::handle array) {
+  constexpr int kBoth = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  return (fields_of(array.ptr()).flags & kBoth) == kBoth;
 }
 
 // What benchmarks measure a step by: see step::run_additions.
@@ -165,17 +197,56 @@ void run_additions(const std::vector<py::object>& streams) {
     const std::string name = "[" + std::to_string(i) + "]";
     arrays.push_back(i == 1 ? view(streams[i], "streams", name) : target_view(streams[i], "streams", name));
     const Array &first = arrays[0], &last = arrays.back();
-    const bool packed = (fields_of(streams[i].ptr()).flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0 &&
-                        (fields_of(streams[i].ptr()).flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
-    if (last.rank != 1 || last.shape[0] != first.shape[0] || last.dtype != first.dtype || !packed) {
-      throw std::invalid_argument("streams must be aligned arrays of one axis, of one size and dtype, without gaps");
+    const bool alike = last.rank == 1 && last.shape[0] == first.shape[0] && last.dtype == first.dtype;
+    if (!alike || !is_native(last.dtype) || !is_packed(streams[i])) {
+      throw std::invalid_argument(
+          "streams must be aligned arrays of one axis, of one size and dtype, float32 or float64, without gaps");
     }
   }
-  if (arrays.size() < 2 || arrays.size() > cpu::kMaxStreams) {
+  if (arrays.size() < 2 || arrays.size() > cpu::kCopy) {
     throw std::invalid_argument("streams must be a parameter, a gradient and up to " +
                                 std::to_string(rules::kMaxStates) + " states");
   }
   without_gil([&] { step::run_additions(arrays, arrays[0].shape[0]); });
+}
+
+// What is stored in another type, the scales of its blocks where it has some, and its values.
+struct Coded {
+  Array stored, values;
+  float* scales = nullptr;
+};
+
+Coded coded(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
+  Coded all{view(stored, "codes", "", true), view(values, "values", "")};
+  const auto packed = [](py::handle array, const Array& of, DType dtype, std::int64_t size) {
+    return of.dtype == dtype && of.rank == 1 && of.shape[0] == size && is_packed(array);
+  };
+  const std::int64_t size = all.stored.rank == 1 ? all.stored.shape[0] : -1;
+  bool fits = !is_native(all.stored.dtype) && has_scales(all.stored.dtype) == scales.has_value() &&
+              packed(stored, all.stored, all.stored.dtype, size) && packed(values, all.values, DType::kFloat32, size);
+  if (fits && scales) {
+    const Array of = view(*scales, "scales", "");
+    fits = packed(*scales, of, DType::kFloat32, (size + kBlock - 1) / kBlock);
+    all.scales = reinterpret_cast<float*>(of.data);
+  }
+  if (!fits) {
+    throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
+                    std::to_string(kBlock) + ", go with as many float32 values, all of one axis and without gaps");
+  }
+  return all;
+}
+
+void decode(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
+  const Coded all = coded(stored, scales, values);
+  cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0],
+                                              reinterpret_cast<float*>(all.values.data));
+}
+
+// To nearest.
+void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
+  const Coded all = coded(stored, scales, values);
+  cpu::conversions()[all.stored.dtype].encode(reinterpret_cast<const float*>(all.values.data), all.stored.shape[0],
+                                              nullptr, 0, all.stored.data, all.scales);
 }
 
 // Not for several threads at once: the Python class sees to that.
@@ -193,22 +264,26 @@ class Stepper {
   }
   void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
 
-  // One entry of `states` for each of the rule's states; None where it is not kept.
+  // One entry of `states` for each of the rule's states: an array, codes with their scales, or None where it is not
+  // kept. With a master, steps update that, and the parameter becomes its rounding.
   void add_tensor(int group, const std::string& name, const py::object& param,
-                  const std::vector<std::optional<py::object>>& states) {
-    const auto& names = step::catalog()[static_cast<std::size_t>(rule_)].states;
+                  const std::vector<std::optional<py::object>>& states, const std::optional<py::object>& master) {
+    const auto& about = step::catalog()[static_cast<std::size_t>(rule_)].states;
     std::vector<Watched> added{own(param, params_, name, Role::kParameter)};
+    const Array of = added[0].array.view();
+    const DType native = compute_of(of.dtype) == Compute::kDouble ? DType::kFloat64 : DType::kFloat32;
     std::vector<Array> arrays;
     for (std::size_t s = 0; s < states.size(); ++s) {
-      arrays.emplace_back();
-      if (!states[s]) continue;
-      added.push_back(own(*states[s], "state " + names[s] + " of " + params_, name, Role::kState));
-      arrays.back() = added.back().array.view();
-      if (arrays.back().dtype != added[0].array.dtype || added.back().array.shape != added[0].array.shape) {
-        throw WrongType(added.back().name + " must have its parameter's shape and dtype");
+      arrays.push_back(states[s] ? own_state(*states[s], about[s], name, of, added) : Array{});
+    }
+    Array kept{};
+    if (master) {
+      kept = own_like(*master, "state master of ", name, of, added);
+      if (kept.dtype != native || of.dtype == native) {
+        throw WrongType(added.back().name + " must be float32, and its parameter of 16 bits");
       }
     }
-    stepper_.add_tensor(group, name, added[0].array.view(), arrays);
+    stepper_.add_tensor(group, name, of, arrays, kept);
     for (Watched& owned : added) owned_.push_back(std::move(owned));
     first_of_.push_back(owned_.size());
   }
@@ -314,7 +389,8 @@ class Stepper {
       const bool written = role != Role::kGradient;
       const bool locked = written && (now.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0;
       if (now.descr == descriptor.ptr() && !locked) return;
-      if ((written ? writable_view(object, name, "") : view(object, name, "")).dtype != array.dtype) {
+      const bool codes = has_scales(array.dtype);
+      if ((written ? writable_view(object, name, "", codes) : view(object, name, "")).dtype != array.dtype) {
         throw WrongType(name + " was given another dtype after the optimizer was made");
       }
     }
@@ -326,8 +402,52 @@ class Stepper {
     return {object, py::weakref(object), descriptor, now.dimensions, now.strides, role, step::KeptArray(array), name};
   }
 
-  static Watched own(const py::object& object, const std::string& kind, const std::string& name, Role role) {
-    return watch(object, target_view(object, kind, name), kind + name, role);
+  static Watched own(const py::object& object, const std::string& kind, const std::string& name, Role role,
+                     bool codes = false) {
+    return watch(object, target_view(object, kind, name, codes), kind + name, role);
+  }
+
+  // A state that has a value for each element of its parameter; it is added to the watched.
+  Array own_like(const py::object& state, const std::string& kind, const std::string& name, const Array& param,
+                 std::vector<Watched>& added, bool codes = false) const {
+    added.push_back(own(state, kind + params_, name, Role::kState, codes));
+    const Array array = added.back().array.view();
+    if (array.rank != param.rank || !step::same(array.shape, param.shape, param.rank)) {
+      throw std::invalid_argument(added.back().name + " must have its parameter's shape");
+    }
+    return array;
+  }
+
+  Array own_state(const py::object& given, const rules::State& about, const std::string& name, const Array& param,
+                  std::vector<Watched>& added) const {
+    const std::string kind = "state " + std::string(about.name) + " of ";
+    const bool single = compute_of(param.dtype) == Compute::kFloat;
+    if (!py::isinstance<py::tuple>(given)) {
+      const Array array = own_like(given, kind, name, param, added);
+      const DType native = single ? DType::kFloat32 : DType::kFloat64;
+      if (array.dtype != native && !(single && array.dtype == DType::kBFloat16)) {
+        throw WrongType(added.back().name + " is " + dtype_name(array.dtype) + ", but must be " +
+                        (single ? "float32 or bfloat16, or codes with their scales" : "float64, as its parameter is"));
+      }
+      return array;
+    }
+    const auto pair = given.cast<py::tuple>();
+    if (pair.size() != 2) throw WrongType(kind + params_ + name + " must be an array, or codes with their scales");
+    Array codes = own_like(pair[0], kind, name, param, added, true);
+    const DType wanted = about.not_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
+    if (codes.dtype != wanted || !single || !is_packed(pair[0])) {
+      throw WrongType(added.back().name + " must be " + dtype_name(wanted) +
+                      " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
+    }
+    const py::ssize_t blocks = (pair[0].cast<py::array>().size() + kBlock - 1) / kBlock;
+    added.push_back(own(pair[1], "the scales of " + kind + params_, name, Role::kState));
+    const Array scales = added.back().array.view();
+    if (scales.dtype != DType::kFloat32 || scales.rank != 1 || scales.shape[0] != blocks || !is_packed(pair[1])) {
+      throw WrongType(added.back().name + " must be float32, of one axis, one for each " + std::to_string(kBlock) +
+                      " elements, without gaps");
+    }
+    codes.scales = reinterpret_cast<float*>(scales.data);
+    return codes;
   }
 
   // Of a tensor's parameter and states.
@@ -396,7 +516,13 @@ void register_stepper(py::module_& m) {
       py::dict entry;
       entry["name"] = info.name;
       entry["options"] = info.options;
-      entry["states"] = info.states;
+      py::list states, not_negative;
+      for (const rules::State& state : info.states) {
+        states.append(state.name);
+        if (state.not_negative) not_negative.append(state.name);
+      }
+      entry["states"] = states;
+      entry["not_negative"] = not_negative;
       all.append(entry);
     }
     return all;
@@ -404,6 +530,9 @@ void register_stepper(py::module_& m) {
   m.def(
       "check_param", [](const py::object& param, const std::string& name) { target_view(param, "params", name); },
       py::arg("param"), py::arg("name"));
+  m.attr("BLOCK") = kBlock;
+  m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
+  m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   m.def("run_additions", &run_additions, py::arg("streams"));
   m.def("kept_states", &kept_states, py::arg("rule"), py::arg("options"));
 
@@ -415,7 +544,8 @@ void register_stepper(py::module_& m) {
       .def("set_options", &Stepper::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Stepper::set_lr, py::arg("group"), py::arg("lr"))
       .def("bind", &Stepper::bind, py::arg("grads"))
-      .def("add_tensor", &Stepper::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"))
+      .def("add_tensor", &Stepper::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),
+           py::arg("master") = py::none())
       .def("suspects", &Stepper::suspects)
       .def("step", &Stepper::step, py::arg("grads"), py::arg("looked_at") = false)
       .def_property("step_count", &Stepper::step_count, &Stepper::set_step_count)

@@ -3,12 +3,20 @@
 #include <cstdint>
 
 #include "base/compute.h"
+#include "codecs/bfloat16.h"
+#include "codecs/float16.h"
 #include "codecs/native.h"
+#include "codecs/q8.h"
 
-// THE list of storage types: X(enumerator, codec). Their order is the value of the enumerator.
-#define GS_CODECS(X)   \
-  X(kFloat32, Float32) \
-  X(kFloat64, Float64)
+// THE list of storage types: X(enumerator, codec). Their order is the value of the enumerator. The native ones come
+// first, then those that stand for one value an item, then those whose blocks have a scale.
+#define GS_CODECS(X)     \
+  X(kFloat32, Float32)   \
+  X(kFloat64, Float64)   \
+  X(kFloat16, Float16)   \
+  X(kBFloat16, BFloat16) \
+  X(kQ8Signed, Q8Signed) \
+  X(kQ8Unsigned, Q8Unsigned)
 
 namespace gradstep {
 
@@ -20,19 +28,28 @@ enum class DType : std::uint8_t {
 
 // What the rest of the project asks of a storage type.
 struct DTypeInfo {
-  const char* name;
+  const char* name;  // NumPy's
   std::int64_t item_size;
-  Compute compute;
 };
 
 inline constexpr DTypeInfo kDTypes[] = {
-#define GS_INFO(name, Codec) {codecs::Codec::kName, sizeof(codecs::Codec::Storage), kComputeOf<codecs::Codec::Compute>},
+#define GS_INFO(name, Codec) {codecs::Codec::kName, sizeof(codecs::Codec::Storage)},
     GS_CODECS(GS_INFO)
 #undef GS_INFO
 };
+inline constexpr int kDTypeCount = sizeof(kDTypes) / sizeof(kDTypes[0]);
+
+// The elements that share a scale, in the order of the tensor's indices.
+inline constexpr std::int64_t kBlock = 256;
 
 constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
 constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }
 constexpr std::int64_t item_size(DType dtype) { return info(dtype).item_size; }
+
+// What rules compute in on it.
+constexpr Compute compute_of(DType dtype) { return dtype == DType::kFloat64 ? Compute::kDouble : Compute::kFloat; }
+
+constexpr bool is_native(DType dtype) { return dtype <= DType::kFloat64; }
+constexpr bool has_scales(DType dtype) { return dtype >= DType::kQ8Signed; }
 
 }  // namespace gradstep

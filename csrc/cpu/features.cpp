@@ -33,16 +33,17 @@ constexpr bool all_of(std::uint64_t word, std::uint64_t bits) { return (word & b
 }  // namespace
 
 unsigned features() {
-  constexpr std::uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28;                             // leaf 1, ecx
+  constexpr std::uint32_t kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;           // leaf 1, ecx
   constexpr std::uint32_t kAvx2Bit = 1u << 5;                                               // leaf 7, ebx
   constexpr std::uint32_t kAvx512Bits = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F DQ BW VL
   constexpr std::uint64_t kYmm = 0x6, kZmm = 0xe6;                                          // xcr0
 
-  if (!all_of(cpuid(1, 0).ecx, kOsxsave | kAvx)) return 0;
+  const std::uint32_t basic = cpuid(1, 0).ecx;
+  if (!all_of(basic, kOsxsave | kAvx)) return 0;
   const std::uint64_t saved = saved_registers();
   const std::uint32_t extended = cpuid(7, 0).ebx;
   unsigned found = 0;
-  if (all_of(saved, kYmm) && all_of(extended, kAvx2Bit)) found |= kAvx2;
+  if (all_of(saved, kYmm) && all_of(extended, kAvx2Bit) && all_of(basic, kF16c)) found |= kAvx2;
   if (all_of(saved, kZmm) && all_of(extended, kAvx512Bits)) found |= kAvx512;
   return found;
 }

@@ -4,7 +4,7 @@ namespace gradstep::cpu {
 
 // Processor features that the rows of cmake/isa.cmake may require.
 enum Feature : unsigned {
-  kAvx2 = 1u << 0,
+  kAvx2 = 1u << 0,    // and F16C, which every processor with it has
   kAvx512 = 1u << 1,  // F, BW, DQ and VL: what every server part since Skylake has
 };
 

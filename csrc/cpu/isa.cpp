@@ -11,7 +11,7 @@ namespace gradstep::cpu {
 #define GS_ISA_ROW(name, required, flags)                   \
   Kernel find_kernel_##name(const rules::Key& key);         \
   Kernel find_addition_##name(int states, Compute compute); \
-  Flush find_flush_##name(Compute compute);
+  const Conversions& conversions_##name();
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 
@@ -23,12 +23,12 @@ struct Isa {
   unsigned required;
   Kernel (*find_kernel)(const rules::Key&);
   Kernel (*find_addition)(int, Compute);
-  Flush (*find_flush)(Compute);
+  const Conversions& (*conversions)();
 };
 
 constexpr Isa kIsas[] = {
 #define GS_ISA_ROW(name, required, flags) \
-  {#name, flags, required, find_kernel_##name, find_addition_##name, find_flush_##name},
+  {#name, flags, required, find_kernel_##name, find_addition_##name, conversions_##name},
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 };
@@ -96,7 +96,7 @@ std::string isa() { return in_use().load()->name; }
 
 Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find_kernel(key); }
 
-Flush find_flush(Compute compute) { return in_use().load(std::memory_order_relaxed)->find_flush(compute); }
+const Conversions& conversions() { return in_use().load(std::memory_order_relaxed)->conversions(); }
 
 Kernel find_addition(int states, Compute compute) {
   return in_use().load(std::memory_order_relaxed)->find_addition(states, compute);

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/conversions.h"
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {
@@ -17,9 +18,9 @@ std::string isa_flags(const std::string& name);
 void use_isa(const std::string& name);
 std::string isa();
 
-// The kernel for a key in the set now in use.
+// Of the set now in use, the kernel for a key, and what is stored and read by.
 Kernel find_kernel(const rules::Key& key);
-Flush find_flush(Compute compute);
+const Conversions& conversions();
 
 // The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; its
 // element is empty.

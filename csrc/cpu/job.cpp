@@ -9,6 +9,7 @@ namespace gradstep::cpu {
 namespace {
 
 constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within every L1
+static_assert(kTile % kBlock == 0);
 
 constexpr int kMaxRank = 64;  // NumPy's
 
@@ -16,7 +17,7 @@ constexpr int kMaxRank = 64;  // NumPy's
 template <class T>
 constexpr double kLeastGradient = sizeof(T) == sizeof(float) ? 0x1p-56 : 0x1p-500;
 
-// memcpy of at least four bytes. A short row is moved by its first and its last few bytes, which may overlap: cheaper
+// memcpy of at least two bytes. A short row is moved by its first and its last few bytes, which may overlap: cheaper
 // than a call.
 inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   const auto by = [&](auto width) {
@@ -29,8 +30,10 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
     by(std::integral_constant<std::size_t, 16>());
   } else if (bytes >= 8) {
     by(std::integral_constant<std::size_t, 8>());
-  } else {
+  } else if (bytes >= 4) {
     by(std::integral_constant<std::size_t, 4>());
+  } else {
+    by(std::integral_constant<std::size_t, 2>());
   }
 }
 
@@ -95,18 +98,19 @@ template <class T>
 bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t kWorthACall = 32;
-  if (job.strided == nullptr || job.update->flush != nullptr || job.strided->shape.back() < kWorthACall) return false;
+  const Layout* const layout = job.layout;
+  if (layout == nullptr || job.update->flush || layout->shape.back() < kWorthACall || !layout->native()) return false;
   int which[kMaxStreams], strided = 0;
   std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
   for (int s = 0; s < kMaxStreams; ++s) {
     if (job.streams[s] == nullptr) continue;
     streams[s] = job.streams[s] + begin * kSize;
-    if (job.strided->strides[s].empty()) continue;
-    if (!has_rows(job.strided->strides[s], job.streams[s], kSize)) return false;
+    if (layout->strides[s].empty()) continue;
+    if (!has_rows(layout->strides[s], job.streams[s], kSize)) return false;
     which[strided] = s;
     rows[strided++] = job.streams[s];
   }
-  each_row(*job.strided, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
+  each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
     job.update->kernel(job.update->element, streams, 0, count);
     for (std::byte*& stream : streams) {
@@ -116,34 +120,128 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   return true;
 }
 
+// The streams of elements up to `end`, a tile at a time.
+template <class T>
+class Tiles {
+ public:
+  Tiles(const Job& job, std::int64_t end) : job_(job), update_(*job.update), end_(end) {
+    for (int s = 0; s < kCopy; ++s) {
+      if (!stochastic(s)) continue;
+      noise_[s].seed = update_.seed;
+      noise_[s].step = update_.step;
+      noise_[s].tensor = job_.layout->tensor;
+      noise_[s].stream = static_cast<std::uint32_t>(s);
+      noise_[s].bits = (*update_.conversions)[dtype(s)].random_bits;
+      update_.conversions->draw_places(noise_[s]);
+    }
+  }
+
+  // Before the first tile of a span.
+  void draw_groups(std::int64_t begin, std::int64_t end) {
+    for (int s = 0; s < kCopy; ++s) {
+      if (stochastic(s)) update_.conversions->draw_groups(noise_[s], begin, end);
+    }
+  }
+
+  void run(std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    size_ = end - begin;
+    std::byte* values[kMaxStreams] = {};
+    for (int s = 0; s < kMaxStreams; ++s) {
+      if (job_.streams[s] == nullptr) continue;
+      fetch_next(s);
+      if (s != kCopy) values[s] = load(s);
+    }
+    if (update_.flush) flush(values[kGradient], kLeastGradient<T>);
+    update_.kernel(update_.element, values, 0, size_);
+    for (int s = 0; s < kCopy; ++s) {
+      if (s == kGradient || values[s] == nullptr) continue;
+      if (update_.flush && s > kGradient) flush(values[s], std::numeric_limits<T>::min());
+      store(s, values[s]);
+    }
+    if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter]);
+  }
+
+ private:
+  DType dtype(int s) const { return job_.layout == nullptr ? native_ : job_.layout->dtypes[s]; }
+  bool stochastic(int s) const {
+    if (kComputeOf<T> == Compute::kDouble) return false;  // what is not native is computed with in floats
+    const bool written = job_.streams[s] != nullptr && s != kGradient && s != kCopy;
+    return written && (has_scales(dtype(s)) || (update_.stochastic && !is_native(dtype(s))));
+  }
+  bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
+  float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
+
+  // Where a stream that is not strided has this tile's elements.
+  std::byte* place(int s) const { return job_.streams[s] + begin_ * item_size(dtype(s)); }
+
+  // Asks for the next tile of a stream that is not strided; what lies behind the last may be in another core's cache.
+  void fetch_next(int s) const {
+    if (strided(s) || begin_ + 2 * kTile > end_) return;
+    const std::byte* const next = place(s) + kTile * item_size(dtype(s));
+    for (std::int64_t byte = 0; byte < kTile * item_size(dtype(s)); byte += 64) __builtin_prefetch(next + byte);
+  }
+
+  // The elements as values of the compute type: in the stream itself where that can be.
+  std::byte* load(int s) {
+    auto* const tile = reinterpret_cast<std::byte*>(tiles_[s]);
+    const bool native = is_native(dtype(s));
+    std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
+    if (strided(s)) move<true>(s, from);
+    if (!native) {
+      (*update_.conversions)[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
+      from = tile;
+    } else if (s == kGradient && update_.flush && from != tile) {
+      std::memcpy(tile, from, static_cast<std::size_t>(size_) * sizeof(T));
+      from = tile;
+    }
+    return from;
+  }
+
+  void store(int s, std::byte* values) {
+    std::byte* to = values;
+    if (!is_native(dtype(s))) {
+      to = strided(s) ? raw_ : place(s);
+      (*update_.conversions)[dtype(s)].encode(reinterpret_cast<const float*>(values), size_,
+                                              stochastic(s) ? &noise_[s] : nullptr, begin_, to, scales(s));
+    }
+    if (strided(s)) move<false>(s, to);
+  }
+
+  // Gathers this tile's elements of a strided stream, or scatters them.
+  template <bool kGather>
+  void move(int s, std::byte* packed) {
+    const auto by = item_size(dtype(s)) == 2   ? &cpu::move<2, kGather>
+                    : item_size(dtype(s)) == 4 ? &cpu::move<4, kGather>
+                                               : &cpu::move<8, kGather>;
+    by(*job_.layout, s, job_.streams[s], begin_, begin_ + size_, packed);
+  }
+
+  void flush(std::byte* values, double least) {
+    constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
+    (kDouble ? update_.conversions->flush_doubles : update_.conversions->flush_floats)(values, size_, least);
+  }
+
+  static constexpr DType native_ = kComputeOf<T> == Compute::kDouble ? DType::kFloat64 : DType::kFloat32;
+
+  const Job& job_;
+  const Update& update_;
+  const std::int64_t end_;
+  std::int64_t begin_ = 0, size_ = 0;
+  Noise noise_[kCopy];
+  alignas(64) T tiles_[kCopy][kTile];
+  alignas(64) std::byte raw_[kTile * sizeof(T)];  // of a stream that is both strided and stored in another type
+};
+
 template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
   if (run_rows<T>(job, begin, end)) return;
-  const Update& update = *job.update;
-  const auto strided = [&](int s) { return job.strided != nullptr && !job.strided->strides[s].empty(); };
-  alignas(64) T tiles[kMaxStreams][kTile];
-  for (; begin < end; begin += kTile) {
-    const std::int64_t stop = std::min(begin + kTile, end), size = stop - begin;
-    std::byte* streams[kMaxStreams] = {};
-    for (int s = 0; s < kMaxStreams; ++s) {
-      if (job.streams[s] == nullptr) continue;
-      auto* const tile = reinterpret_cast<std::byte*>(tiles[s]);
-      streams[s] = job.streams[s] + begin * static_cast<std::int64_t>(sizeof(T));
-      if (strided(s)) {
-        move<sizeof(T), true>(*job.strided, s, job.streams[s], begin, stop, tile);
-        streams[s] = tile;
-      } else if (s == kGradient && update.flush != nullptr) {
-        std::memcpy(tile, streams[s], static_cast<std::size_t>(size) * sizeof(T));
-        streams[s] = tile;
-      }
-    }
-    if (update.flush != nullptr) update.flush(streams[kGradient], size, kLeastGradient<T>);
-    update.kernel(update.element, streams, 0, size);
-    for (int s = 0; s < kMaxStreams; ++s) {
-      if (s == kGradient || streams[s] == nullptr) continue;
-      if (s > kGradient && update.flush != nullptr) update.flush(streams[s], size, std::numeric_limits<T>::min());
-      if (strided(s)) move<sizeof(T), false>(*job.strided, s, job.streams[s], begin, stop, streams[s]);
-    }
+  Tiles<T> tiles(job, end);
+  while (begin < end) {
+    const std::int64_t span_end = std::min(end, (begin / Noise::kSpan + 1) * Noise::kSpan);
+    tiles.draw_groups(begin, span_end);
+    for (; begin < span_end; begin += kTile) tiles.run(begin, std::min(begin + kTile, span_end));
+    begin = span_end;
   }
 }
 

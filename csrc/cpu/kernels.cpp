@@ -1,7 +1,6 @@
-// THE loop, compiled once per row of cmake/isa.cmake. Everything is in an anonymous namespace and always inlined, so
-// that nothing compiled for one instruction set can be linked into another's code (a test reads the symbols).
-#include <math.h>
-
+// THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
+// namespace and always inlined, so that nothing compiled for one instruction set can be linked into another's code (a
+// test reads the symbols).
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {
@@ -84,16 +83,6 @@ Kernel addition(int states) {
                        : &kernel<Addition<T, 3>>;
 }
 
-GS_INLINE float magnitude(float x) { return fabsf(x); }
-GS_INLINE double magnitude(double x) { return fabs(x); }
-
-template <class T>
-void flush(std::byte* values, std::int64_t size, double least) {
-  T* const x = reinterpret_cast<T*>(values);
-  const T limit = static_cast<T>(least);
-  for (std::int64_t i = 0; i < size; ++i) x[i] = magnitude(x[i]) < limit ? T(0) : x[i];
-}
-
 struct Find {
   template <class Element>
   GS_INLINE Kernel visit() const {
@@ -110,9 +99,6 @@ struct Find {
 Kernel GS_JOIN(find_kernel_, GS_ISA)(const rules::Key& key) { return rules::visit(key, Find{}); }
 Kernel GS_JOIN(find_addition_, GS_ISA)(int states, Compute compute) {
   return compute == Compute::kDouble ? addition<double>(states) : addition<float>(states);
-}
-Flush GS_JOIN(find_flush_, GS_ISA)(Compute compute) {
-  return compute == Compute::kDouble ? &flush<double> : &flush<float>;
 }
 
 }  // namespace gradstep::cpu

@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // AdaDelta (Zeiler, 2012).
 struct AdaDelta {
   static constexpr const char* kName = "adadelta";
-  static constexpr const char* kStates[] = {"square_avg", "acc_delta"};
+  static constexpr State kStates[] = {{"square_avg", kNotNegative}, {"acc_delta", kNotNegative}};
   GS_OPTIONS(lr, rho, eps);
   using Variants = Values<0b11>;
   static unsigned variant(const Options&) { return 0b11; }

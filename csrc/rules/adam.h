@@ -8,7 +8,7 @@ namespace gradstep::rules {
 // Adam (Kingma and Ba, 2015); AMSGrad (Reddi, Kale and Kumar, 2018).
 struct Adam {
   static constexpr const char* kName = "adam";
-  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNotNegative}, {"max_exp_avg_sq", kNotNegative}};
   GS_OPTIONS(lr, beta1, beta2, eps, eps_root, amsgrad, bias_correction, eps_hat, amsgrad_corrected);
   static constexpr unsigned kAmsgrad = 0b100;
   using Variants = Values<0b011, 0b011 | kAmsgrad>;

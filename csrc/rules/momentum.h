@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // The heavy ball (Polyak, 1964).
 struct Momentum {
   static constexpr const char* kName = "momentum";
-  static constexpr const char* kStates[] = {"momentum_buffer"};
+  static constexpr State kStates[] = {{"momentum_buffer"}};
   GS_OPTIONS(lr, momentum, dampening, lr_in_velocity, dampen_first);
   using Variants = Values<0b1>;
   static unsigned variant(const Options&) { return 0b1; }

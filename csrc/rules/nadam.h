@@ -8,7 +8,7 @@ namespace gradstep::rules {
 // Nadam (Dozat, 2016).
 struct Nadam {
   static constexpr const char* kName = "nadam";
-  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNotNegative}};
   GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay);
   using Variants = Values<0b11>;
   static unsigned variant(const Options&) { return 0b11; }

@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // Nesterov's accelerated gradient (Nesterov, 1983; Sutskever et al., 2013).
 struct Nag {
   static constexpr const char* kName = "nag";
-  static constexpr const char* kStates[] = {"momentum_buffer"};
+  static constexpr State kStates[] = {{"momentum_buffer"}};
   GS_OPTIONS(lr, momentum, lr_in_velocity, lookahead);
   static constexpr unsigned kLookahead = 1u << kMaxStates;  // the gradient was taken at the point ahead
   using Variants = Values<0b1, 0b1 | kLookahead>;

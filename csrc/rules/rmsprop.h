@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // RMSProp (Tieleman and Hinton, 2012), centered after Graves (2013).
 struct RMSProp {
   static constexpr const char* kName = "rmsprop";
-  static constexpr const char* kStates[] = {"square_avg", "grad_avg", "momentum_buffer"};
+  static constexpr State kStates[] = {{"square_avg", kNotNegative}, {"grad_avg"}, {"momentum_buffer"}};
   GS_OPTIONS(lr, rho, momentum, centered, eps, eps_root, lr_in_velocity);
   static constexpr unsigned kCentered = 0b010, kMomentum = 0b100;
   using Variants = Values<0b001, 0b001 | kCentered, 0b001 | kMomentum, 0b001 | kCentered | kMomentum>;

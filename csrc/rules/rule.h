@@ -10,8 +10,8 @@
 //
 //   struct X {
 //     static constexpr const char* kName = "x";
-//     // Names of its states; {nullptr} where it has none.
-//     static constexpr const char* kStates[] = {"first", ...};
+//     // Its states; {{nullptr}} where it has none.
+//     static constexpr State kStates[] = {{"first"}, {"second", kNotNegative}, ...};
 //     // Its options, all double; lr is one of them.
 //     GS_OPTIONS(lr, ...);
 //     // The instantiations worth having, and which of them these options need. Bit k: state k is kept; higher bits are its own.
@@ -29,6 +29,13 @@
 namespace gradstep::rules {
 
 inline constexpr int kMaxStates = 3;
+
+// A state's name, and whether it can be below zero: an 8-bit code spends a bit on that.
+struct State {
+  const char* name;
+  bool not_negative = false;
+};
+inline constexpr bool kNotNegative = true;
 
 // Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
 #define GS_OPTIONS(...)                                  \
@@ -49,9 +56,10 @@ struct Clock {
   double mu_product;  // Nadam's product of momenta; 1 before the first step
 };
 
-// What comes before every rule: sign, L2, decoupled decay. Subnormals are flushed around it (cpu/job.h).
+// What comes before every rule: sign, L2, decoupled decay. Subnormals are flushed, and what is stored is rounded,
+// around it (cpu/job.h).
 struct Common {
-  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals);
+  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
 
 // The whole update of one element, and the type that a kernel is compiled for.
@@ -59,7 +67,8 @@ template <class Rule, class Compute, unsigned kVariant, bool kL2>
 struct Element {
   using T = Compute;
   using Options = typename Rule::Options;
-  static constexpr int kStates = Rule::kStates[0] == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
+  static constexpr int kStates =
+      Rule::kStates[0].name == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
 
   T sign, l2, decay;

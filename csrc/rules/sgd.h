@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // Stochastic gradient descent (Robbins and Monro, 1951).
 struct Sgd {
   static constexpr const char* kName = "sgd";
-  static constexpr const char* kStates[] = {nullptr};
+  static constexpr State kStates[] = {{nullptr}};
   GS_OPTIONS(lr);
   using Variants = Values<0>;
   static unsigned variant(const Options&) { return 0; }

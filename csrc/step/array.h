@@ -15,6 +15,7 @@ struct Array {
   int rank;
   const std::int64_t* shape;
   const std::int64_t* strides;  // bytes
+  float* scales = nullptr;      // of its blocks, where the type has scales
 };
 
 // The bytes [begin, end) between which an array's elements lie; equal where it has none.
@@ -53,12 +54,17 @@ struct KeptArray {
   std::byte* data = nullptr;
   DType dtype{};
   std::vector<std::int64_t> shape, strides;
+  float* scales = nullptr;
 
   KeptArray() = default;
   explicit KeptArray(const Array& a)
-      : data(a.data), dtype(a.dtype), shape(a.shape, a.shape + a.rank), strides(a.strides, a.strides + a.rank) {}
+      : data(a.data),
+        dtype(a.dtype),
+        shape(a.shape, a.shape + a.rank),
+        strides(a.strides, a.strides + a.rank),
+        scales(a.scales) {}
 
-  Array view() const { return {data, dtype, static_cast<int>(shape.size()), shape.data(), strides.data()}; }
+  Array view() const { return {data, dtype, static_cast<int>(shape.size()), shape.data(), strides.data(), scales}; }
 };
 
 }  // namespace gradstep::step

@@ -34,8 +34,8 @@ struct Describe {
   RuleInfo visit() const {
     RuleInfo info{Rule::kName, split(rules::Common::Options::kNames), {}};
     for (auto& name : split(Rule::Options::kNames)) info.options.push_back(name);
-    for (const char* state : Rule::kStates) {
-      if (state != nullptr) info.states.emplace_back(state);
+    for (const rules::State& state : Rule::kStates) {
+      if (state.name != nullptr) info.states.push_back(state);
     }
     return info;
   }
@@ -89,12 +89,11 @@ int rule_number(const std::string& name) {
 }
 
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute) {
-  const bool l2 = read<rules::Common::Options>(options.data()).l2 != 0;
-  return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), l2, compute};
+  return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), common(options).l2 != 0, compute};
 }
 
-bool flushes(const std::vector<double>& options) {
-  return read<rules::Common::Options>(options.data()).flush_subnormals != 0;
+rules::Common::Options common(const std::vector<double>& options) {
+  return read<rules::Common::Options>(options.data());
 }
 
 // Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.

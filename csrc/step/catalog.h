@@ -12,7 +12,7 @@ namespace gradstep::step {
 struct RuleInfo {
   std::string name;
   std::vector<std::string> options;  // in the order in which values are given; the common ones first
-  std::vector<std::string> states;
+  std::vector<rules::State> states;
 };
 
 const std::vector<RuleInfo>& catalog();
@@ -23,8 +23,8 @@ int rule_number(const std::string& name);
 // The update that these options, in the catalog's order, ask for.
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute);
 
-// Whether these options ask for subnormals to be flushed.
-bool flushes(const std::vector<double>& options);
+// What these options ask of all rules alike.
+rules::Common::Options common(const std::vector<double>& options);
 
 // Whether an update keeps the rule's state of that place in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }

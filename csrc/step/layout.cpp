@@ -25,14 +25,14 @@ bool is_packed(const Array& array, const std::vector<std::int64_t>& shape, const
 
 }  // namespace
 
-cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
+cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_order) {
   const Array& param = *arrays[0];
   std::vector<int> axes;
   for (int axis = 0; axis < param.rank; ++axis) {
     if (param.shape[axis] != 1) axes.push_back(axis);
   }
-  std::stable_sort(axes.begin(), axes.end(),
-                   [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); });
+  const auto further = [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); };
+  if (!in_order) std::stable_sort(axes.begin(), axes.end(), further);
 
   cpu::Layout layout;
   for (std::size_t i = 0; i < axes.size(); ++i) {
@@ -56,7 +56,10 @@ cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]) {
     }
   }
   for (int s = 0; s < cpu::kMaxStreams; ++s) {
-    if (arrays[s] != nullptr && is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();
+    if (arrays[s] == nullptr) continue;
+    if (is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();
+    layout.dtypes[s] = arrays[s]->dtype;
+    layout.scales[s] = arrays[s]->scales;
   }
   return layout;
 }

@@ -6,8 +6,9 @@
 namespace gradstep::step {
 
 // The walk that reads the parameter as it lies in memory: its axes from the longest stride to the shortest, without
-// those of one element, neighbours joined where every stream allows. `arrays` are the tensor's streams, the parameter
-// first, all of one shape and item size; null: not kept.
-cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams]);
+// those of one element, neighbours joined where every stream allows. Where bits depend on an element's place,
+// `in_order` keeps the axes in the order of the indices. `arrays` are the tensor's streams, the parameter first, all of
+// one shape; null: there is none.
+cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_order);
 
 }  // namespace gradstep::step

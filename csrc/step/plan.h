@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "codecs/all.h"
+
 namespace gradstep::step {
 
-// A piece begins at a multiple of this, so that no 8-bit block is shared by two threads.
-inline constexpr std::int64_t kBlock = 256;
-
-// Elements [begin, end) of one tensor.
+// Elements [begin, end) of one tensor. A piece begins at a multiple of kBlock, so that no scale is shared by two
+// threads.
 struct Piece {
   std::uint32_t tensor;
   std::int64_t begin, end;

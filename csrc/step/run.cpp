@@ -35,9 +35,8 @@ void run_jobs(const Plan& plan, const cpu::Job* jobs, std::int64_t elements) noe
 
 void run_additions(const std::vector<Array>& streams, std::int64_t size) {
   static constexpr std::int64_t kNoScalars = 0;
-  const Compute compute = info(streams[0].dtype).compute;
-  const cpu::Update addition{cpu::find_addition(static_cast<int>(streams.size()) - 2, compute), &kNoScalars, nullptr,
-                             compute};
+  const Compute compute = compute_of(streams[0].dtype);
+  const cpu::Update addition{cpu::find_addition(static_cast<int>(streams.size()) - 2, compute), &kNoScalars, compute};
   cpu::Job job;
   job.update = &addition;
   for (std::size_t s = 0; s < streams.size(); ++s) job.streams[s] = streams[s].data;

@@ -1,6 +1,7 @@
 #include "step/stepper.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -18,6 +19,15 @@ void put(T& kept, T value) {
 
 bool aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
+}
+
+bool rounds_stochastically(const std::vector<double>& options) {
+  return !std::isnan(common(options).stochastic_rounding);
+}
+
+Extent extent_of_scales(const Array& array, std::int64_t elements) {
+  const auto first = reinterpret_cast<std::uintptr_t>(array.scales);
+  return {first, first + static_cast<std::uintptr_t>((elements + kBlock - 1) / kBlock) * sizeof(float)};
 }
 
 std::string tuple(const std::int64_t* shape, int rank) {
@@ -42,8 +52,12 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
       throw std::invalid_argument(
           "options that add or drop a state cannot change after the optimizer was made, "
           "and these would with " +
-          states[s]);
+          std::string(states[s].name));
     }
+  }
+  // The order in which elements are walked depends on it, and so do bits.
+  if (rounds_stochastically(groups_[static_cast<std::size_t>(group)]) != rounds_stochastically(options)) {
+    throw std::invalid_argument("stochastic_rounding may get another seed, but not be turned on or off");
   }
 }
 
@@ -58,44 +72,56 @@ void Stepper::set_lr(int group, double lr) {
   groups_[static_cast<std::size_t>(group)][static_cast<std::size_t>(place)] = lr;
 }
 
-void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states) {
+void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
+                         const Array& master) {
   Tensor t;
   t.name = std::move(name);
-  t.param = KeptArray(param);
-  for (std::size_t s = 0; s < states.size(); ++s) t.states[s] = KeptArray(states[s]);
-  const rules::Key key = key_of(rule_, groups_[static_cast<std::size_t>(group)], info(param.dtype).compute);
-  const auto& names = catalog()[static_cast<std::size_t>(rule_)].states;
-  for (std::size_t s = 0; s < names.size(); ++s) {
-    if (keeps(key, s) != (t.states[s].data != nullptr)) {
-      throw std::invalid_argument("state " + names[s] + " of " + params_ + t.name +
+  t.streams[cpu::kParameter] = KeptArray(master.data == nullptr ? param : master);
+  if (master.data != nullptr) t.streams[cpu::kCopy] = KeptArray(param);
+  for (std::size_t s = 0; s < states.size(); ++s) t.streams[cpu::kFirstState + s] = KeptArray(states[s]);
+  const rules::Key key = key_of(rule_, groups_[static_cast<std::size_t>(group)], compute_of(param.dtype));
+  const auto& about = catalog()[static_cast<std::size_t>(rule_)].states;
+  for (std::size_t s = 0; s < about.size(); ++s) {
+    if (keeps(key, s) != (t.streams[cpu::kFirstState + s].data != nullptr)) {
+      throw std::invalid_argument("state " + std::string(about[s].name) + " of " + params_ + t.name +
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
   }
-  t.like_param = lay_out(t, param);
 
   Slot slot;
-  slot.size = std::accumulate(t.param.shape.begin(), t.param.shape.end(), std::int64_t{1}, std::multiplies<>());
-  slot.shape = t.param.shape.data();
-  slot.strides = t.param.strides.data();
-  slot.group = group;
+  slot.size = std::accumulate(param.shape, param.shape + param.rank, std::int64_t{1}, std::multiplies<>());
   slot.rank = static_cast<std::int8_t>(param.rank);
-  slot.packed = t.like_param.packed();
-  slot.dtype = param.dtype;
+  slot.group = group;
   cpu::Job job;
-  std::byte* const data[] = {param.data, nullptr, t.states[0].data, t.states[1].data, t.states[2].data};
-  std::copy(std::begin(data), std::end(data), job.streams);
+  for (int s = 0; s < cpu::kMaxStreams; ++s) job.streams[s] = t.streams[s].data;
 
   tensors_.push_back(std::move(t));
   slots_.push_back(slot);
   jobs_.push_back(job);
+  lay_out(tensors_.size() - 1, param);  // most gradients lie as their parameter does
   plan_ = {};
 }
 
-cpu::Layout Stepper::lay_out(const Tensor& t, const Array& grad) {
-  Array kept[] = {t.param.view(), grad, t.states[0].view(), t.states[1].view(), t.states[2].view()};
+void Stepper::lay_out(std::size_t tensor, const Array& grad) {
+  Tensor& t = tensors_[tensor];
+  Slot& slot = slots_[tensor];
+  t.streams[cpu::kGradient] = KeptArray(grad);
+  const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(slot.group)]);
+  Array arrays[cpu::kMaxStreams];
   const Array* streams[cpu::kMaxStreams];
-  for (int s = 0; s < cpu::kMaxStreams; ++s) streams[s] = kept[s].data == nullptr ? nullptr : &kept[s];
-  return make_layout(streams);
+  bool in_order = false;
+  for (int s = 0; s < cpu::kMaxStreams; ++s) {
+    arrays[s] = t.streams[s].view();
+    streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
+    in_order |= s != cpu::kGradient && (has_scales(arrays[s].dtype) || (stochastic && !is_native(arrays[s].dtype)));
+  }
+  t.layout = make_layout(streams, in_order);
+  t.layout.tensor = static_cast<std::uint32_t>(tensor);
+  slot.shape = t.streams[cpu::kGradient].shape.data();
+  slot.strides = t.streams[cpu::kGradient].strides.data();
+  slot.dtype = grad.dtype;
+  slot.aligned = aligned(grad);
+  put<const cpu::Layout*>(jobs_[tensor].layout, t.layout.plain() ? nullptr : &t.layout);
 }
 
 void Stepper::begin() {
@@ -109,10 +135,13 @@ void Stepper::finish_plan() {
   std::vector<Extent> extents;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     sizes.push_back(slots_[i].size);
-    extents.push_back(extent(tensors_[i].param.view()));
-    for (const KeptArray& state : tensors_[i].states) {
-      if (state.data != nullptr) extents.push_back(extent(state.view()));
+    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+      const KeptArray& stream = tensors_[i].streams[s];
+      if (s == cpu::kGradient || stream.data == nullptr) continue;
+      extents.push_back(extent(stream.view()));
+      if (stream.scales != nullptr) extents.push_back(extent_of_scales(stream.view(), slots_[i].size));
     }
+    if (jobs_[i].layout != nullptr) jobs_[i].layout = &tensors_[i].layout;  // tensors have moved
   }
   owned_ = Ranges(std::move(extents));
   for (Slot& slot : slots_) slot.free = {0, 0};
@@ -121,7 +150,7 @@ void Stepper::finish_plan() {
 
 void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
   const Tensor& t = tensors_[tensor];
-  const Array param = t.param.view();
+  const Array param = t.param().view();
   if (param.rank != grad.rank || !same(param.shape, grad.shape, grad.rank)) {
     throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                                 ", but its parameter has shape " + tuple(param.shape, param.rank));
@@ -132,20 +161,12 @@ void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
 
 bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   Slot& slot = slots_[tensor];
-  cpu::Job& job = jobs_[tensor];
-  if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank) || grad.dtype != slot.dtype) {
-    refuse_gradient(tensor, grad);
+  if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank)) refuse_gradient(tensor, grad);
+  if (grad.dtype != slot.dtype || !same(slot.strides, grad.strides, grad.rank) || !aligned(grad) || !slot.aligned) {
+    if (compute_of(grad.dtype) != compute_of(slot.dtype)) refuse_gradient(tensor, grad);
+    lay_out(tensor, grad);
   }
-  const cpu::Layout* layout = nullptr;
-  if (!same(slot.strides, grad.strides, grad.rank) || !aligned(grad)) {
-    cpu::Layout& unlike_param = tensors_[tensor].unlike_param;
-    unlike_param = lay_out(tensors_[tensor], grad);
-    if (!unlike_param.packed()) layout = &unlike_param;
-  } else if (!slot.packed) {
-    layout = &tensors_[tensor].like_param;
-  }
-  put(job.strided, layout);
-  put(job.streams[cpu::kGradient], grad.data);
+  put(jobs_[tensor].streams[cpu::kGradient], grad.data);
   slot.active = true;
 
   const Extent bytes = extent(grad);
@@ -157,21 +178,27 @@ bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
 const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   constexpr std::size_t kLookBack = 4;
   const rules::Clock& now = slot.clock;
+  const Compute compute = compute_of(slot.dtype);
   for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
     const Prepared& p = prepared_[i];
-    if (p.group == slot.group && p.dtype == slot.dtype && p.before.t == now.t &&
+    if (p.group == slot.group && p.update.compute == compute && p.before.t == now.t &&
         p.before.mu_product == now.mu_product) {
       return p;
     }
   }
   const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
-  const rules::Key key = key_of(rule_, options, info(slot.dtype).compute);
-  Prepared p{slot.group, slot.dtype, now, {now.t + 1, now.mu_product}, {}, {}};
+  const rules::Common::Options asked = common(options);
+  const rules::Key key = key_of(rule_, options, compute);
+  Prepared p{slot.group, now, {now.t + 1, now.mu_product}, {}, {}};
   step::prepare(key, options, p.after, p.scalars);
   prepared_.push_back(p);
   Prepared& kept = prepared_.back();
-  kept.update = {cpu::find_kernel(key), kept.scalars.bytes, flushes(options) ? cpu::find_flush(key.compute) : nullptr,
-                 key.compute};
+  kept.update = {cpu::find_kernel(key), kept.scalars.bytes, compute};
+  kept.update.conversions = &cpu::conversions();
+  kept.update.flush = asked.flush_subnormals != 0;
+  kept.update.stochastic = rounds_stochastically(options);
+  kept.update.seed = kept.update.stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0;
+  kept.update.step = static_cast<std::uint32_t>(p.after.t);
   return kept;
 }
 

@@ -38,12 +38,14 @@ class Stepper {
   void set_options(int group, std::vector<double> options);
   void set_lr(int group, double lr);
 
-  // `name` follows what the arrays are called: "[3]", "['w']". A state that is not kept has null data.
-  void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states);
+  // `name` follows what the arrays are called: "[3]", "['w']". A state, or a master, that is not kept has null data.
+  // With a master, steps update that, and the parameter becomes its rounding.
+  void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
+                  const Array& master = {});
 
   void begin();
-  // Throws where shape or dtype are not the parameter's. Returns whether the gradient lies among the bytes of
-  // parameters and states, so that an exact test is due.
+  // Throws where its shape is not the parameter's, or its dtype none that goes with the parameter's. Returns whether
+  // the gradient lies among the bytes of parameters and states, so that an exact test is due.
   bool set_gradient(std::size_t tensor, const Array& grad);
   void run() noexcept;
 
@@ -54,10 +56,12 @@ class Stepper {
  private:
   struct Tensor {
     std::string name;
-    KeptArray param;
-    KeptArray states[rules::kMaxStates];
-    // For a gradient that lies as the parameter does, and for this step's that does not.
-    cpu::Layout like_param, unlike_param;
+    KeptArray streams[cpu::kMaxStreams];  // the gradient's stands for one that lies as the last did
+    cpu::Layout layout;                   // with such a gradient
+
+    const KeptArray& param() const {
+      return streams[streams[cpu::kCopy].data == nullptr ? cpu::kParameter : cpu::kCopy];
+    }
   };
 
   // What every step reads of a tensor besides its job, in a cache line.
@@ -65,12 +69,13 @@ class Stepper {
     rules::Clock clock{0, 1};
     std::int64_t size;
     Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
+    // Of the last gradient: where this one has the same and is aligned, the layout stands.
     const std::int64_t *shape, *strides;
-    int group;
-    std::int8_t rank;
     DType dtype;
-    bool packed;  // every stream, where the gradient lies as the parameter does
+    bool aligned = true;
+    std::int8_t rank;
     bool active = false;
+    int group;
   };
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
@@ -78,13 +83,12 @@ class Stepper {
   // The scalars of one step, shared by the tensors of a group that stand at the same step number.
   struct Prepared {
     int group;
-    DType dtype;
     rules::Clock before, after;
     cpu::Update update;
     Scalars scalars;
   };
 
-  static cpu::Layout lay_out(const Tensor& tensor, const Array& grad);
+  void lay_out(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
   const Prepared& prepare(const Slot& slot);
   void finish_plan();

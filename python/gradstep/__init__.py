@@ -6,7 +6,7 @@
 >>> opt.step({"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)})  # params change in place
 """
 
-from . import functional, optimizers, reference
+from . import functional, optimizers, q8, reference
 from ._config import get_num_threads, set_num_threads, show_config
 from ._core import __version__
 from ._optimizer import Optimizer
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "functional",
     "get_num_threads",
+    "q8",
     "reference",
     "set_num_threads",
     "show_config",

@@ -7,9 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
-import numpy as np
-
-from . import _checkpoint, _core, _options
+from . import _checkpoint, _core, _options, _storage
 from ._options import Rate
 from ._step import check_apart, take
 from ._structure import Array, Grads, Params, Structure, is_groups
@@ -54,11 +52,10 @@ class OptionGroup(Mapping[str, Any]):
     def update(self, **options: Any) -> None:
         """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
         with self._lock:
-            for name in self._cls.initial_state.values():
+            for name in (*self._cls.initial_state.values(), *_storage.FIXED):
                 if name in options:
-                    raise ValueError(
-                        f"{self._cls.__name__}: {name} is where a state starts; it cannot change afterwards"
-                    )
+                    what = "settles what is kept, or where it starts; it cannot change afterwards"
+                    raise ValueError(f"{self._cls.__name__}: {name} {what}")
             self.take_over(self.checked(options))
 
     def take_over(self, checked: Mapping[str, Any]) -> None:
@@ -89,20 +86,14 @@ class OptionGroup(Mapping[str, Any]):
         return f"OptionGroup({self._options})"
 
 
-def zeros_like(array: Array) -> Array:
-    """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that."""
-    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
-    zeros = np.zeros([array.shape[axis] for axis in axes], array.dtype)
-    return zeros if axes == sorted(axes) else np.transpose(zeros, np.argsort(axes))
-
-
 class Optimizer:
     """What all optimizers share. Not made itself; see the eight classes.
 
     Parameters
     ----------
     params : array, list or tuple of arrays, dict of arrays, or list of groups
-        NumPy arrays of float32 or float64, of any shape and strides. They are updated in place; nothing is copied.
+        NumPy arrays of float32, float64, float16 or `ml_dtypes.bfloat16`, of any shape and strides. They are updated in
+        place; nothing is copied. Those of 16 bits are computed with in float32 and rounded once.
         A group is a dict with its arrays (array, list or dict) under "params" and options that override the others.
     lr : float or callable
         The learning rate, >= 0; or a schedule, called once a step with `step_count` (0 at the first step).
@@ -116,6 +107,19 @@ class Optimizer:
         Take for zero what is so small that processors are many times slower on it: of the gradient, what is below
         2**-56 (1.4e-17) in float32 or 2**-500 in float64, and of the states what became subnormal (below 1.2e-38 or
         2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
+    state_dtype : str or None
+        What states are stored as: "float32" (None: the same; float64 for float64 parameters), "bfloat16", or "q8", one
+        byte an element and a float32 for each 256; q8 rounds stochastically. `opt.state` has the codes of q8 under
+        the state's name and their scales under that name and `_scale`; `gradstep.q8` reads them.
+    master : bool
+        Keep a float32 `master` (in `opt.state`) of every float16 and bfloat16 parameter: steps update that, and the
+        parameter is its rounding. What you write into the parameter is overwritten by the next step.
+    stochastic_rounding : int or None
+        A seed, from 0 to 2**53: float16 and bfloat16 parameters (without a master) and bfloat16 states are rounded up
+        or down by chance, without bias, in place of to nearest. The random bits depend on the seed, the array's place
+        in the optimizer, its step number and the element alone. Not to be turned on or off later.
+    min_8bit_size : int
+        An array of fewer elements keeps float32 states under "q8".
     grads : the structure of params
         Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
         are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves
@@ -126,7 +130,10 @@ class Optimizer:
     TypeError
         For something that is no array, an unsupported dtype, an unknown option, or an option of the wrong type.
     ValueError
-        For an option out of range, a read-only parameter, parameters that overlap, or none at all.
+        For an option out of range, a read-only parameter, parameters that overlap, or none at all; for an option of
+        storage that has nothing to act on.
+    ModuleNotFoundError
+        For bfloat16 states without the package ml_dtypes.
     """
 
     rule: ClassVar[str]
@@ -135,6 +142,8 @@ class Optimizer:
     """Defaults and forms of other frameworks; see `preset`."""
     initial_state: ClassVar[dict[str, str]] = {}
     """States that do not start at zero: the option that holds their first value."""
+    too_fine_for_q8: ClassVar[str | None] = None
+    """An option under which small differences of states matter."""
     has_mu_product: ClassVar[bool] = False
     """Whether each tensor carries one number from step to step besides its step number."""
 
@@ -184,13 +193,19 @@ class Optimizer:
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
         number = len(self._groups)
         group = OptionGroup(self._stepper, self._lock, type(self), options)
-        kept = group.kept_states()
-        for name, param in zip(structure.names, structure.flatten(params, "params"), strict=True):
-            _core.check_param(param, name)  # before its states are allocated
-            states = {state: zeros_like(param) for state in kept}
-            for state, option in self.initial_state.items():
-                states[state][...] = options[option]
-            self._stepper.add_tensor(number, name, param, [states.get(s) for s in RULES[self.rule]["states"]])
+        named = dict(zip(structure.names, structure.flatten(params, "params"), strict=True))
+        for name, param in named.items():
+            _core.check_param(param, name)  # before states are allocated
+        rule = RULES[self.rule]
+        firsts = {
+            state: options[self.initial_state[state]] if state in self.initial_state else 0.0
+            for state in group.kept_states()
+        }
+        _storage.check(type(self).__name__, options, named, firsts, self.too_fine_for_q8)
+        for name, param in named.items():
+            states = _storage.make(param, rule, firsts, options)
+            for_core = _storage.for_core(states, rule["states"])
+            self._stepper.add_tensor(number, name, param, for_core, states.get(_storage.MASTER))
             self._params.append(param)
             self._states.append(states)
         self._structures.append(structure)
@@ -202,7 +217,8 @@ class Optimizer:
         Parameters
         ----------
         grads : the structure of params
-            The gradients, each of its parameter's shape and dtype, of any strides. They are only read. `None` in place
+            The gradients, each of its parameter's shape, of any strides; float64 for float64 parameters, else float32,
+            float16 or bfloat16. They are only read. `None` in place
             of an array leaves that parameter, its states and its own step number as they are. Left out where gradients
             were bound, as `grads` of the class, and only there.
 
@@ -284,12 +300,16 @@ class Optimizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state arrays by name, each in the structure of params; None where a group does not keep that state."""
+        """The state arrays by name, each in the structure of params; None in place of an array that is not kept.
+
+        Beside the rule's states: `<name>_scale`, the scales of q8 codes, and `master`.
+        """
         return {name: self._build([states.get(name) for states in self._states]) for name in self.state_names()}
 
     def state_names(self) -> list[str]:
-        """The names of the states that some group keeps."""
-        return [name for name in RULES[self.rule]["states"] if any(name in states for states in self._states)]
+        """The names of the arrays that are kept for some parameter."""
+        known = _storage.names(RULES[self.rule]["states"])
+        return [name for name in known if any(name in states for states in self._states)]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later run needs to go on with the same bits, as plain data with copies of the arrays.

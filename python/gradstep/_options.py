@@ -38,6 +38,9 @@ DOMAINS: dict[str, Domain] = {
     "momentum_decay": NON_NEGATIVE,
 }
 """Of another option, the default tells: a flag, True or False, or else a number >= 0."""
+WHOLE = {"stochastic_rounding": 2**53, "min_8bit_size": 2**62}
+"""Options that are integers from 0 on, with the greatest. A seed reaches the core as a float64."""
+STATE_DTYPES = ("float32", "bfloat16", "q8")
 
 
 def number(value: object, domain: Domain, name: str) -> float:
@@ -73,8 +76,16 @@ def check(name: str, value: Any, default: Any, owner: str) -> Any:
     domain = DOMAINS.get(name, NON_NEGATIVE)
     if name == "lr" and callable(value):
         return value
-    if name == "momentum_decay" and value is None:
+    if name in ("momentum_decay", "state_dtype", "stochastic_rounding") and value is None:
         return None
+    if name == "state_dtype":
+        if not isinstance(value, str):
+            raise TypeError(f"{label} must be a name or None, got {value!r}")
+        if value not in STATE_DTYPES:
+            raise ValueError(f"{label} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+        return value
+    if name in WHOLE:
+        return whole_number(value, 0, label, WHOLE[name])
     if name == "betas":
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise TypeError(f"{label} must be two numbers, got {value!r}")

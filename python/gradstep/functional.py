@@ -2,8 +2,9 @@
 
 `sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`,
 `adadelta_(p, g, a, u)`, `adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its
-docstring; one that its options do not keep is left out or None. The options of the class follow by name; `lr` is a
-number.
+docstring; one that its options do not keep is left out or None. A state may be bfloat16, or the pair of its q8 codes
+and their scales. The options of the class follow by name; `lr` is a number, and `master` the float32 array of which a
+16-bit `p` is the rounding.
 
 >>> import numpy as np
 >>> from gradstep.functional import adam_
@@ -18,7 +19,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from . import _core, _options
+from . import _core, _options, _storage
 from ._optimizer import RULES, Optimizer
 from ._step import check_apart, take
 from .optimizers import ALL
@@ -27,7 +28,8 @@ from .optimizers import ALL
 def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     name = cls.rule + "_"
     states = RULES[cls.rule]["states"]
-    defaults = {key: value for key, value in cls.defaults.items() if key not in cls.initial_state.values()}
+    settled = {*cls.initial_state.values(), *_storage.FIXED}  # here the arrays that are passed in tell
+    defaults = {key: value for key, value in cls.defaults.items() if key not in settled}
     clock: dict[str, float] = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
 
     def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
@@ -37,12 +39,15 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         product = 1.0
         if cls.has_mu_product:
             product = _options.number(given.pop("mu_product", 1.0), _options.UP_TO_ONE, f"{name}: mu_product")
+        master = given.pop("master", None)
         chosen = {**defaults, **_options.check_all(given, defaults, name)}
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
         stepper = _core.Stepper(cls.rule, "p", "g")
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
-        stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))])
+        stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))], master)
+        if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
+            raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.suspects())
         stepper.clocks = [(step - 1, product)]
         take(stepper, [g])
@@ -53,7 +58,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
         f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
-        "`p`, `g` and the states are NumPy arrays of one shape and of float32 or float64;\n"
+        "`p`, `g` and the states are NumPy arrays of one shape, all of float64 or none; see the module for others;\n"
         "`step` is the number of this step, from 1.\n"
         + (
             "`mu_product` is what the step before returned, 1 at the first; returns the next.\n"
@@ -68,6 +73,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         *[inspect.Parameter(state, positional, default=None) for state in states],
         *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
         *[inspect.Parameter(key, keyword, default=default) for key, default in defaults.items()],
+        inspect.Parameter("master", keyword, default=None),
     ]
     update.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return update

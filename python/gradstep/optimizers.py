@@ -5,13 +5,14 @@ Formulas leave out what all share (`l2`, `weight_decay`, `maximize`); `docs/nume
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
 import numpy as np
 
-from . import _core
+from . import _core, _storage
 from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
 from ._step import take
@@ -27,7 +28,8 @@ class SGD(Optimizer):
 
     State: none.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "sgd"
@@ -47,6 +49,10 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -71,7 +77,8 @@ class Momentum(Optimizer):
 
     State: `momentum_buffer` (v), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "momentum"
@@ -95,6 +102,10 @@ class Momentum(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -120,7 +131,8 @@ class NAG(Optimizer):
 
     State: `momentum_buffer` (v), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nag"
@@ -143,6 +155,10 @@ class NAG(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -150,8 +166,8 @@ class NAG(Optimizer):
         self._move = _core.Stepper("sgd")  # p -= shift * v is a step of SGD along the velocity
         for _ in self._groups:
             self._move.add_group(self._sgd_options(0.0))
-        for (number, name), param in zip(self._names(), self._params, strict=True):
-            self._move.add_tensor(number, name, param, [])
+        for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):
+            self._move.add_tensor(number, name, param, [], states.get("master"))
 
     @contextmanager
     def lookahead(self) -> Iterator[None]:
@@ -169,13 +185,15 @@ class NAG(Optimizer):
                 shift = group["momentum"] if group["lr_in_velocity"] else self._rate(group) * group["momentum"]
                 self._move.set_options(number, self._sgd_options(shift))
             velocities = [
-                states["momentum_buffer"] if self._groups[number]["lookahead"] else None
+                _storage.values(states, "momentum_buffer") if self._groups[number]["lookahead"] else None
                 for (number, _), states in zip(self._names(), self._states, strict=True)
             ]
             kept = [
-                (param, param.copy(order="K"))
-                for param, velocity in zip(self._params, velocities, strict=True)
+                (array, array.copy(order="K"))
+                for param, states, velocity in zip(self._params, self._states, velocities, strict=True)
                 if velocity is not None
+                for array in (param, states.get("master"))
+                if array is not None
             ]
             self._is_ahead = True
         try:
@@ -194,7 +212,7 @@ class NAG(Optimizer):
 
     @staticmethod
     def _sgd_options(lr: float) -> dict[str, float]:
-        return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "lr": lr}
+        return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "stochastic_rounding": math.nan, "lr": lr}
 
     def step(self, grads: Grads = ...) -> None:
         with self._lock:
@@ -219,7 +237,8 @@ class AdaGrad(Optimizer):
 
     State: `sum` (a).
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adagrad"
@@ -244,6 +263,10 @@ class AdaGrad(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -272,10 +295,12 @@ class RMSProp(Optimizer):
     States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at
     first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "rmsprop"
+    too_fine_for_q8 = "centered"
     presets: ClassVar = {
         "torch": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8},
         "keras": {"lr": 1e-3, "rho": 0.9, "eps": 0.0, "eps_root": 1e-7, "lr_in_velocity": True},
@@ -298,6 +323,10 @@ class RMSProp(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -319,7 +348,8 @@ class AdaDelta(Optimizer):
 
     States: `square_avg` (a), `acc_delta` (u), zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adadelta"
@@ -341,6 +371,10 @@ class AdaDelta(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -371,7 +405,8 @@ class Adam(Optimizer):
 
     States: `exp_avg` (m), `exp_avg_sq` (v); `max_exp_avg_sq` where amsgrad. All zero at first.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adam"
@@ -398,6 +433,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -424,7 +463,8 @@ class Nadam(Optimizer):
 
     States: `exp_avg` (m), `exp_avg_sq` (v), zero at first; and the product P of each tensor.
 
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `grads` and what is raised: see `Optimizer`.
+    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
+    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nadam"
@@ -449,6 +489,10 @@ class Nadam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())

@@ -1,17 +1,18 @@
 """The eight optimizers in plain NumPy: the oracle of gradstep's tests, to be read beside ``docs/numerics.md``.
 
 Each ``update`` is that page's **Scalars** (Python floats, rounded once by ``T``) and then its **Element** lines, which
-NumPy evaluates in ``T``, one rounding an operation. Nothing is validated here, and nothing is fast.
+NumPy evaluates in ``T``, one rounding an operation. Around it, what is stored as something else is widened to ``T``
+and rounded back: the page's **Storage**. Nothing is validated here, and nothing is fast.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ Params: TypeAlias = Arrays | Sequence[dict[str, Any]]
 Grads: TypeAlias = Any  # the structure of params, with None in place of an array that is to be skipped
 Rate: TypeAlias = float | Callable[[int], float]
 Options: TypeAlias = SimpleNamespace  # a group's options by name; within a step, lr is a float
-Slot: TypeAlias = SimpleNamespace  # a parameter p, its own step number t, and its states by name
+Slot: TypeAlias = SimpleNamespace  # a parameter p, its own step number t, its place tensor, and its states by name
 
 
 def power(base: float, n: int) -> float:
@@ -48,9 +49,148 @@ def momentum_schedule(x: float) -> float:
     return power(0.96, whole) * series
 
 
-class Optimizer:
-    """What all share: groups, the structure of params, step numbers, and sign, L2 and decay before every rule."""
+# Storage. The codecs below take and give arrays of one dimension, of all elements in C order; codes are of the unsigned
+# integers that they fit into, and ``r`` holds the random bits of every element.
 
+
+def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-7 of the counter ``c`` and the key ``k``: of integers, or of uint64 arrays, none above 32 bits."""
+    for _ in range(7):
+        product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (product1 >> 32) ^ c1 ^ k0, product1 % 2**32, (product0 >> 32) ^ c3 ^ k1, product0 % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c0, c1, c2, c3
+
+
+def random_bits(size: int, stream: int, t: int, tensor: int, seed: int) -> Array:
+    """``r`` of elements 0 to ``size``: a word for the place in a group of 64, and one for the group."""
+
+    def draw(n: Array, kind: int) -> tuple[Array, ...]:
+        upper = (n >> 32) + (stream << 24) + (kind << 31)
+        return philox(n % 2**32, upper, t % 2**32, tensor, seed % 2**32, seed >> 32)
+
+    place = np.concatenate(draw(np.arange(16, dtype=np.uint64), 1))
+    group = np.stack(draw(np.arange(-(-size // 256), dtype=np.uint64), 0), axis=1).reshape(-1, 1)
+    r: Array = (group ^ place).reshape(-1)[:size].astype(np.uint32)
+    return r
+
+
+def bits(x: Array) -> Array:
+    """float32 as integers."""
+    return np.asarray(x, np.float32).view(np.uint32)
+
+
+def from_bits(code: Array) -> Array:
+    """Integers as float32."""
+    return code.astype(np.uint32).view(np.float32)
+
+
+def to_bfloat16(x: Array, r: Any) -> Array:
+    """The codes of float32: stochastic, or to nearest where ``r`` is None."""
+    half = 0x7FFF + ((bits(x) >> 16) & 1)  # of a step: a tie goes to the even one
+    up = half if r is None else r >> 16
+    return np.where(np.isnan(x), 0x7FC0, (bits(x) + up) >> 16).astype(np.uint16)
+
+
+def to_float16(x: Array, r: Any) -> Array:
+    """The codes of float32: stochastic, or to nearest where ``r`` is None."""
+    if r is None:
+        return x.astype(np.float16).view(np.uint16)
+    a = np.abs(x)
+    normal = ((bits(a) + (r >> 19)) >> 13) - (112 << 10)
+    subnormal = ((a * 2.0**40).astype(np.uint32) + (r >> 16)) >> 16
+    nan, infinity = np.uint32(0x7E00), np.uint32(0x7C00)
+    code = np.select([np.isnan(x), a >= 65536, a >= 2.0**-14], [nan, infinity, normal], subnormal)
+    signed: Array = (code | ((bits(x) >> 16) & 0x8000)).astype(np.uint16)
+    return signed
+
+
+class Q8(NamedTuple):
+    """A format of one byte."""
+
+    exponents: int
+    least_scale: float
+    not_finite: int  # the magnitude for infinity and NaN, and what it is read as
+    read_as: float
+
+
+FORMATS = {
+    np.dtype(np.int8): Q8(15, 2.0**-111, 128, math.nan),
+    np.dtype(np.uint8): Q8(30, 2.0**-96, 248, math.inf),
+}
+
+
+def each(scales: Array, size: int) -> Array:
+    """The scale of every element."""
+    return np.repeat(scales, 256)[:size]
+
+
+def to_scales(x: Array, f: Q8) -> Array:
+    """The scales of the blocks of float32."""
+    finite = np.where(np.isfinite(x), np.abs(x), np.float32(0))
+    M = np.pad(finite, (0, -x.size % 256)).reshape(-1, 256).max(axis=1)
+    scales: Array = from_bits((bits(M) + 0x0FFFFF) & 0x7F800000).clip(np.float32(f.least_scale), np.float32(2.0**127))
+    return scales
+
+
+def to_q8(x: Array, scales: Array, r: Any, dtype: np.dtype[Any]) -> Array:
+    """The codes of float32, as ``dtype``."""
+    f, signed = FORMATS[dtype], dtype == np.int8
+    first = bits(each(scales, x.size)).astype(np.int64) - (f.exponents << 23)
+    k = (bits(np.abs(x)).astype(np.int64) - first + (r >> 12)) >> 20
+    k = np.clip(k, 0 if signed else np.where(x == 0, 0, 1), f.not_finite - 1)
+    k = np.where(np.isfinite(x), k, f.not_finite)
+    codes: Array = (np.where(np.signbit(x), -k, k) if signed else k).astype(dtype)
+    return codes
+
+
+def from_q8(codes: Array, scales: Array) -> Array:
+    """The float32 of codes."""
+    f = FORMATS[codes.dtype]
+    k = np.abs(codes.astype(np.int64))
+    b = bits(each(scales, k.size)).astype(np.int64) - (f.exponents << 23) + (k << 20)
+    finite = np.where(k == 0, np.float32(0), from_bits(b % 2**32))
+    return np.copysign(np.where(k == f.not_finite, np.float32(f.read_as), finite), codes.astype(np.float32))
+
+
+def is_bfloat16(x: Array) -> bool:
+    return str(x.dtype.name) == "bfloat16"
+
+
+def widened(x: Array, scales: Array | None = None) -> Array:
+    """What is stored, as values of ``T``: ``x`` itself where it is stored so. ``scales`` are those of q8."""
+    if scales is not None:
+        return from_q8(x.reshape(-1), scales).reshape(x.shape)
+    if is_bfloat16(x):
+        return from_bits(x.reshape(-1).view(np.uint16).astype(np.uint32) << 16).reshape(x.shape)
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def store(x: Any, into: Array, scales: Array | None = None, r: Any = None) -> None:
+    """Write values of ``T``, rounded to what is stored; ``scales`` are those of q8."""
+    flat = np.reshape(x, -1)
+    if scales is not None and r is not None:
+        scales[...] = to_scales(flat, FORMATS[into.dtype])
+        into[...] = to_q8(flat, scales, r, into.dtype).reshape(into.shape)
+    elif into.dtype.itemsize == 2:
+        codes = (to_bfloat16 if is_bfloat16(into) else to_float16)(flat, r)
+        into.view(np.uint16)[...] = codes.reshape(into.shape)
+    else:
+        into[...] = x
+
+
+def drawn(stored: Array, stream: int, o: Options, s: Slot) -> Array | None:
+    """The random bits for storing so: q8 always, 16 bits where there is a seed. None: to nearest."""
+    seed = o.stochastic_rounding
+    if stored.dtype.itemsize > 2 or (stored.dtype.itemsize == 2 and seed is None):
+        return None
+    return random_bits(stored.size, stream, s.t, s.tensor, 0 if seed is None else int(seed))
+
+
+class Optimizer:
+    """What all share: groups, the structure of params, step numbers, storage; sign, L2 and decay before every rule."""
+
+    codes: ClassVar[dict[str, type]] = {}  # all states of the rule, in the page's order: uint8 where never negative
     scalars: Sequence[tuple[str, float]] = ()  # float64 kept beside a parameter's states, with their first values
 
     def states(self, _: Options) -> dict[str, float]:
@@ -66,17 +206,35 @@ class Optimizer:
         self.step_count = 0
         params = given["params"]
         self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and isinstance(params[0], dict)
-        self._groups = [self._group({**given, **spec}) for spec in (params if self._grouped else [{}])]
+        self._groups: list[_Group] = []
+        for spec in params if self._grouped else [{}]:
+            self._groups.append(self._group({**given, **spec}))
         self._bound = given["grads"]
 
     def _group(self, given: dict[str, Any]) -> _Group:
         params = given["params"]
-        o = Options(**{name: _plain(value) for name, value in given.items() if name not in ("self", "params", "grads")})
-        slots = []
-        for p in _leaves(params, params):
-            states = {name: np.full(p.shape, first, p.dtype) for name, first in self.states(o).items()}
-            slots.append(Slot(p=p, t=0, **dict(self.scalars), **states))
-        return _Group(params, o, slots)
+        given = {name: value for name, value in given.items() if name not in ("self", "params", "grads")}
+        o = Options(**{name: value if name in EXACT else _plain(value) for name, value in given.items()})
+        first = sum(len(group.slots) for group in self._groups)
+        return _Group(params, o, [self._slot(p, first + i, o) for i, p in enumerate(_leaves(params, params))])
+
+    def _slot(self, p: Array, tensor: int, o: Options) -> Slot:
+        """A parameter with its first states: ``<name>``, ``<name>_scale`` of q8 or None, and ``master`` or None."""
+        s = Slot(p=p, t=0, tensor=tensor, master=None, **dict(self.scalars))
+        for name, first in self.states(o).items():
+            x = np.full(p.shape, first, p.dtype if p.dtype.itemsize > 2 else np.float32)
+            stored, scales = x, None
+            if x.dtype != np.float64 and o.state_dtype == "q8" and p.size >= o.min_8bit_size:
+                stored, scales = np.zeros(p.shape, self.codes[name]), np.zeros(-(-p.size // 256), np.float32)
+            elif x.dtype != np.float64 and o.state_dtype == "bfloat16":
+                stored = np.zeros(p.shape, _bfloat16(p))
+            if stored is not x and first != 0:
+                store(x, stored, scales, None if scales is None else 2**31)
+            setattr(s, name, stored)
+            setattr(s, f"{name}_scale", scales)
+        if o.master and p.dtype.itemsize == 2:
+            s.master = widened(p)
+        return s
 
     @property
     def lr(self) -> Rate:
@@ -92,10 +250,12 @@ class Optimizer:
     @property
     def state(self) -> dict[str, Any]:
         """The state arrays by name, in the structure of params; None for a group that does not keep one."""
-        kept = [self.states(group.options) for group in self._groups]
+        kept = [[*self.states(group.options), *group.beside(self.states(group.options))] for group in self._groups]
+        names = [*self.codes, *(f"{name}_scale" for name in self.codes), "master"]
         shown = {
-            name: [group.show(name) if name in names else None for group, names in zip(self._groups, kept, strict=True)]
-            for name in dict.fromkeys(name for names in kept for name in names)
+            name: [group.show(name) if name in has else None for group, has in zip(self._groups, kept, strict=True)]
+            for name in names
+            if any(name in has for has in kept)
         }
         return shown if self._grouped else {name: only for name, [only] in shown.items()}
 
@@ -113,22 +273,44 @@ class Optimizer:
         self.step_count += 1
 
     def _step_one(self, g: Array, o: Options, s: Slot) -> None:
-        p, T = s.p, s.p.dtype.type
+        s.t += 1
+        wide = self._widened(o, s)
+        p, T, g = wide.p, wide.p.dtype.type, widened(g)
         sign = T(-1.0 if o.maximize else 1.0)
         l2 = T(o.l2)
         decay = T(1.0 - o.lr * o.weight_decay)
 
-        s.t += 1
         if o.flush_subnormals:
             g = np.where(np.abs(g) < (2.0**-56 if T is np.float32 else 2.0**-500), T(0), g)
         g = sign * g
         if o.l2 != 0:
             g = g + l2 * p
-        s.p[...] = self.update(decay * p, g, o, s)
+        p = self.update(decay * p, g, o, wide)
         if o.flush_subnormals:
             for name in self.states(o):
-                state = getattr(s, name)
+                state = getattr(wide, name)
                 state[np.abs(state) < np.finfo(T).tiny] = 0
+        self._store(p, wide, o, s)
+
+    def _widened(self, o: Options, s: Slot) -> Slot:
+        """The slot in ``T``. What is stored in ``T`` is the same array, and is updated in place."""
+        states = {name: widened(getattr(s, name), getattr(s, f"{name}_scale")) for name in self.states(o)}
+        return Slot(**{**vars(s), **states, "p": widened(s.p if s.master is None else s.master)})
+
+    def _store(self, p: Array, wide: Slot, o: Options, s: Slot) -> None:
+        """Round the new parameter, and what ``wide`` holds, to what is stored."""
+        for name, _ in self.scalars:
+            setattr(s, name, getattr(wide, name))
+        for stream, name in enumerate(self.codes, start=2):
+            if name in self.states(o):
+                x, stored = getattr(wide, name), getattr(s, name)
+                if x is not stored:
+                    store(x, stored, getattr(s, f"{name}_scale"), drawn(stored, stream, o, s))
+        if s.master is None:
+            store(p, s.p, r=drawn(s.p, 0, o, s))
+        else:
+            s.master[...] = p
+            store(p, s.p)
 
 
 class SGD(Optimizer):
@@ -143,6 +325,10 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -157,6 +343,8 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """``v = mu v + g; p -= lr v`` (Polyak 1964, "Some methods of speeding up the convergence of iteration methods")."""
 
+    codes: ClassVar = {"momentum_buffer": np.int8}
+
     def __init__(
         self,
         params: Params,
@@ -170,6 +358,10 @@ class Momentum(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -194,6 +386,8 @@ class NAG(Optimizer):
     With ``lookahead`` it is the method as first written, ``v = mu v + g(p - lr mu v); p -= lr v``.
     """
 
+    codes: ClassVar = {"momentum_buffer": np.int8}
+
     def __init__(
         self,
         params: Params,
@@ -206,6 +400,10 @@ class NAG(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -235,8 +433,9 @@ class NAG(Optimizer):
                 for group in groups:
                     o = group.at(self.step_count)
                     for s in group.slots:
-                        shift = s.p.dtype.type(o.momentum if o.lr_in_velocity else o.lr * o.momentum)
-                        s.p[...] = s.p - shift * s.momentum_buffer
+                        wide = self._widened(o, s)
+                        shift = wide.p.dtype.type(o.momentum if o.lr_in_velocity else o.lr * o.momentum)
+                        store(wide.p - shift * wide.momentum_buffer, s.p)
             yield
         finally:
             for p, bits in kept:
@@ -245,6 +444,8 @@ class NAG(Optimizer):
 
 class AdaGrad(Optimizer):
     """``a += g^2; p -= lr g / (sqrt(a) + eps)`` (Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods")."""
+
+    codes: ClassVar = {"sum": np.uint8}
 
     def __init__(
         self,
@@ -259,6 +460,10 @@ class AdaGrad(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -282,6 +487,8 @@ class RMSProp(Optimizer):
     With ``centered``, ``s - m^2`` stands under the root, ``m = rho m + (1 - rho) g`` (Graves 2013).
     """
 
+    codes: ClassVar = {"square_avg": np.uint8, "grad_avg": np.int8, "momentum_buffer": np.int8}
+
     def __init__(
         self,
         params: Params,
@@ -297,6 +504,10 @@ class RMSProp(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -333,6 +544,8 @@ class RMSProp(Optimizer):
 class AdaDelta(Optimizer):
     """``d = sqrt((u + eps) / (a + eps)) g; p -= lr d``, ``a`` and ``u`` the means of g^2 and d^2 (Zeiler 2012)."""
 
+    codes: ClassVar = {"square_avg": np.uint8, "acc_delta": np.uint8}
+
     def __init__(
         self,
         params: Params,
@@ -344,6 +557,10 @@ class AdaDelta(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -370,6 +587,8 @@ class Adam(Optimizer):
     With ``amsgrad``, the largest ``v`` so far stands under the root (Reddi, Kale and Kumar 2018).
     """
 
+    codes: ClassVar = {"exp_avg": np.int8, "exp_avg_sq": np.uint8, "max_exp_avg_sq": np.uint8}
+
     def __init__(
         self,
         params: Params,
@@ -386,6 +605,10 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -426,6 +649,7 @@ class Adam(Optimizer):
 class Nadam(Optimizer):
     """Adam whose mean of g looks one step ahead, as NAG's velocity does (Dozat 2016)."""
 
+    codes: ClassVar = {"exp_avg": np.int8, "exp_avg_sq": np.uint8}
     scalars = (("mu_product", 1.0),)
 
     def __init__(
@@ -441,6 +665,10 @@ class Nadam(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         flush_subnormals: bool = False,
+        state_dtype: str | None = None,
+        master: bool = False,
+        stochastic_rounding: int | None = None,
+        min_8bit_size: int = 4096,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -472,6 +700,7 @@ class Nadam(Optimizer):
         return p - (momentum_rate * m + gradient_rate * g) / (np.sqrt(v * unbias + eps_root) + eps)
 
 
+EXACT = ("state_dtype", "master", "stochastic_rounding", "min_8bit_size")  # options that are no numbers of the page
 RULES: dict[str, type[Any]] = {rule.__name__.lower(): rule for rule in Optimizer.__subclasses__()}
 
 
@@ -486,8 +715,13 @@ class _Group:
         lr = self.options.lr
         return Options(**{**vars(self.options), "lr": float(lr(step_count) if callable(lr) else lr)})
 
+    def beside(self, states: Iterable[str]) -> list[str]:
+        """The names of the scales and the master, those that some tensor of the group has."""
+        names = [*(f"{name}_scale" for name in states), "master"]
+        return [name for name in names if any(getattr(s, name) is not None for s in self.slots)]
+
     def show(self, name: str) -> Any:
-        """The states of this name, in the structure of the group's params."""
+        """The states of this name, in the structure of the group's params; None for a tensor that has none."""
         arrays = [getattr(s, name) for s in self.slots]
         if isinstance(self.params, dict):
             return dict(zip(self.params, arrays, strict=True))
@@ -499,6 +733,15 @@ def _leaves(tree: Any, like: Arrays) -> list[Any]:
     if isinstance(like, dict):
         return [tree[name] for name in like]
     return list(tree) if isinstance(like, (list, tuple)) else [tree]
+
+
+def _bfloat16(p: Array) -> Any:
+    """The type bfloat16: the parameter's own, or that of ml_dtypes, which only this needs."""
+    if is_bfloat16(p):
+        return p.dtype
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16
 
 
 def _plain(value: Any) -> Any:

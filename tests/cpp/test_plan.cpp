@@ -11,7 +11,7 @@
 
 namespace {
 
-using gradstep::step::kBlock;
+using gradstep::kBlock;
 using gradstep::step::make_plan;
 using gradstep::step::Piece;
 using gradstep::step::Plan;

@@ -1,10 +1,16 @@
-// A whole step below Python: layouts, and the caller's floating-point mode.
+// A whole step below Python: layouts, coded states, random bits, and the caller's floating-point mode.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "base/philox.h"
 #include "check.h"
+#include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "step/layout.h"
 #include "step/ranges.h"
@@ -28,13 +34,18 @@ struct Packed {
   std::int64_t stride = sizeof(float);
 };
 
-std::vector<double> adam_options() {
-  const int rule = step::rule_number("adam");
+// A rule's options in their order: those that are named here, and zero for all others; no seed.
+std::vector<double> options_of(const char* rule, const std::map<std::string, double>& given) {
   std::vector<double> values;
-  for (const std::string& name : step::catalog()[static_cast<std::size_t>(rule)].options) {
-    values.push_back(name == "lr" ? 1e-3 : name == "beta1" ? 0.9 : name == "beta2" ? 0.999 : name == "bias_correction");
+  for (const std::string& name : step::catalog()[static_cast<std::size_t>(step::rule_number(rule))].options) {
+    const auto found = given.find(name);
+    values.push_back(found != given.end() ? found->second : name == "stochastic_rounding" ? std::nan("") : 0);
   }
   return values;
+}
+
+std::vector<double> adam_options() {
+  return options_of("adam", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}, {"bias_correction", 1}});
 }
 
 // Ten steps of Adam with tiny gradients, whose second moments are subnormal.
@@ -84,16 +95,63 @@ TEST(axes_join_where_every_stream_allows) {
   const step::Array c{data, DType::kFloat32, 3, shape, c_order}, f{data, DType::kFloat32, 3, shape, f_order},
       g{data, DType::kFloat32, 3, shape, gaps}, odd{data + 1, DType::kFloat32, 3, shape, c_order};
 
-  const cpu::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr}, false);
   CHECK(packed.shape == std::vector<std::int64_t>{24} && packed.strides[0].empty() && packed.strides[1].empty());
-  const cpu::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr});
+  const cpu::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, false);
   CHECK(transposed.shape == std::vector<std::int64_t>{24} && transposed.strides[0].empty());
-  const cpu::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr});
+  const cpu::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr}, false);
   CHECK(mixed.shape == (std::vector<std::int64_t>{2, 3, 4}) && mixed.strides[0].empty() && !mixed.strides[1].empty());
-  const cpu::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr}, false);
   CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
-  const cpu::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr});
+  const cpu::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, false);
   CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
+  // Where bits depend on an element's place, the axes stay in the order of the indices.
+  const cpu::Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, true);
+  CHECK(in_order.shape == (std::vector<std::int64_t>{2, 3, 4}) && !in_order.strides[0].empty());
+  CHECK(step::make_layout({&c, &c, nullptr, nullptr, nullptr}, true).shape == std::vector<std::int64_t>{24});
+}
+
+TEST(a_coded_state_goes_through_a_step) {
+  // 120 stands for the scale itself, -120 for its negative, 0 for zero and -128 for what is not finite. Momentum 1/2
+  // halves them, which is exact: the scale is halved, and the codes stay. The second block has zeros alone.
+  constexpr std::size_t kSize = 300;
+  for (const std::string& isa : cpu::supported_isas()) {
+    cpu::use_isa(isa);
+    Packed p(kSize, 1), g(kSize);
+    std::vector<std::int8_t> codes(kSize, 120);
+    std::fill(codes.begin() + 256, codes.end(), std::int8_t{0});
+    codes[1] = -120;
+    codes[2] = 0;
+    codes[255] = -128;
+    const std::vector<std::int8_t> before = codes;
+    float scales[] = {1, 1};
+    const std::int64_t stride = 1;
+    const step::Array velocity{
+        reinterpret_cast<std::byte*>(codes.data()), DType::kQ8Signed, 1, p.shape, &stride, scales};
+    step::Stepper stepper(step::rule_number("momentum"), "params", "grads");
+    stepper.add_group(options_of("momentum", {{"lr", 1}, {"momentum", 0.5}}));
+    stepper.add_tensor(0, "", p.view(), {velocity});
+    stepper.begin();
+    CHECK(!stepper.set_gradient(0, g.view()));
+    stepper.run();
+    CHECK(codes == before);
+    CHECK(scales[0] == 0.5f && scales[1] == 0x1p-111f);
+    CHECK(p.values[0] == 0.5f && p.values[1] == 1.5f && p.values[2] == 1 && p.values[254] == 0.5f);
+    CHECK(std::isnan(p.values[255]) && p.values[256] == 1 && p.values[299] == 1);
+    // A gradient among the scales lies among what the step writes.
+    const std::int64_t none = 0;
+    CHECK(stepper.set_gradient(0, {reinterpret_cast<std::byte*>(scales), DType::kFloat32, 1, p.shape, &none}));
+  }
+  cpu::use_isa("");
+}
+
+TEST(random_words_are_those_of_the_authors) {
+  const auto same = [](Words a, Words b) { return a.w0 == b.w0 && a.w1 == b.w1 && a.w2 == b.w2 && a.w3 == b.w3; };
+  CHECK(same(philox({0, 0, 0, 0}, 0, 0), {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48}));
+  constexpr std::uint32_t kAll = 0xffffffff;
+  CHECK(same(philox({kAll, kAll, kAll, kAll}, kAll, kAll), {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662}));
+  CHECK(same(philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, 0xa4093822, 0x299f31d0),
+             {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a}));
 }
 
 TEST(overlapping_strides_are_seen) {

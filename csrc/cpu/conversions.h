@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codecs/all.h"
+
+// Between what is stored and the tiles of floats that kernels work on. csrc/cpu/conversions.cpp is compiled once per
+// instruction set.
+namespace gradstep::cpu {
+
+// The random bits of a stream in one step, as far as they are drawn: a word for each place in a group and one for each
+// group, which are combined. Of each the upper `bits`, as its codec takes them.
+struct Noise {
+  static constexpr std::int64_t kGroup = 64;
+  static constexpr std::int64_t kGroups = 256;             // drawn at once,
+  static constexpr std::int64_t kSpan = kGroups * kGroup;  // for so many elements
+
+  std::uint64_t seed;
+  std::uint32_t step, tensor, stream;
+  int bits;
+  alignas(64) std::uint32_t places[kGroup];
+  alignas(64) std::uint32_t groups[kGroups];
+};
+
+// Draws the words of places, which serve a whole tensor, and those of the groups of elements [begin, end) of one span.
+using DrawPlaces = void (*)(Noise& noise);
+using DrawGroups = void (*)(Noise& noise, std::int64_t begin, std::int64_t end);
+
+// Stored elements from `first`, a multiple of kBlock, on. `scales` are those of their blocks, where they have any.
+using Decode = void (*)(const std::byte* stored, const float* scales, std::int64_t size, float* values);
+
+// To nearest where there is no noise; else that of the span in which these elements lie.
+using Encode = void (*)(const float* values, std::int64_t size, const Noise* noise, std::int64_t first,
+                        std::byte* stored, float* scales);
+
+struct Conversion {
+  Decode decode;  // null where the type is native
+  Encode encode;
+  int random_bits;
+};
+
+// Sets to zero those of `size` values whose magnitude is below `least`.
+using Flush = void (*)(std::byte* values, std::int64_t size, double least);
+
+// What one instruction set has.
+struct Conversions {
+  Conversion of[kDTypeCount];
+  DrawPlaces draw_places;
+  DrawGroups draw_groups;
+  Flush flush_floats, flush_doubles;
+
+  const Conversion& operator[](DType dtype) const { return of[static_cast<int>(dtype)]; }
+};
+
+}  // namespace gradstep::cpu
