@@ -1,8 +1,9 @@
 """Instructions of a step, counted and compared: `python -m benchmarks.instructions [--update] [--build FOLDER]`.
 
 A time is worth comparing on a quiet machine alone; a count is the same whatever else runs. Counted is C++ without
-Python: every rule in its plain form, every type, every instruction set that valgrind knows (not AVX-512), for each
-element of a large tensor and for each of many tiny tensors. instructions.json keeps the counts of each compiler; where
+Python: every rule in its plain form in float32 and float64, and Adam on every other type (`parameters+states`), with
+every instruction set that valgrind knows (not AVX-512), for each element of a large tensor and for each of many tiny
+tensors. instructions.json keeps the counts of each compiler; where
 one has risen by more than 2 %, the exit status is 1.
 """
 
@@ -55,11 +56,11 @@ def count(driver: Path) -> tuple[str, Counts]:
 
 
 def show(counts: Counts) -> None:
-    print(f"{'rule':14}{'type':10}{'isa':10}{'an element':>11}{'a tensor':>11}")
+    print(f"{'rule':14}{'type':18}{'isa':10}{'an element':>11}{'a tensor':>11}")
     for row in dict.fromkeys(what.rpartition(" ")[0] for what in counts):
         rule, dtype, isa = (*row.split(), "", "")[:3]
         cells = (f"{counts[what]:.{n}f}" if (what := f"{row} {unit}") in counts else "" for unit, n in DIGITS.items())
-        print(f"{rule:14}{dtype:10}{isa:10}", *(f"{cell:>11}" for cell in cells), sep="")
+        print(f"{rule:14}{dtype:18}{isa:10}", *(f"{cell:>11}" for cell in cells), sep="")
 
 
 def compare(kept: Counts, counts: Counts) -> bool:

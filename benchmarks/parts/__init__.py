@@ -1,6 +1,6 @@
 """The parts of the benchmark: one short file each, with a TITLE, ABOUT it, its `trials` and its `table`."""
 
-from . import layouts, many, memory, neighbours, options, share, sizes, subnormals, threads
+from . import layouts, many, memory, neighbours, options, share, sizes, storage, subnormals, threads
 
 PARTS = {
     "share": share,
@@ -8,6 +8,7 @@ PARTS = {
     "many": many,
     "threads": threads,
     "options": options,
+    "storage": storage,
     "memory": memory,
     "layouts": layouts,
     "subnormals": subnormals,

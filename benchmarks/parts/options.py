@@ -63,5 +63,5 @@ def table(rows: Sequence[Row]) -> str:
     for (rule, elements, case), found in groups.items():
         ours, plain = found["gradstep"], groups[rule, elements, PLAIN]["gradstep"]
         compared = (percent(found["ceiling"], ours), f"{ours['bytes'] / plain['bytes']:.0%}", percent(ours, plain))
-        lines.append([rule, words(elements), case, str(ours["bytes"]), timed(ours), *compared])
+        lines.append([rule, words(elements), case, f"{ours['bytes']:g}", timed(ours), *compared])
     return markdown(headings, lines)
