@@ -120,11 +120,11 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   return true;
 }
 
-// The streams of elements up to `end`, a tile at a time.
+// The streams of a tensor, a tile at a time.
 template <class T>
 class Tiles {
  public:
-  Tiles(const Job& job, std::int64_t end) : job_(job), update_(*job.update), end_(end) {
+  explicit Tiles(const Job& job) : job_(job), update_(*job.update) {
     for (int s = 0; s < kCopy; ++s) {
       if (!stochastic(s)) continue;
       noise_[s].seed = update_.seed;
@@ -147,10 +147,8 @@ class Tiles {
     begin_ = begin;
     size_ = end - begin;
     std::byte* values[kMaxStreams] = {};
-    for (int s = 0; s < kMaxStreams; ++s) {
-      if (job_.streams[s] == nullptr) continue;
-      fetch_next(s);
-      if (s != kCopy) values[s] = load(s);
+    for (int s = 0; s < kCopy; ++s) {
+      if (job_.streams[s] != nullptr) values[s] = load(s);
     }
     if (update_.flush) flush(values[kGradient], kLeastGradient<T>);
     update_.kernel(update_.element, values, 0, size_);
@@ -174,13 +172,6 @@ class Tiles {
 
   // Where a stream that is not strided has this tile's elements.
   std::byte* place(int s) const { return job_.streams[s] + begin_ * item_size(dtype(s)); }
-
-  // Asks for the next tile of a stream that is not strided; what lies behind the last may be in another core's cache.
-  void fetch_next(int s) const {
-    if (strided(s) || begin_ + 2 * kTile > end_) return;
-    const std::byte* const next = place(s) + kTile * item_size(dtype(s));
-    for (std::int64_t byte = 0; byte < kTile * item_size(dtype(s)); byte += 64) __builtin_prefetch(next + byte);
-  }
 
   // The elements as values of the compute type: in the stream itself where that can be.
   std::byte* load(int s) {
@@ -226,7 +217,6 @@ class Tiles {
 
   const Job& job_;
   const Update& update_;
-  const std::int64_t end_;
   std::int64_t begin_ = 0, size_ = 0;
   Noise noise_[kCopy];
   alignas(64) T tiles_[kCopy][kTile];
@@ -236,7 +226,7 @@ class Tiles {
 template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
   if (run_rows<T>(job, begin, end)) return;
-  Tiles<T> tiles(job, end);
+  Tiles<T> tiles(job);
   while (begin < end) {
     const std::int64_t span_end = std::min(end, (begin / Noise::kSpan + 1) * Noise::kSpan);
     tiles.draw_groups(begin, span_end);
