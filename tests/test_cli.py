@@ -33,6 +33,7 @@ def refused(args, capsys):
 def demo_stops(monkeypatch):
     """Replace the demonstration by what the test wants of it."""
     pytest.importorskip("matplotlib")
+    pytest.importorskip("ml_dtypes")
     pytest.importorskip("rich")
     pytest.importorskip("sklearn")
     return lambda stand_in: monkeypatch.setattr(demo, "run", stand_in)
@@ -80,6 +81,8 @@ def test_info_needs_numpy_alone():
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--hidden", "8", "0"], "--hidden"),
         (["demo", "--output", "a.pdf"], "'a.pdf' does not end in .png"),
+        (["demo", "--dtype", "float8"], "--dtype: invalid choice: 'float8'"),
+        (["demo", "--state", "q4"], "--state: invalid choice: 'q4'"),
         (["bench", "--size", "0"], "--size: '0' is not a whole number of 1 or more"),
         (["bench", "--size", "100x"], "--size"),
         (["bench", "--size", "0x10"], "--size: '0' is not a whole number of 1 or more"),
@@ -102,6 +105,30 @@ def test_a_missing_extra_is_named_with_its_remedy(missing, capsys, monkeypatch, 
     )
 
 
+@pytest.mark.parametrize("option", ["--dtype", "--state"])
+def test_missing_bfloat16_is_named_with_its_remedy(option, capsys, monkeypatch, demo_stops):
+    demo_stops(lambda *_, **__: pytest.fail("the demo was started"))
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["demo", option, "bfloat16"]) == 1
+    assert capsys.readouterr().err == (
+        'python -m gradstep: error: demo needs ml_dtypes: pip install "gradstep[bfloat16]"\n'
+    )
+
+
+def test_without_bfloat16_the_rest_of_the_demo_runs(tmp_path, monkeypatch, demo_stops):
+    demo_stops(lambda *_, **__: [])
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["demo", "--output", str(tmp_path / "a.png"), "--dtype", "float16", "--state", "q8"]) == 0
+
+
+def test_a_master_of_float32_is_refused(capsys, demo_stops):
+    demo_stops(lambda *_, **__: pytest.fail("the demo was started"))
+    assert main(["demo", "--master"]) == 2
+    assert capsys.readouterr().err == (
+        "python -m gradstep: error: --master is for --dtype float16 or bfloat16: float32 parameters need none\n"
+    )
+
+
 def test_an_unwritable_output_is_reported_before_the_training(tmp_path, capsys, demo_stops):
     demo_stops(lambda *_, **__: pytest.fail("the demo was started"))
     directory = tmp_path / "directory.png"
@@ -118,8 +145,12 @@ def test_options_reach_the_demo(tmp_path, demo_stops):
     seen = []
     demo_stops(lambda *args, **options: seen.append((args, options)) or [])
     path = tmp_path / "a.png"
-    assert main(["demo", "--output", str(path), "--epochs", "3", "--seed", "7", "--hidden", "9", "8"]) == 0
-    assert seen == [((path,), {"epochs": 3, "seed": 7, "hidden": [9, 8]})]
+    args = ["demo", "--output", str(path), "--epochs", "3", "--seed", "7", "--hidden", "9", "8"]
+    assert main(args) == 0
+    assert main([*args, "--dtype", "bfloat16", "--state", "q8", "--master"]) == 0
+    options = {"epochs": 3, "seed": 7, "hidden": [9, 8]}
+    storages = demo.PLAIN, demo.Storage("bfloat16", "q8", master=True)
+    assert seen == [((path,), {**options, "storage": storage}) for storage in storages]
 
 
 @pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 1)])

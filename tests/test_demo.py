@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +12,16 @@ import pytest
 from gradstep import demo, optimizers, reference
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("ml_dtypes")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
 NAMES = [cls.__name__ for cls in optimizers.ALL]
+STORAGES = [
+    demo.Storage(dtype, state, master)
+    for dtype, master in [("float32", False), *product(("float16", "bfloat16"), (False, True))]
+    for state in demo.STATES
+]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -75,6 +82,61 @@ def test_runs_start_from_the_same_weights_and_learn(runs):
 
 def test_runs_have_the_bits_of_numpy(runs):
     assert all(run.same_bits for run in runs)
+
+
+def test_stored_as_float32_nothing_is_touched(digits):
+    params = demo.initial_params(np.random.default_rng(0), (64, 5, 10))
+    batch = digits.images[:7], digits.labels[:7]
+    for kept in (demo.PLAIN.rounded(params), demo.widened(params)):
+        assert all(kept[name] is array for name, array in params.items())
+    assert demo.same_bits(demo.PLAIN.gradients(params, *batch), demo.gradients(params, *batch))
+    assert not any(demo.PLAIN.options(cls, 0) for cls in optimizers.ALL)
+
+
+@pytest.mark.parametrize("storage", [storage for storage in STORAGES if storage.state == "float32"], ids=str)
+def test_gradients_are_those_of_what_is_stored(storage, digits):
+    params = storage.rounded(demo.initial_params(np.random.default_rng(0), (64, 5, 10)))
+    grads = storage.gradients(params, digits.images[:7], digits.labels[:7])
+    exact = demo.gradients(params, digits.images[:7], digits.labels[:7])
+    assert {str(array.dtype) for array in params.values()} == {storage.dtype}
+    assert {str(array.dtype) for array in grads.values()} == {"bfloat16" if storage.dtype == "bfloat16" else "float32"}
+    for name, grad in grads.items():
+        assert grad.astype(np.float32) == pytest.approx(exact[name], rel=2**-8, abs=2**-25 / demo.LOSS_SCALE)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_a_run_in_fewer_bits_learns_and_has_the_bits_of_numpy(storage, digits):
+    for cls in (optimizers.SGD, optimizers.Adam):
+        run = demo.train(cls, digits, hidden=(72,), epochs=1, storage=storage)  # the first weights are 4608: q8
+        assert run.same_bits
+        assert run.losses[-1] < run.losses[0]
+
+
+BYTES = [
+    ("SGD", demo.PLAIN, 8),
+    ("Adam", demo.PLAIN, 16),
+    ("SGD", demo.Storage("bfloat16", "q8"), 4),
+    ("Adam", demo.Storage("bfloat16"), 12),
+    ("Adam", demo.Storage("bfloat16", master=True), 16),
+    ("Adam", demo.Storage("bfloat16", "bfloat16"), 8),
+    ("Adam", demo.Storage("float16", "bfloat16"), 10),  # the step takes float32 gradients
+    ("Momentum", demo.Storage("float32", "bfloat16"), 10),
+    # One byte an element of the first weights, of 64 * 72, and a scale for each 256; float32 for the other 802.
+    ("Adam", demo.Storage("bfloat16", "q8"), 4 + 2 * (4608 + 18 * 4 + 802 * 4) / 5410),
+]
+
+
+@pytest.mark.parametrize(("name", "storage", "expected"), BYTES)
+def test_bytes_are_those_of_the_arrays(name, storage, expected, digits):
+    run = demo.train(getattr(optimizers, name), digits, hidden=(72,), epochs=1, storage=storage)
+    assert run.bytes == pytest.approx(expected)
+    remark = f"Bytes per parameter that a step reads and writes: {name} {expected:.1f}."
+    assert (remark in demo.remarks([run])) is (storage != demo.PLAIN)
+
+
+def test_any_seed_is_one_of_stochastic_rounding(digits):
+    storage = demo.Storage("float16")
+    assert demo.train(optimizers.SGD, digits, hidden=(8,), epochs=1, seed=2**70, storage=storage).same_bits
 
 
 def test_every_step_is_timed(runs):
@@ -175,12 +237,35 @@ def test_the_whole_command(tmp_path):
     assert path.stat().st_size > 50_000
     assert list(tmp_path.iterdir()) == [path]
     assert "Same bits as NumPy after every step: yes" in done.stdout
+    assert not any(line.startswith(("storage:", "Bytes")) for line in done.stdout.splitlines())
     rows = {words[0]: words for words in map(str.split, done.stdout.splitlines()) if words and words[-1].endswith("x")}
     assert list(rows) == NAMES
     for _, *settings, loss, accuracy, _, _, _ in rows.values():
         assert settings[0].startswith("lr=")
         assert float(loss) < 0.1
         assert float(accuracy) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--dtype", "bfloat16", "--state", "q8"],
+            "bfloat16 parameters and gradients; stochastic rounding; q8 states in 1 of 4 arrays, float32 in small ones",
+        ),
+        (
+            ["--dtype", "float16", "--master"],
+            "float16 parameters and gradients with a loss scale of 1024; a float32 master; float32 states",
+        ),
+        (["--state", "bfloat16"], "float32 parameters and gradients; bfloat16 states"),
+    ],
+)
+def test_the_command_says_how_it_stores(options, words, tmp_path):
+    done = command(tmp_path / "picture.png", "--epochs", "1", "--hidden", "72", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"storage: {words}\n" in done.stdout
+    assert "\nBytes per parameter that a step reads and writes: SGD " in done.stdout
+    assert "Same bits as NumPy after every step: yes" in done.stdout
 
 
 def test_the_command_speaks_to_an_ascii_terminal(tmp_path):

@@ -65,6 +65,11 @@ def build_parser() -> Parser:
     hidden = " ".join(map(str, demo.HIDDEN))
     about = f"units of the perceptron's hidden layers [{hidden}]"
     options("--hidden", type=at_least(1), default=demo.HIDDEN, metavar="N", nargs="+", help=about)
+    about = "of parameters and gradients: %(choices)s [%(default)s]"
+    options("--dtype", choices=demo.DTYPES, default=demo.PLAIN.dtype, metavar="TYPE", help=about)
+    about = "of the optimizers' states: %(choices)s [%(default)s]"
+    options("--state", choices=demo.STATES, default=demo.PLAIN.state, metavar="TYPE", help=about)
+    options("--master", action="store_true", help="keep a float32 master of 16-bit parameters")
 
     about = "time every optimizer beside the limit of memory and beside NumPy, for a minute"
     options = commands.add_parser("bench", help=about, description=sentence(about)).add_argument
@@ -79,23 +84,28 @@ def build_parser() -> Parser:
     return parser
 
 
-def need(modules: Sequence[str], command: str) -> None:
-    """Raise ModuleNotFoundError, with its remedy, where a command lacks a module."""
+def need(modules: Sequence[str], command: str, extra: str | None = None) -> None:
+    """Raise ModuleNotFoundError, with its remedy, where a command lacks a module: the extra that brings it."""
+    remedy = f'pip install "gradstep[{extra or command}]"'
     for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f'{command} needs {error.name}: pip install "gradstep[{command}]"') from None
+            raise ModuleNotFoundError(f"{command} needs {error.name}: {remedy}") from None
 
 
-def run_demo(output: Path, **options: Any) -> int:
+def run_demo(output: Path, dtype: str, state: str, master: bool, **options: Any) -> int:
     """The command ``demo``."""
+    if master and dtype == "float32":
+        return fail(2, "--master is for --dtype float16 or bfloat16: float32 parameters need none")
     need(demo.REQUIRES, "demo")
+    if "bfloat16" in (dtype, state):
+        need(["ml_dtypes"], "demo", "bfloat16")
     try:
         demo.check_output(output)
     except OSError as error:
         return fail(2, f"cannot write {output}: {error.strerror or error}")
-    runs = demo.run(output, **options)
+    runs = demo.run(output, storage=demo.Storage(dtype, state, master), **options)
     if not all(run.same_bits for run in runs):
         return fail(1, "the bits of gradstep and of NumPy differ")
     return 0

@@ -3,6 +3,7 @@
 A multilayer perceptron in plain NumPy learns the 8 x 8 digits that scikit-learn ships, once with every optimizer, from
 the same weights and the same batches. After every step the same update is done by `gradstep.reference` (the same
 formulas as plain NumPy expressions) on a copy of the parameters: both are timed, and their bits compared.
+Parameters, gradients and states may be stored in fewer bits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 import gradstep
 from gradstep import optimizers, reference
+from gradstep._storage import bfloat16
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +42,11 @@ REQUIRES = (
     "threadpoolctl",
 )  # what `pip install "gradstep[demo]"` brings; imported where they are used
 EPOCHS, BATCH, HIDDEN = 30, 64, (256, 128)
+DTYPES, STATES = ("float32", "float16", "bfloat16"), ("float32", "bfloat16", "q8")
+
+# Of float16 gradients. Unscaled, up to 56 % lie below 2**-14, where float16 loses bits, and up to 4 % become zero; with
+# a loss 1024 times as large at most 0.3 % do, and the largest, 1.6 before, is still a fortieth of the limit.
+LOSS_SCALE = 1024
 
 # Optimizers that are not named here run with their defaults.
 DIGITS: dict[str, Options] = {
@@ -112,8 +119,14 @@ def initial_params(rng: np.random.Generator, widths: Sequence[int]) -> Params:
     return params
 
 
+def widened(params: Params) -> Params:
+    """The parameters, those of 16 bits in float32: NumPy has no fast matrix product of anything smaller."""
+    return {name: a.astype(np.float32) if a.dtype.itemsize == 2 else a for name, a in params.items()}
+
+
 def forward(params: Params, images: Array) -> list[Array]:
     """What every layer puts out: the images first, the scores of the ten classes last."""
+    params = widened(params)
     depth = len(params) // 2
     outputs = [images]
     for layer in range(1, depth + 1):
@@ -134,12 +147,14 @@ def mean_loss(params: Params, images: Array, labels: Array) -> float:
     return -float(log_softmax(forward(params, images)[-1])[np.arange(len(labels)), labels].mean())
 
 
-def gradients(params: Params, images: Array, labels: Array) -> Params:
-    """The gradient of `mean_loss` by every parameter: backpropagation, written out."""
+def gradients(params: Params, images: Array, labels: Array, scale: float = 1) -> Params:
+    """The gradient of `mean_loss`, times `scale`, by every parameter: backpropagation, written out."""
+    params = widened(params)
     outputs = forward(params, images)
     error = np.exp(log_softmax(outputs[-1]))
     error[np.arange(len(labels)), labels] -= 1
     error /= np.float32(len(labels))
+    error *= scale
     grads = {}
     for layer in range(len(params) // 2, 0, -1):
         below = outputs[layer - 1]
@@ -154,6 +169,57 @@ def accuracy(params: Params, images: Array, labels: Array) -> float:
     return float((forward(params, images)[-1].argmax(axis=1) == labels).mean())
 
 
+# ---- storage --------------------------------------------------------------------------------------------------------
+
+
+class Storage(NamedTuple):
+    """What parameters with their gradients, and states, are stored as. The network computes in float32."""
+
+    dtype: str = "float32"
+    state: str = "float32"
+    master: bool = False
+
+    def rounded(self, arrays: Params) -> Params:
+        """Parameters or gradients as they are stored."""
+        dtype = bfloat16() if self.dtype == "bfloat16" else np.dtype(self.dtype)
+        return {name: array.astype(dtype, copy=False) for name, array in arrays.items()}
+
+    def gradients(self, params: Params, images: Array, labels: Array) -> Params:
+        """The gradients that a step takes: as they are stored, or, with a loss scale, widened and freed of it."""
+        if self.dtype != "float16":
+            return self.rounded(gradients(params, images, labels))
+        scaled = self.rounded(gradients(params, images, labels, LOSS_SCALE))
+        return {name: grad / LOSS_SCALE for name, grad in widened(scaled).items()}
+
+    def options(self, cls: type[gradstep.Optimizer], seed: int) -> Options:
+        """The options with which an optimizer stores so."""
+        chosen: dict[str, Any] = {}
+        if self.state != "float32" and getattr(reference, cls.__name__).codes:  # SGD has no states
+            chosen["state_dtype"] = self.state
+        if self.master:
+            chosen["master"] = True
+        elif self.dtype != "float32":
+            chosen["stochastic_rounding"] = seed % 2**53
+        return chosen
+
+    def words(self, sizes: Sequence[int]) -> str:
+        """A line on how arrays of these sizes are stored."""
+        scale = f" with a loss scale of {LOSS_SCALE}" if self.dtype == "float16" else ""
+        rounding = "; a float32 master" if self.master else "; stochastic rounding" if self.dtype != "float32" else ""
+        coded = sum(size >= gradstep.Adam.defaults["min_8bit_size"] for size in sizes)
+        which = f" in {coded} of {len(sizes)} arrays, float32 in small ones" if self.state == "q8" else ""
+        return f"{self.dtype} parameters and gradients{scale}{rounding}; {self.state} states{which}"
+
+
+PLAIN = Storage()
+
+
+def bytes_per_parameter(params: Params, grads: Params, state: Mapping[str, Mapping[str, Array | None]]) -> float:
+    """The memory that a step reads and writes: parameters, gradients, and states with their scales and master."""
+    arrays = [array for kind in (params, grads, *state.values()) for array in kind.values() if array is not None]
+    return sum(array.nbytes for array in arrays) / sum(array.size for array in params.values())
+
+
 # ---- the training loop ----------------------------------------------------------------------------------------------
 
 
@@ -163,9 +229,11 @@ class Run:
 
     name: str
     options: Options
+    storage: Storage = PLAIN
     losses: list[float] = field(default_factory=list)  # over the training set: before the first epoch, and after each
     accuracy: float = 0.0
     same_bits: bool = True
+    bytes: float = 0.0  # per parameter
     times: dict[str, list[float]] = field(default_factory=lambda: {"gradients": [], "gradstep": [], "NumPy": []})
 
     def median(self, part: str) -> float:
@@ -194,22 +262,26 @@ def train(
     hidden: Sequence[int] = HIDDEN,
     epochs: int = EPOCHS,
     seed: int = 0,
+    storage: Storage = PLAIN,
     on_epoch: Callable[[float], None] = lambda _: None,
 ) -> Run:
     """Train a perceptron on the digits with one optimizer, its NumPy twin updating a copy beside it."""
     from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(seed)
-    params = initial_params(rng, widths(digits, hidden))
+    params = storage.rounded(initial_params(rng, widths(digits, hidden)))
     copy = {name: array.copy() for name, array in params.items()}
     options = DIGITS.get(cls.__name__, {})
-    arms = [("gradstep", cls(params, **options)), ("NumPy", getattr(reference, cls.__name__)(copy, **options))]
-    run = Run(cls.__name__, {"lr": arms[0][1].lr, **options}, [mean_loss(params, digits.images, digits.labels)])
+    chosen = {**options, **storage.options(cls, seed)}
+    ours, theirs = cls(params, **chosen), getattr(reference, cls.__name__)(copy, **chosen)
+    arms = [("gradstep", ours), ("NumPy", theirs)]
+    run = Run(cls.__name__, {"lr": ours.lr, **options}, storage)
+    run.losses.append(mean_loss(params, digits.images, digits.labels))
     with threadpool_limits(limits=1, user_api="blas"):  # on matrices this small, two threads mostly wait for each other
         for _ in range(epochs):
             for batch in batches(rng, len(digits.labels)):
                 start = time.perf_counter()
-                grads = gradients(params, digits.images[batch], digits.labels[batch])
+                grads = storage.gradients(params, digits.images[batch], digits.labels[batch])
                 run.times["gradients"].append(time.perf_counter() - start)
                 for arm, opt in arms:
                     start = time.perf_counter()
@@ -220,6 +292,7 @@ def train(
             run.losses.append(mean_loss(params, digits.images, digits.labels))
             on_epoch(run.losses[-1])
     run.accuracy = accuracy(params, digits.test_images, digits.test_labels)
+    run.bytes = bytes_per_parameter(params, grads, ours.state)
     return run
 
 
@@ -329,6 +402,9 @@ def remarks(runs: Sequence[Run]) -> Iterator[str]:
     yield f"The update's share of a whole training step: {', '.join(spans)}."
     yield "µs/step: median time of the update alone, the two taken in turns on the same gradients."
     yield "NumPy: gradstep.reference, plain array expressions, written to be read; ratio: NumPy / gradstep."
+    if any(run.storage != PLAIN for run in runs):
+        sizes = ", ".join(f"{run.name} {run.bytes:.1f}" for run in runs)
+        yield f"Bytes per parameter that a step reads and writes: {sizes}."
     differing = ", ".join(run.name for run in runs if not run.same_bits)
     yield f"Same bits as NumPy after every step: {f'no ({differing})' if differing else 'yes, with every optimizer'}."
 
@@ -352,7 +428,14 @@ def write_whole(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def run(output: Path, *, hidden: Sequence[int] = HIDDEN, epochs: int = EPOCHS, seed: int = 0) -> list[Run]:
+def run(
+    output: Path,
+    *,
+    hidden: Sequence[int] = HIDDEN,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    storage: Storage = PLAIN,
+) -> list[Run]:
     """The whole demonstration: train with every optimizer, print the table, write the picture."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -367,6 +450,8 @@ def run(output: Path, *, hidden: Sequence[int] = HIDDEN, epochs: int = EPOCHS, s
         f"perceptron: {'-'.join(map(str, widths(digits, hidden)))}, {sum(sizes)} parameters in {len(sizes)} arrays; "
         f"epochs: {epochs}; batch: {BATCH}"
     )
+    if storage != PLAIN:
+        console.print(f"storage: {storage.words(sizes)}")
     columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, console=console, transient=console.is_terminal) as progress:
         tasks = [(cls, progress.add_task(cls.__name__, total=epochs, loss="")) for cls in optimizers.ALL]
@@ -376,7 +461,7 @@ def run(output: Path, *, hidden: Sequence[int] = HIDDEN, epochs: int = EPOCHS, s
             def advance(loss: float, task: TaskID = task) -> None:
                 progress.update(task, advance=1, loss=f"loss {loss:.4f}")
 
-            runs.append(train(cls, digits, hidden=hidden, epochs=epochs, seed=seed, on_epoch=advance))
+            runs.append(train(cls, digits, hidden=hidden, epochs=epochs, seed=seed, storage=storage, on_epoch=advance))
     console.print("", table(runs), "", sep="\n")
     for remark in remarks(runs):
         console.print(remark)
