@@ -297,8 +297,8 @@ class StoredCase:
 
 def widest(rule, storage):
     """The setting with the most options on that a storage allows."""
-    refused = RULES[rule].too_fine_for_q8 if storage.state == "q8" else None
-    return {name: value for name, value in knobs(rule)[-1].items() if name != refused}
+    refused = RULES[rule].too_fine_for_q8 if storage.state == "q8" else ()
+    return {name: value for name, value in knobs(rule)[-1].items() if name not in refused}
 
 
 def stored_cases(rules=RULES, storages=STORAGES, grads=None, settings=("default", "flush", "widest")):

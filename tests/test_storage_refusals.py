@@ -31,6 +31,7 @@ REFUSED = [
     (gs.SGD, BRAIN, {"state_dtype": "q8"}, ValueError, "state_dtype='q8' is for states, and it keeps none"),
     (gs.SGD, BRAIN, {"state_dtype": "float32"}, ValueError, "state_dtype='float32' is for states, and it keeps none"),
     (gs.RMSProp, NATIVE, {"state_dtype": "q8", "centered": True}, ValueError, "centered=True .*; use bfloat16"),
+    (gs.Adam, NATIVE, {"state_dtype": "q8", "amsgrad": True}, ValueError, "amsgrad=True .*; use bfloat16"),
     (gs.Adam, NATIVE, {"master": True}, ValueError, "master=True is for float16 and bfloat16 parameters"),
     (gs.Adam, WIDE, {"master": True}, ValueError, "master=True is for float16 and bfloat16 parameters"),
     (gs.Adam, [NATIVE, WIDE], {"master": True}, ValueError, "master=True is for float16 and bfloat16 parameters"),
@@ -163,7 +164,7 @@ PAIRS = {
     "scales of two axes": (lambda: F.momentum_(P, G, (C, np.zeros((2, 1), "f4"))), TypeError, SCALES),
     "misaligned scales": (lambda: F.momentum_(P, G, (C, np.zeros(9, "u1")[1:].view("f4"))), TypeError, SCALES),
     "no scales": (lambda: F.momentum_(P, G, (C,)), TypeError, "must be an array, or codes with their scales"),
-    "bare codes": (lambda: F.momentum_(P, G, C), TypeError, "state momentum_buffer of p has dtype int8"),
+    "bare codes": (lambda: F.momentum_(P, G, C), TypeError, "state momentum_buffer of p is int8, .* pair of codes"),
     "a list of scales": (lambda: F.momentum_(P, G, (C, [1.0, 1.0])), TypeError, "must be a NumPy array, not list"),
     "float16 state": (lambda: F.momentum_(P, G, G.astype("f2")), TypeError, "float16, but must be float32 or bfloat16"),
     "bfloat16 of a float64": (lambda: F.momentum_(D, D + 1, D.astype("bfloat16")), TypeError, "but must be float64"),
@@ -184,7 +185,11 @@ PAIRS = {
         ValueError,
         "scales of .*same array as the scales of",
     ),
-    "codes with codes": (lambda: F.adam_(P, G, (C, S), (C.view("u1"), S + 1)), ValueError, "is the same array as"),
+    "codes with codes": (
+        lambda: F.adam_(P, G, (C, S), (C.view("u1"), S + 1)),
+        ValueError,
+        "state exp_avg_sq of p overlaps state exp_avg of p",
+    ),
     "codes with the parameter": (
         lambda: F.momentum_(BUFFER[:300], G.ravel(), (BUFFER[:75].view("i1"), S)),
         ValueError,
@@ -319,3 +324,44 @@ def test_the_lookahead_refuses_what_a_step_would():
     with opt.lookahead(), pytest.raises(RuntimeError, match="leave it first"):
         opt.step(np.ones(300, "bfloat16"))
     assert frozen(opt, p) == before
+
+
+def test_a_common_option_need_not_act_on_every_group():
+    """Nor need it be said again: it is refused where no group has anything for it."""
+    half, wide = np.ones(2, "bfloat16"), np.ones(2)
+    for options in ({"master": True}, {"stochastic_rounding": 1}, {"state_dtype": "bfloat16"}):
+        gs.Adam([{"params": half}, {"params": wide}], **options)
+        with pytest.raises((TypeError, ValueError), match=r"^Adam: "):
+            gs.Adam([{"params": wide}, {"params": np.ones(3)}], **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0, 0.1, 1e-45, np.inf, 0.0])
+def test_scales_that_no_step_writes(bad):
+    """Refused by checkpoint and bare kernel, with nothing changed."""
+    p = np.ones(300, "f4")
+    opt = gs.Adam(p, state_dtype="q8", min_8bit_size=0)
+    opt.step(p.copy())
+    saved = opt.state_dict()
+    saved["state"]["exp_avg_sq_scale"][0][1] = bad
+    before = [a.tobytes() for a in opt.state.values()]
+    with pytest.raises(ValueError, match=r"\['exp_avg_sq_scale'\]\[0\] must be powers of two"):
+        opt.load_state_dict(saved)
+    m, v = ((opt.state[name], opt.state[f"{name}_scale"].copy()) for name in ("exp_avg", "exp_avg_sq"))
+    v[1][1] = bad
+    with pytest.raises(ValueError, match=r"^adam_: the scales of exp_avg_sq must be powers of two"):
+        F.adam_(p, p.copy(), m, v)
+    assert before == [a.tobytes() for a in opt.state.values()]
+
+
+def test_what_is_settled_is_not_loaded():
+    opt = gs.Adam(np.ones(8, "f4"))
+    opt.load_state_dict(gs.Adam(np.ones(8, "f4"), state_dtype="q8", min_8bit_size=100).state_dict())
+    assert opt.groups[0]["state_dtype"] is None
+    assert opt.groups[0]["min_8bit_size"] == 4096
+
+
+def test_bare_kernels_refuse_what_q8_is_too_coarse_for():
+    p = np.ones(3, "f4")
+    coded = [(np.zeros(3, "u1"), np.zeros(1, "f4")), (np.zeros(3, "i1"), np.zeros(1, "f4"))]
+    with pytest.raises(ValueError, match=r"^rmsprop_: centered=True .*; use bfloat16"):
+        F.rmsprop_(p, p.copy(), *coded, centered=True)

@@ -259,3 +259,20 @@ def test_a_step_starts_from_what_codes_stand_for(dtype):
     functional.momentum_(moved, np.zeros(1000, dtype), coded, lr=1.0, momentum=1.0)
     assert same_bits(moved, np.float32(0) - velocity)
     assert same_bits(q8.decode(*coded), velocity)
+
+
+def test_the_master_stays_while_the_parameter_is_ahead():
+    """What is saved there is what is saved outside, and what is loaded there stays."""
+    p = np.linspace(-1, 1, 300).astype("bfloat16")
+    opt = gs.NAG(p, lr=0.1, lookahead=True, master=True)
+    opt.step(np.ones(300, "f4"))
+    outside = opt.state_dict()
+    with opt.lookahead():
+        inside = opt.state_dict()
+        assert not same_bits(p, outside["state"]["master"][0].astype("bfloat16"))
+    for name, [array] in outside["state"].items():
+        assert same_bits(inside["state"][name][0], array), name
+    outside["state"]["master"][0][:] = 5
+    with opt.lookahead():
+        opt.load_state_dict(outside)
+    assert np.all(opt.state["master"] == 5)

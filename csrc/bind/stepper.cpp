@@ -115,14 +115,14 @@ Array view(py::handle object, const std::string& kind, const std::string& name, 
   const auto* dtype = py::detail::array_descriptor_proxy(fields.descr);
   const std::uint16_t one = 1;
   const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
-  const bool native = dtype->byteorder != (little ? '>' : '<');
-  const int storage = native ? storage_of(fields.descr) : kDTypeCount;
+  const bool swapped = dtype->byteorder == (little ? '>' : '<');
+  const int storage = swapped ? kDTypeCount : storage_of(fields.descr);
   if (storage < (codes ? kDTypeCount : kArrayTypes)) {
     array.dtype = static_cast<DType>(storage);
     return array;
   }
   throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields.descr))) +
-                  (native ? "" : ", which is byte-swapped") + "; supported are " + supported() +
+                  (swapped ? ", which is byte-swapped" : "") + "; supported are " + supported() +
                   " in native byte order");
 }
 
@@ -216,18 +216,19 @@ struct Coded {
   float* scales = nullptr;
 };
 
-Coded coded(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
-  Coded all{view(stored, "codes", "", true), view(values, "values", "")};
-  const auto packed = [](py::handle array, const Array& of, DType dtype, std::int64_t size) {
-    return of.dtype == dtype && of.rank == 1 && of.shape[0] == size && is_packed(array);
+Coded coded(const Array& stored, const py::object& of, const std::optional<py::object>& scales, const Array& values,
+            const py::object& floats) {
+  Coded all{stored, values};
+  const auto packed = [](py::handle array, const Array& view, DType dtype, std::int64_t size) {
+    return view.dtype == dtype && view.rank == 1 && view.shape[0] == size && is_packed(array);
   };
-  const std::int64_t size = all.stored.rank == 1 ? all.stored.shape[0] : -1;
-  bool fits = !is_native(all.stored.dtype) && has_scales(all.stored.dtype) == scales.has_value() &&
-              packed(stored, all.stored, all.stored.dtype, size) && packed(values, all.values, DType::kFloat32, size);
+  const std::int64_t size = stored.rank == 1 ? stored.shape[0] : -1;
+  bool fits = !is_native(stored.dtype) && has_scales(stored.dtype) == scales.has_value() &&
+              packed(of, stored, stored.dtype, size) && packed(floats, values, DType::kFloat32, size);
   if (fits && scales) {
-    const Array of = view(*scales, "scales", "");
-    fits = packed(*scales, of, DType::kFloat32, (size + kBlock - 1) / kBlock);
-    all.scales = reinterpret_cast<float*>(of.data);
+    const Array blocks = view(*scales, "scales", "");
+    fits = packed(*scales, blocks, DType::kFloat32, (size + kBlock - 1) / kBlock);
+    all.scales = reinterpret_cast<float*>(blocks.data);
   }
   if (!fits) {
     throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
@@ -237,14 +238,15 @@ Coded coded(const py::object& stored, const std::optional<py::object>& scales, c
 }
 
 void decode(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
-  const Coded all = coded(stored, scales, values);
+  const Coded all = coded(view(stored, "codes", "", true), stored, scales, writable_view(values, "values", ""), values);
   cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0],
                                               reinterpret_cast<float*>(all.values.data));
 }
 
 // To nearest.
 void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
-  const Coded all = coded(stored, scales, values);
+  if (scales) writable_view(*scales, "scales", "");
+  const Coded all = coded(writable_view(stored, "codes", "", true), stored, scales, view(values, "values", ""), values);
   cpu::conversions()[all.stored.dtype].encode(reinterpret_cast<const float*>(all.values.data), all.stored.shape[0],
                                               nullptr, 0, all.stored.data, all.scales);
 }
@@ -271,7 +273,7 @@ class Stepper {
     const auto& about = step::catalog()[static_cast<std::size_t>(rule_)].states;
     std::vector<Watched> added{own(param, params_, name, Role::kParameter)};
     const Array of = added[0].array.view();
-    const DType native = compute_of(of.dtype) == Compute::kDouble ? DType::kFloat64 : DType::kFloat32;
+    if (states.size() > about.size()) throw std::invalid_argument("there are more states than the rule has");
     std::vector<Array> arrays;
     for (std::size_t s = 0; s < states.size(); ++s) {
       arrays.push_back(states[s] ? own_state(*states[s], about[s], name, of, added) : Array{});
@@ -279,7 +281,7 @@ class Stepper {
     Array kept{};
     if (master) {
       kept = own_like(*master, "state master of ", name, of, added);
-      if (kept.dtype != native || of.dtype == native) {
+      if (kept.dtype != DType::kFloat32 || is_native(of.dtype)) {
         throw WrongType(added.back().name + " must be float32, and its parameter of 16 bits");
       }
     }
@@ -298,8 +300,8 @@ class Stepper {
       for (std::size_t j = i + 1; j < order.size() && order[j].first.begin < order[i].first.end; ++j) {
         if (step::surely_apart(order[i].second->array.view(), order[j].second->array.view())) continue;
         const auto [first, second] = std::minmax(order[i].second, order[j].second);
-        const bool same = first->array.data == second->array.data && first->array.shape == second->array.shape &&
-                          first->array.strides == second->array.strides;
+        const bool same = first->array.data == second->array.data && first->array.dtype == second->array.dtype &&
+                          first->array.shape == second->array.shape && first->array.strides == second->array.strides;
         found.emplace_back(first->object, second->object,
                            second->name + (same ? " is the same array as " : " overlaps ") + first->name);
       }
@@ -423,11 +425,12 @@ class Stepper {
     const std::string kind = "state " + std::string(about.name) + " of ";
     const bool single = compute_of(param.dtype) == Compute::kFloat;
     if (!py::isinstance<py::tuple>(given)) {
-      const Array array = own_like(given, kind, name, param, added);
-      const DType native = single ? DType::kFloat32 : DType::kFloat64;
-      if (array.dtype != native && !(single && array.dtype == DType::kBFloat16)) {
-        throw WrongType(added.back().name + " is " + dtype_name(array.dtype) + ", but must be " +
-                        (single ? "float32 or bfloat16, or codes with their scales" : "float64, as its parameter is"));
+      const Array array = own_like(given, kind, name, param, added, true);
+      const bool native = array.dtype == native_of(compute_of(param.dtype));
+      if (!native && !(single && array.dtype == DType::kBFloat16)) {
+        throw WrongType(
+            added.back().name + " is " + dtype_name(array.dtype) + ", but must be " +
+            (single ? "float32 or bfloat16, or a pair of codes and their scales" : "float64, as its parameter is"));
       }
       return array;
     }

@@ -48,8 +48,13 @@ constexpr std::int64_t item_size(DType dtype) { return info(dtype).item_size; }
 
 // What rules compute in on it.
 constexpr Compute compute_of(DType dtype) { return dtype == DType::kFloat64 ? Compute::kDouble : Compute::kFloat; }
+// The type that is as it is computed in.
+constexpr DType native_of(Compute compute) { return compute == Compute::kDouble ? DType::kFloat64 : DType::kFloat32; }
 
 constexpr bool is_native(DType dtype) { return dtype <= DType::kFloat64; }
 constexpr bool has_scales(DType dtype) { return dtype >= DType::kQ8Signed; }
+
+// Whether a stream of a type is rounded by chance where steps are `asked` to: codes with scales always are.
+constexpr bool by_chance(DType dtype, bool asked) { return has_scales(dtype) || (asked && !is_native(dtype)); }
 
 }  // namespace gradstep

@@ -42,8 +42,8 @@ struct Q8 {
   template <bool kBeyond>
   GS_INLINE static Storage encode(float x, float scale, std::uint32_t r) {
     const auto u = static_cast<std::int32_t>(kSigned || kBeyond ? magnitude_of(x) : bits_of(x));
-    const std::int32_t t = u - static_cast<std::int32_t>(bits_of(scale) - kExponents);
-    std::int32_t k = (t + static_cast<std::int32_t>(r)) >> 20;
+    const std::uint32_t t = static_cast<std::uint32_t>(u) - (bits_of(scale) - kExponents);
+    std::int32_t k = static_cast<std::int32_t>(t + r) >> 20;
     const std::int32_t least = kSigned ? 0 : (u < 1 ? u : 1);
     k = k < least ? least : k;
     if constexpr (kBeyond) {

@@ -165,7 +165,7 @@ class Tiles {
   bool stochastic(int s) const {
     if (kComputeOf<T> == Compute::kDouble) return false;  // what is not native is computed with in floats
     const bool written = job_.streams[s] != nullptr && s != kGradient && s != kCopy;
-    return written && (has_scales(dtype(s)) || (update_.stochastic && !is_native(dtype(s))));
+    return written && by_chance(dtype(s), update_.stochastic);
   }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
@@ -202,6 +202,7 @@ class Tiles {
   // Gathers this tile's elements of a strided stream, or scatters them.
   template <bool kGather>
   void move(int s, std::byte* packed) {
+    // One byte an item has no stride: codes are packed.
     const auto by = item_size(dtype(s)) == 2   ? &cpu::move<2, kGather>
                     : item_size(dtype(s)) == 4 ? &cpu::move<4, kGather>
                                                : &cpu::move<8, kGather>;
@@ -213,7 +214,7 @@ class Tiles {
     (kDouble ? update_.conversions->flush_doubles : update_.conversions->flush_floats)(values, size_, least);
   }
 
-  static constexpr DType native_ = kComputeOf<T> == Compute::kDouble ? DType::kFloat64 : DType::kFloat32;
+  static constexpr DType native_ = native_of(kComputeOf<T>);
 
   const Job& job_;
   const Update& update_;

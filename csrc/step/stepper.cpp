@@ -55,7 +55,7 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
           std::string(states[s].name));
     }
   }
-  // The order in which elements are walked depends on it, and so do bits.
+  // Layouts are made for one or the other: where rounding depends on an element's place, the walk is in order.
   if (rounds_stochastically(groups_[static_cast<std::size_t>(group)]) != rounds_stochastically(options)) {
     throw std::invalid_argument("stochastic_rounding may get another seed, but not be turned on or off");
   }
@@ -113,7 +113,8 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   for (int s = 0; s < cpu::kMaxStreams; ++s) {
     arrays[s] = t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
-    in_order |= s != cpu::kGradient && (has_scales(arrays[s].dtype) || (stochastic && !is_native(arrays[s].dtype)));
+    const bool rounded = s != cpu::kGradient && s != cpu::kCopy;
+    in_order = in_order || (rounded && by_chance(arrays[s].dtype, stochastic));
   }
   t.layout = make_layout(streams, in_order);
   t.layout.tensor = static_cast<std::uint32_t>(tensor);

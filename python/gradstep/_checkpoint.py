@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _options
+from . import _options, _storage
 
 if TYPE_CHECKING:
     from ._optimizer import Optimizer
@@ -46,6 +46,10 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         group.checked({k: v for k, v in given.items() if not (k == "lr" and v is None)})
         for group, given in zip(opt._groups, saved["groups"], strict=True)
     ]
+    for name, arrays in saved["state"].items():
+        for i, scales in enumerate(saved["state"].get(_storage.scale_of(name), [])):
+            if scales is not None:
+                _storage.check_scales(arrays[i], scales, f"the state dict['state'][{_storage.scale_of(name)!r}][{i}]")
     step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
     steps = [_options.whole_number(t, 0, f"the state dict's steps[{i}]") for i, t in enumerate(saved["steps"])]
     products = [
@@ -54,7 +58,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     ]
 
     for group, values in zip(opt._groups, options, strict=True):
-        group.take_over(values)
+        group.take_over({k: v for k, v in values.items() if k not in _storage.FIXED})  # the arrays fit, so these do
     for name, arrays in ours["state"].items():
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:
@@ -83,7 +87,7 @@ def check_like(given: Any, ours: Any, name: str) -> None:
         if not isinstance(given, np.ndarray) or given.dtype != ours.dtype:
             raise TypeError(f"{name} must be {ours.dtype}, not {getattr(given, 'dtype', type(given).__name__)}")
         if given.shape != ours.shape:
-            raise ValueError(f"{name} has shape {given.shape}, but its parameter has shape {ours.shape}")
+            raise ValueError(f"{name} has shape {given.shape}, but here it has shape {ours.shape}")
         if not ours.flags.writeable:
             raise ValueError(f"{name} cannot be taken over: this optimizer's own array is read-only")
     elif isinstance(given, np.ndarray):

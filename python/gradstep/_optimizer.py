@@ -142,8 +142,8 @@ class Optimizer:
     """Defaults and forms of other frameworks; see `preset`."""
     initial_state: ClassVar[dict[str, str]] = {}
     """States that do not start at zero: the option that holds their first value."""
-    too_fine_for_q8: ClassVar[str | None] = None
-    """An option under which small differences of states matter."""
+    too_fine_for_q8: ClassVar[dict[str, str]] = {}
+    """Options under which states of q8 would do harm, and why."""
     has_mu_product: ClassVar[bool] = False
     """Whether each tensor carries one number from step to step besides its step number."""
 
@@ -177,12 +177,21 @@ class Optimizer:
         self._states: list[dict[str, Array]] = []
         self._asked: list[tuple[Callable[[int], float], int, float]] = []  # schedules, the step, what they said
         self._lock = threading.RLock()  # one step, or one checkpoint, at a time
+        idle: list[dict[str, Exception]] = []  # of each group, but for what it has of its own
         for number, group in enumerate(groups):
             if not isinstance(group, Mapping) or "params" not in group:
                 raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
             own = {name: value for name, value in group.items() if name != "params"}
             merged = {**defaults, **_options.check_all(own, self.defaults, f"{owner}, group {number}")}
-            self._add_group(Structure(group["params"], f"[{number}]" if self._grouped else ""), group["params"], merged)
+            structure = Structure(group["params"], f"[{number}]" if self._grouped else "")
+            errors = self._add_group(structure, group["params"], merged)
+            for name in own:
+                if name in errors:
+                    raise errors[name]
+            idle.append(errors)
+        for name in idle[0] if idle else []:
+            if all(name in errors for errors in idle):
+                raise idle[0][name]
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
         check_apart(self._stepper.suspects())
@@ -190,8 +199,9 @@ class Optimizer:
         if self._bound:
             check_apart(self._stepper.bind(self._flatten(arguments["grads"])))
 
-    def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> None:
-        number = len(self._groups)
+    def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> dict[str, Exception]:
+        """Adds it, and returns its options that have nothing to act on, with the errors to raise for them."""
+        owner, number = type(self).__name__, len(self._groups)
         group = OptionGroup(self._stepper, self._lock, type(self), options)
         named = dict(zip(structure.names, structure.flatten(params, "params"), strict=True))
         for name, param in named.items():
@@ -201,7 +211,8 @@ class Optimizer:
             state: options[self.initial_state[state]] if state in self.initial_state else 0.0
             for state in group.kept_states()
         }
-        _storage.check(type(self).__name__, options, named, firsts, self.too_fine_for_q8)
+        if options["state_dtype"] == "q8":
+            _storage.check_fine(owner, options, self.too_fine_for_q8)
         for name, param in named.items():
             states = _storage.make(param, rule, firsts, options)
             for_core = _storage.for_core(states, rule["states"])
@@ -210,6 +221,7 @@ class Optimizer:
             self._states.append(states)
         self._structures.append(structure)
         self._groups.append(group)
+        return _storage.idle(owner, options, named, firsts)
 
     def step(self, grads: Grads = ...) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.

@@ -100,26 +100,43 @@ def values(kept: Mapping[str, Array], state: str) -> Array:
     return q8.decode(kept[state], kept[scale_of(state)])
 
 
-def check(
-    owner: str, options: Mapping[str, Any], params: Mapping[str, Array], states: Iterable[str], too_fine: str | None
-) -> None:
-    """Raises TypeError or ValueError where a group's options ask for what its parameters or its rule cannot have."""
-    chosen, states = options["state_dtype"], list(states)
-    if chosen is not None:
-        if not states:
-            raise ValueError(f"{owner}: state_dtype={chosen!r} is for states, and it keeps none")
-        for name, param in params.items():
-            if param.dtype.itemsize == 8:
-                raise TypeError(f"{owner}: params{name} is {param.dtype}, whose states are too; leave out state_dtype")
-    if chosen == "bfloat16":
-        bfloat16()
-    if chosen == "q8" and too_fine is not None and options[too_fine]:
-        raise ValueError(
-            f"{owner}: {too_fine}=True subtracts one moment from another, for which q8 is too coarse; use bfloat16"
-        )
+def check_fine(owner: str, options: Mapping[str, Any], too_fine: Mapping[str, str]) -> None:
+    """Raises ValueError where options are on for which states of q8 are too coarse; `too_fine` says why of each."""
+    for option, why in too_fine.items():
+        if options[option]:
+            raise ValueError(f"{owner}: {option}=True {why}, for which q8 is too coarse; use bfloat16")
+
+
+def idle(
+    owner: str, options: Mapping[str, Any], params: Mapping[str, Array], states: Mapping[str, float]
+) -> dict[str, Exception]:
+    """Options that have nothing to act on in a group, each with the error that says so."""
+    errors: dict[str, Exception] = {}
+    chosen, wide = options["state_dtype"], [name for name, param in params.items() if param.dtype.itemsize == 8]
+    if chosen is not None and not states:
+        errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} is for states, and it keeps none")
+    elif chosen is not None and wide:
+        words = f"params{wide[0]} is float64, whose states are too; leave out state_dtype"
+        errors["state_dtype"] = TypeError(f"{owner}: {words}")
     halves = any(is_16_bit(param) for param in params.values())
     if options["master"] and not halves:
-        raise ValueError(f"{owner}: master=True is for float16 and bfloat16 parameters, and there are none")
+        errors["master"] = ValueError(
+            f"{owner}: master=True is for float16 and bfloat16 parameters, and there are none"
+        )
     rounded = (halves and not options["master"]) or chosen in ("bfloat16", "q8")
     if options["stochastic_rounding"] is not None and not rounded:
-        raise ValueError(f"{owner}: stochastic_rounding has nothing to round: {ROUNDED}")
+        errors["stochastic_rounding"] = ValueError(f"{owner}: stochastic_rounding has nothing to round: {ROUNDED}")
+    return errors
+
+
+def check_scales(codes: Array, scales: Array, name: str) -> None:
+    """Raises ValueError where scales are not what a step writes: powers of two, or zero where all codes are."""
+    least = np.float32(2.0 ** (-96 if codes.dtype == np.uint8 else -111))
+    if np.all((np.frexp(scales)[0] == 0.5) & (scales >= least)):
+        return
+    of_zeros = [
+        not np.any(codes.reshape(-1)[_core.BLOCK * i : _core.BLOCK * (i + 1)]) for i in np.flatnonzero(scales == 0)
+    ]
+    rest = scales[scales != 0]
+    if not all(of_zeros) or not np.all((np.frexp(rest)[0] == 0.5) & (rest >= least)):
+        raise ValueError(f"{name} must be powers of two from {least:g} on, or 0 where all codes are")

@@ -46,6 +46,11 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper = _core.Stepper(cls.rule, "p", "g")
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))], master)
+        coded = {state: array for state, array in zip(states, arrays, strict=False) if isinstance(array, tuple)}
+        if coded:
+            _storage.check_fine(name, chosen, cls.too_fine_for_q8)
+        for state, (codes, scales) in coded.items():
+            _storage.check_scales(codes, scales, f"{name}: the scales of {state}")
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.suspects())

@@ -188,18 +188,20 @@ class NAG(Optimizer):
                 _storage.values(states, "momentum_buffer") if self._groups[number]["lookahead"] else None
                 for (number, _), states in zip(self._names(), self._states, strict=True)
             ]
-            kept = [
-                (array, array.copy(order="K"))
-                for param, states, velocity in zip(self._params, self._states, velocities, strict=True)
-                if velocity is not None
-                for array in (param, states.get("master"))
-                if array is not None
+            moved = [velocity is not None for velocity in velocities]
+            kept = [(param, param.copy(order="K")) for param, move in zip(self._params, moved, strict=True) if move]
+            masters = [
+                (states[_storage.MASTER], states[_storage.MASTER].copy(order="K"))
+                for states, move in zip(self._states, moved, strict=True)
+                if move and _storage.MASTER in states
             ]
             self._is_ahead = True
         try:
             try:
                 with self._lock:
                     take(self._move, velocities)
+                    for master, bits in masters:  # of which the parameter is now the rounding, but which stays
+                        np.copyto(master, bits)
             except (TypeError, ValueError):
                 kept = []  # it was refused: nothing has moved
                 raise
@@ -300,7 +302,7 @@ class RMSProp(Optimizer):
     """
 
     rule = "rmsprop"
-    too_fine_for_q8 = "centered"
+    too_fine_for_q8: ClassVar = {"centered": "subtracts one moment from another"}
     presets: ClassVar = {
         "torch": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8},
         "keras": {"lr": 1e-3, "rho": 0.9, "eps": 0.0, "eps_root": 1e-7, "lr_in_velocity": True},
@@ -410,6 +412,7 @@ class Adam(Optimizer):
     """
 
     rule = "adam"
+    too_fine_for_q8: ClassVar = {"amsgrad": "keeps the largest value of a moment that wanders"}
     presets: ClassVar = {
         "torch": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
         "keras": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-7, "eps_hat": True},

@@ -24,14 +24,27 @@ def encode(values: Array, signed: bool = True) -> tuple[Array, Array]:
 
     Raises TypeError for values of another dtype.
     """
-    codes = np.zeros(np.shape(values), np.int8 if signed else np.uint8)
+    values = np.asarray(values)
+    if values.dtype != np.float32:
+        raise TypeError(f"values must be float32, not {values.dtype}")
+    codes = np.zeros(values.shape, np.int8 if signed else np.uint8)
     scales = np.zeros(-(-codes.size // _core.BLOCK), np.float32)
-    _core.encode(np.ravel(values), codes.reshape(-1), scales)
+    _core.encode(np.require(values, requirements=["C", "A"]).reshape(-1), codes.reshape(-1), scales)
     return codes, scales
 
 
 def decode(codes: Array, scales: Array) -> Array:
-    """The float32 values of codes in C order, as in `opt.state`. Raises TypeError where the two do not go together."""
-    values = np.empty(np.shape(codes), np.float32)
-    _core.decode(np.ravel(codes), scales, values.reshape(-1))
+    """The float32 values of codes in C order, as in `opt.state`.
+
+    Raises TypeError for codes that are neither int8 nor uint8, or scales that are not one float32 for each 256 of them.
+    """
+    codes, scales = np.asarray(codes), np.asarray(scales)
+    if codes.dtype not in (np.int8, np.uint8):
+        raise TypeError(f"codes must be int8 or uint8, not {codes.dtype}")
+    count = -(-codes.size // _core.BLOCK)
+    if scales.dtype != np.float32 or scales.shape != (count,):
+        raise TypeError(f"scales must be float32 of the shape ({count},), one for each {_core.BLOCK} codes")
+    values = np.empty(codes.shape, np.float32)
+    flat = np.require(codes, requirements="C").reshape(-1)
+    _core.decode(flat, np.require(scales, requirements=["C", "A"]), values.reshape(-1))
     return values
