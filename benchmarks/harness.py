@@ -78,7 +78,6 @@ class Turns:
 
 def row(case: str, arm: Arm) -> Row:
     """What an arm leaves: times are seconds a call, `bytes` the least traffic an element."""
-    low, middle, high = np.percentile(arm.samples, (25, 50, 75))
     return {
         "rule": arm.problem.cls.__name__,
         "case": case,
@@ -87,12 +86,14 @@ def row(case: str, arm: Arm) -> Row:
         "tensors": len(arm.problem.first),
         "bytes": arm.problem.bytes_moved,
         "calls": arm.calls,
-        "median": middle,
-        "low": low,
-        "high": high,
-        "least": min(arm.samples),
-        "samples": arm.samples,
+        **times_of(arm.samples),
     }
+
+
+def times_of(samples: list[float]) -> Row:
+    """What is kept of the times of a call."""
+    low, middle, high = np.percentile(samples, (25, 50, 75))
+    return {"median": middle, "low": low, "high": high, "least": min(samples), "samples": samples}
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import gradstep as gs
 from gradstep import _core
 from gradstep.bench import Arm, Problem, gradstep_arm
 
-from ..harness import Row, Settings, Trial, Turns, numbers
+from ..harness import Row, Settings, Trial, Turns, numbers, times_of
 from ..tables import group, markdown, timed, times, words
 
 TITLE = "Storage types"
@@ -66,6 +66,8 @@ def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
 CONVERSIONS = "conversions"
 FEW = 4096
 """Values that stay in the first cache, with what they are stored as."""
+CALLS = 300
+"""In a sample."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,17 @@ class Conversions:
                 for arm, convert in ways.items():
                     samples = [seconds(convert) for _ in range(settings.repeats)]
                     label = {"case": CONVERSIONS, "arm": arm, "rule": name, "isa": isa, "elements": FEW}
-                    rows.append({**label, "median": float(np.median(samples)), "samples": samples})
+                    rows.append({**label, "calls": CALLS, **times_of(samples)})
         _core.use_isa("")
         return rows
 
 
-def seconds(call: Callable[[], None], calls: int = 300) -> float:
+def seconds(call: Callable[[], None]) -> float:
     """The time of one call, of many in a row."""
     start = time.perf_counter()
-    for _ in range(calls):
+    for _ in range(CALLS):
         call()
-    return (time.perf_counter() - start) / calls
+    return (time.perf_counter() - start) / CALLS
 
 
 def trials(settings: Settings) -> Iterator[Trial]:
