@@ -101,6 +101,7 @@ def test_gradients_are_those_of_what_is_stored(storage, digits):
     assert {str(array.dtype) for array in params.values()} == {storage.dtype}
     assert {str(array.dtype) for array in grads.values()} == {"bfloat16" if storage.dtype == "bfloat16" else "float32"}
     for name, grad in grads.items():
+        # Half a unit of what is stored: of bfloat16, the coarser, or of float16's subnormals, which count 2**-24.
         assert grad.astype(np.float32) == pytest.approx(exact[name], rel=2**-8, abs=2**-25 / demo.LOSS_SCALE)
 
 

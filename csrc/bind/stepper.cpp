@@ -214,41 +214,41 @@ void run_additions(const std::vector<py::object>& streams) {
 struct Coded {
   Array stored, values;
   float* scales = nullptr;
+
+  // To encode writes the first two, to decode the values.
+  Coded(const py::object& codes, const std::optional<py::object>& blocks, const py::object& floats, bool encodes)
+      : stored(encodes ? writable_view(codes, "codes", "", true) : view(codes, "codes", "", true)),
+        values(encodes ? view(floats, "values", "") : writable_view(floats, "values", "")) {
+    const std::int64_t size = stored.rank == 1 ? stored.shape[0] : -1;
+    const auto packed_floats = [](py::handle array, const Array& of, std::int64_t length) {
+      return of.dtype == DType::kFloat32 && of.rank == 1 && of.shape[0] == length && is_packed(array);
+    };
+    bool fits = !is_native(stored.dtype) && has_scales(stored.dtype) == blocks.has_value() && size >= 0 &&
+                is_packed(codes) && packed_floats(floats, values, size);
+    if (fits && blocks) {
+      const Array of = encodes ? writable_view(*blocks, "scales", "") : view(*blocks, "scales", "");
+      fits = packed_floats(*blocks, of, blocks_of(size));
+      scales = reinterpret_cast<float*>(of.data);
+    }
+    if (!fits) {
+      throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
+                      std::to_string(kBlock) + ", go with as many float32 values, all of one axis and without gaps");
+    }
+  }
+
+  float* floats() const { return reinterpret_cast<float*>(values.data); }
 };
 
-Coded coded(const Array& stored, const py::object& of, const std::optional<py::object>& scales, const Array& values,
-            const py::object& floats) {
-  Coded all{stored, values};
-  const auto packed = [](py::handle array, const Array& view, DType dtype, std::int64_t size) {
-    return view.dtype == dtype && view.rank == 1 && view.shape[0] == size && is_packed(array);
-  };
-  const std::int64_t size = stored.rank == 1 ? stored.shape[0] : -1;
-  bool fits = !is_native(stored.dtype) && has_scales(stored.dtype) == scales.has_value() &&
-              packed(of, stored, stored.dtype, size) && packed(floats, values, DType::kFloat32, size);
-  if (fits && scales) {
-    const Array blocks = view(*scales, "scales", "");
-    fits = packed(*scales, blocks, DType::kFloat32, (size + kBlock - 1) / kBlock);
-    all.scales = reinterpret_cast<float*>(blocks.data);
-  }
-  if (!fits) {
-    throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
-                    std::to_string(kBlock) + ", go with as many float32 values, all of one axis and without gaps");
-  }
-  return all;
-}
-
 void decode(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
-  const Coded all = coded(view(stored, "codes", "", true), stored, scales, writable_view(values, "values", ""), values);
-  cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0],
-                                              reinterpret_cast<float*>(all.values.data));
+  const Coded all(stored, scales, values, false);
+  cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0], all.floats());
 }
 
 // To nearest.
 void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
-  if (scales) writable_view(*scales, "scales", "");
-  const Coded all = coded(writable_view(stored, "codes", "", true), stored, scales, view(values, "values", ""), values);
-  cpu::conversions()[all.stored.dtype].encode(reinterpret_cast<const float*>(all.values.data), all.stored.shape[0],
-                                              nullptr, 0, all.stored.data, all.scales);
+  const Coded all(stored, scales, values, true);
+  cpu::conversions()[all.stored.dtype].encode(all.floats(), all.stored.shape[0], nullptr, 0, all.stored.data,
+                                              all.scales);
 }
 
 // Not for several threads at once: the Python class sees to that.
@@ -442,7 +442,7 @@ class Stepper {
       throw WrongType(added.back().name + " must be " + dtype_name(wanted) +
                       " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
     }
-    const py::ssize_t blocks = (pair[0].cast<py::array>().size() + kBlock - 1) / kBlock;
+    const py::ssize_t blocks = blocks_of(pair[0].cast<py::array>().size());
     added.push_back(own(pair[1], "the scales of " + kind + params_, name, Role::kState));
     const Array scales = added.back().array.view();
     if (scales.dtype != DType::kFloat32 || scales.rank != 1 || scales.shape[0] != blocks || !is_packed(pair[1])) {

@@ -41,6 +41,7 @@ inline constexpr int kDTypeCount = sizeof(kDTypes) / sizeof(kDTypes[0]);
 
 // The elements that share a scale, in the order of the tensor's indices.
 inline constexpr std::int64_t kBlock = 256;
+constexpr std::int64_t blocks_of(std::int64_t elements) { return (elements + kBlock - 1) / kBlock; }
 
 constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
 constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }

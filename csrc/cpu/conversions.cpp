@@ -20,9 +20,10 @@ GS_INLINE void draw(const Noise& noise, Kind kind, std::int64_t begin, std::int6
   const auto low = static_cast<std::uint32_t>(begin / kCounters * kCounters);
   const std::uint32_t high = static_cast<std::uint32_t>(begin >> 32) + (noise.stream << 24) + (kind << 31);
   const auto key0 = static_cast<std::uint32_t>(noise.seed), key1 = static_cast<std::uint32_t>(noise.seed >> 32);
-  const int drop = 32 - noise.bits, count = static_cast<int>(end - begin);
+  const int drop = 32 - noise.bits;
   const auto first = static_cast<std::uint32_t>(begin % kCounters);
-  for (std::uint32_t n = first; n < first + static_cast<std::uint32_t>(count); ++n) {
+  const std::uint32_t last = first + static_cast<std::uint32_t>(end - begin);
+  for (std::uint32_t n = first; n < last; ++n) {
     const Words w = philox({low + n, high, noise.step, noise.tensor}, key0, key1);
     words[0][n] = w.w0 >> drop;
     words[1][n] = w.w1 >> drop;
@@ -67,20 +68,10 @@ GS_INLINE void each_block(std::int64_t size, const Visit& visit) {
   if (begin < size) visit(begin, size - begin);
 }
 
-template <class A, class B>
-constexpr bool kSame = false;
-template <class A>
-constexpr bool kSame<A, A> = true;
-
 template <class Codec>
 void decode_items(const std::byte* stored, const float*, std::int64_t size, float* GS_RESTRICT values) {
   const auto* const GS_RESTRICT codes = reinterpret_cast<const typename Codec::Storage*>(stored);
-  std::int64_t i = 0;
-#if defined(__AVX2__) || defined(__ARM_NEON)
-  if constexpr (kSame<Codec, codecs::Float16>) {
-    for (; i + kLanes <= size; i += kLanes) from_halves(codes + i, values + i);
-  }
-#endif
+  std::int64_t i = decode_registers(Codec{}, codes, size, values);
   for (; i < size; ++i) values[i] = Codec::decode(codes[i]);
 }
 
@@ -89,12 +80,7 @@ void encode_items(const float* GS_RESTRICT values, std::int64_t size, const Nois
                   std::byte* stored, float*) {
   auto* const GS_RESTRICT codes = reinterpret_cast<typename Codec::Storage*>(stored);
   if (noise == nullptr) {
-    std::int64_t i = 0;
-#if defined(__AVX2__) || defined(__ARM_NEON)
-    if constexpr (kSame<Codec, codecs::Float16>) {
-      for (; i + kLanes <= size; i += kLanes) to_halves(values + i, codes + i);
-    }
-#endif
+    std::int64_t i = encode_registers(Codec{}, values, size, codes);
     for (; i < size; ++i) codes[i] = Codec::encode(values[i]);
     return;
   }
@@ -103,16 +89,6 @@ void encode_items(const float* GS_RESTRICT values, std::int64_t size, const Nois
       codes[begin + i] = Codec::encode(values[begin + i], r);
     });
   });
-}
-
-// Codes as integers of 32 bits.
-template <class Number>
-GS_INLINE void widen_all(const std::uint8_t* GS_RESTRICT codes, std::int64_t size, std::int32_t* GS_RESTRICT wide) {
-  std::int64_t i = 0;
-#if defined(__AVX2__)
-  for (; i + kLanes <= size; i += kLanes) widen(reinterpret_cast<const Number*>(codes + i), wide + i);
-#endif
-  for (; i < size; ++i) wide[i] = static_cast<Number>(codes[i]);
 }
 
 template <class Codec>

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "base/macros.h"
+#include "codecs/float16.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -68,7 +69,43 @@ GS_INLINE void to_halves(const float* from, std::uint16_t* to) {
   vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from))));
 }
 
+#else
+
+constexpr int kLanes = 1;
+
 #endif
+
+// Decodes and encodes (to nearest) what whole registers hold, where there are instructions for a codec; says how many.
+template <class Codec>
+GS_INLINE std::int64_t decode_registers(Codec, const typename Codec::Storage*, std::int64_t, float*) {
+  return 0;
+}
+template <class Codec>
+GS_INLINE std::int64_t encode_registers(Codec, const float*, std::int64_t, typename Codec::Storage*) {
+  return 0;
+}
+#if defined(__AVX2__) || defined(__ARM_NEON)
+GS_INLINE std::int64_t decode_registers(codecs::Float16, const std::uint16_t* codes, std::int64_t size, float* values) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) from_halves(codes + i, values + i);
+  return i;
+}
+GS_INLINE std::int64_t encode_registers(codecs::Float16, const float* values, std::int64_t size, std::uint16_t* codes) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) to_halves(values + i, codes + i);
+  return i;
+}
+#endif
+
+// Bytes as integers of 32 bits.
+template <class Number>
+GS_INLINE void widen_all(const std::uint8_t* GS_RESTRICT codes, std::int64_t size, std::int32_t* GS_RESTRICT wide) {
+  std::int64_t i = 0;
+#if defined(__AVX2__)
+  for (; i + kLanes <= size; i += kLanes) widen(reinterpret_cast<const Number*>(codes + i), wide + i);
+#endif
+  for (; i < size; ++i) wide[i] = static_cast<Number>(codes[i]);
+}
 
 }  // namespace
 }  // namespace gradstep::cpu

@@ -27,7 +27,7 @@ bool rounds_stochastically(const std::vector<double>& options) {
 
 Extent extent_of_scales(const Array& array, std::int64_t elements) {
   const auto first = reinterpret_cast<std::uintptr_t>(array.scales);
-  return {first, first + static_cast<std::uintptr_t>((elements + kBlock - 1) / kBlock) * sizeof(float)};
+  return {first, first + static_cast<std::uintptr_t>(blocks_of(elements)) * sizeof(float)};
 }
 
 std::string tuple(const std::int64_t* shape, int rank) {

@@ -72,11 +72,9 @@ def make(
     for state, first in firsts.items():
         if coded:
             signed = state not in rule["not_negative"]
-            if first:
-                kept[state], kept[scale_of(state)] = q8.encode(np.full(param.shape, first, np.float32), signed)
-            else:
-                kept[state] = np.zeros(param.shape, np.int8 if signed else np.uint8)
-                kept[scale_of(state)] = np.zeros(-(-param.size // _core.BLOCK), np.float32)
+            kept[state], kept[scale_of(state)] = (
+                q8.encode(np.full(param.shape, first, np.float32), signed) if first else q8.zeros(param.shape, signed)
+            )
         else:
             bfloat = options["state_dtype"] == "bfloat16" and not double
             kept[state] = like(param, bfloat16() if bfloat else np.float64 if double else np.float32)

@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 import gradstep
 from gradstep import optimizers, reference
+from gradstep._optimizer import RULES
+from gradstep._options import STATE_DTYPES
 from gradstep._storage import bfloat16
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ REQUIRES = (
     "threadpoolctl",
 )  # what `pip install "gradstep[demo]"` brings; imported where they are used
 EPOCHS, BATCH, HIDDEN = 30, 64, (256, 128)
-DTYPES, STATES = ("float32", "float16", "bfloat16"), ("float32", "bfloat16", "q8")
+DTYPES, STATES = ("float32", "float16", "bfloat16"), STATE_DTYPES
 
 # Of float16 gradients. Unscaled, up to 56 % lie below 2**-14, where float16 loses bits, and up to 4 % become zero; with
 # a loss 1024 times as large at most 0.3 % do, and the largest, 1.6 before, is still a fortieth of the limit.
@@ -194,7 +196,7 @@ class Storage(NamedTuple):
     def options(self, cls: type[gradstep.Optimizer], seed: int) -> Options:
         """The options with which an optimizer stores so."""
         chosen: dict[str, Any] = {}
-        if self.state != "float32" and getattr(reference, cls.__name__).codes:  # SGD has no states
+        if self.state != "float32" and RULES[cls.rule]["states"]:  # SGD has none
             chosen["state_dtype"] = self.state
         if self.master:
             chosen["master"] = True

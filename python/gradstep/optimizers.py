@@ -167,7 +167,7 @@ class NAG(Optimizer):
         for _ in self._groups:
             self._move.add_group(self._sgd_options(0.0))
         for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):
-            self._move.add_tensor(number, name, param, [], states.get("master"))
+            self._move.add_tensor(number, name, param, [], states.get(_storage.MASTER))
 
     @contextmanager
     def lookahead(self) -> Iterator[None]:

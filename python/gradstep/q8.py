@@ -19,6 +19,17 @@ from ._structure import Array
 __all__ = ["decode", "encode"]
 
 
+def zeros(shape: tuple[int, ...], signed: bool) -> tuple[Array, Array]:
+    """Codes that stand for zeros, and their scales."""
+    codes = np.zeros(shape, np.int8 if signed else np.uint8)
+    return codes, np.zeros(_scales(codes), np.float32)
+
+
+def _scales(codes: Array) -> int:
+    """How many scales belong to codes."""
+    return -(-codes.size // _core.BLOCK)
+
+
 def encode(values: Array, signed: bool = True) -> tuple[Array, Array]:
     """Codes (int8, or uint8 of the magnitudes) in the shape of float32 values, rounded to nearest, and their scales.
 
@@ -27,8 +38,7 @@ def encode(values: Array, signed: bool = True) -> tuple[Array, Array]:
     values = np.asarray(values)
     if values.dtype != np.float32:
         raise TypeError(f"values must be float32, not {values.dtype}")
-    codes = np.zeros(values.shape, np.int8 if signed else np.uint8)
-    scales = np.zeros(-(-codes.size // _core.BLOCK), np.float32)
+    codes, scales = zeros(values.shape, signed)
     _core.encode(np.require(values, requirements=["C", "A"]).reshape(-1), codes.reshape(-1), scales)
     return codes, scales
 
@@ -41,7 +51,7 @@ def decode(codes: Array, scales: Array) -> Array:
     codes, scales = np.asarray(codes), np.asarray(scales)
     if codes.dtype not in (np.int8, np.uint8):
         raise TypeError(f"codes must be int8 or uint8, not {codes.dtype}")
-    count = -(-codes.size // _core.BLOCK)
+    count = _scales(codes)
     if scales.dtype != np.float32 or scales.shape != (count,):
         raise TypeError(f"scales must be float32 of the shape ({count},), one for each {_core.BLOCK} codes")
     values = np.empty(codes.shape, np.float32)
