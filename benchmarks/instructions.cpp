@@ -10,7 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "step/catalog.h"
-#include "step/run.h"
+#include "step/on_cpu.h"
 #include "step/stepper.h"
 
 using namespace gradstep;
@@ -44,7 +44,7 @@ struct Storage {
 // An optimizer of tensors of one size, packed and aligned. All are zeros: no kernel branches on a value.
 struct Problem {
   Problem(int rule, const Storage& storage, std::int64_t tensors, std::int64_t elements)
-      : size(elements), gradient(zeros(storage.values)), stepper(rule, "params", "grads") {
+      : size(elements), gradient(zeros(storage.values)), stepper(rule, step::on_cpu(), "params", "grads") {
     const step::RuleInfo& about = step::catalog()[static_cast<std::size_t>(rule)];
     std::vector<double> options;
     for (const std::string& option : about.options) options.push_back(plain(about.name, option));

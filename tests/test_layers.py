@@ -19,10 +19,11 @@ ARROWS = {
     "base": set(),
     "rules": {"base"},
     "codecs": {"base"},
-    "cpu": {"base", "rules", "codecs"},
-    "cuda": {"base", "rules", "codecs"},
-    "step": {"base", "rules", "codecs", "cpu", "cuda"},
-    "bind": {"base", "rules", "codecs", "cpu", "cuda", "step"},
+    "job": {"base", "rules", "codecs"},
+    "cpu": {"base", "rules", "codecs", "job"},
+    "cuda": {"base", "rules", "codecs", "job"},
+    "step": {"base", "rules", "codecs", "job", "cpu", "cuda"},
+    "bind": {"base", "rules", "codecs", "job", "cpu", "cuda", "step"},
 }
 GENERATED = {"isa_list.inc"}
 # What holds no template, nor an inline function that the linker could keep from one instruction set for another: those

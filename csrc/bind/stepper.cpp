@@ -13,7 +13,7 @@
 
 #include "bind/bind.h"
 #include "cpu/isa.h"
-#include "step/run.h"
+#include "step/on_cpu.h"
 
 namespace py = pybind11;
 
@@ -203,7 +203,7 @@ void run_additions(const std::vector<py::object>& streams) {
           "streams must be aligned arrays of one axis, of one size and dtype, float32 or float64, without gaps");
     }
   }
-  if (arrays.size() < 2 || arrays.size() > cpu::kCopy) {
+  if (arrays.size() < 2 || arrays.size() > kCopy) {
     throw std::invalid_argument("streams must be a parameter, a gradient and up to " +
                                 std::to_string(rules::kMaxStates) + " states");
   }
@@ -255,7 +255,10 @@ void encode(const py::object& values, const py::object& stored, const std::optio
 class Stepper {
  public:
   Stepper(const std::string& rule, const std::string& params, const std::string& grads)
-      : rule_(step::rule_number(rule)), params_(params), grads_(grads), stepper_(rule_, params, grads) {}
+      : rule_(step::rule_number(rule)),
+        params_(params),
+        grads_(grads),
+        stepper_(rule_, step::on_cpu(), params, grads) {}
 
   int add_group(const Options& options) { return stepper_.add_group(in_order(rule_, options)); }
 

@@ -5,6 +5,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/isa.h"
+
 namespace gradstep::cpu {
 namespace {
 
@@ -112,7 +114,7 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   }
   each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
-    job.update->kernel(job.update->element, streams, 0, count);
+    kernel_of (*job.update)(job.update->element, streams, 0, count);
     for (std::byte*& stream : streams) {
       if (stream != nullptr) stream += count * kSize;
     }
@@ -131,15 +133,15 @@ class Tiles {
       noise_[s].step = update_.step;
       noise_[s].tensor = job_.layout->tensor;
       noise_[s].stream = static_cast<std::uint32_t>(s);
-      noise_[s].bits = (*update_.conversions)[dtype(s)].random_bits;
-      update_.conversions->draw_places(noise_[s]);
+      noise_[s].bits = conversions_[dtype(s)].random_bits;
+      conversions_.draw_places(noise_[s]);
     }
   }
 
   // Before the first tile of a span.
   void draw_groups(std::int64_t begin, std::int64_t end) {
     for (int s = 0; s < kCopy; ++s) {
-      if (stochastic(s)) update_.conversions->draw_groups(noise_[s], begin, end);
+      if (stochastic(s)) conversions_.draw_groups(noise_[s], begin, end);
     }
   }
 
@@ -151,7 +153,7 @@ class Tiles {
       if (job_.streams[s] != nullptr) values[s] = load(s);
     }
     if (update_.flush) flush(values[kGradient], kLeastGradient<T>);
-    update_.kernel(update_.element, values, 0, size_);
+    kernel_of(update_)(update_.element, values, 0, size_);
     for (int s = 0; s < kCopy; ++s) {
       if (s == kGradient || values[s] == nullptr) continue;
       if (update_.flush && s > kGradient) flush(values[s], std::numeric_limits<T>::min());
@@ -180,7 +182,7 @@ class Tiles {
     std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
     if (strided(s)) move<true>(s, from);
     if (!native) {
-      (*update_.conversions)[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
+      conversions_[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
       from = tile;
     } else if (s == kGradient && update_.flush && from != tile) {
       std::memcpy(tile, from, static_cast<std::size_t>(size_) * sizeof(T));
@@ -193,8 +195,8 @@ class Tiles {
     std::byte* to = values;
     if (!is_native(dtype(s))) {
       to = strided(s) ? raw_ : place(s);
-      (*update_.conversions)[dtype(s)].encode(reinterpret_cast<const float*>(values), size_,
-                                              stochastic(s) ? &noise_[s] : nullptr, begin_, to, scales(s));
+      conversions_[dtype(s)].encode(reinterpret_cast<const float*>(values), size_, stochastic(s) ? &noise_[s] : nullptr,
+                                    begin_, to, scales(s));
     }
     if (strided(s)) move<false>(s, to);
   }
@@ -211,13 +213,14 @@ class Tiles {
 
   void flush(std::byte* values, double least) {
     constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
-    (kDouble ? update_.conversions->flush_doubles : update_.conversions->flush_floats)(values, size_, least);
+    (kDouble ? conversions_.flush_doubles : conversions_.flush_floats)(values, size_, least);
   }
 
   static constexpr DType native_ = native_of(kComputeOf<T>);
 
   const Job& job_;
   const Update& update_;
+  const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
   Noise noise_[kCopy];
   alignas(64) T tiles_[kCopy][kTile];
@@ -239,8 +242,8 @@ void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
 }  // namespace
 
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
-  return job.update->compute == Compute::kDouble ? run_tiles<double>(job, begin, end)
-                                                 : run_tiles<float>(job, begin, end);
+  return job.update->key.compute == Compute::kDouble ? run_tiles<double>(job, begin, end)
+                                                     : run_tiles<float>(job, begin, end);
 }
 
 }  // namespace gradstep::cpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "base/macros.h"
@@ -61,6 +62,8 @@ struct Clock {
 struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
+
+inline constexpr std::size_t kMaxElement = 128;  // bytes of an Element
 
 // The whole update of one element, and the type that a kernel is compiled for.
 template <class Rule, class Compute, unsigned kVariant, bool kL2>

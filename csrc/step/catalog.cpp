@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "cpu/ieee_mode.h"
+#include "base/ieee_mode.h"
 
 namespace gradstep::step {
 namespace {
@@ -53,12 +53,12 @@ struct Variant {
 struct Prepare {
   const double* options;
   rules::Clock& clock;
-  Scalars& scalars;
+  std::byte* element;
 
   template <class Element>
   void visit() const {
-    static_assert(sizeof(Element) <= sizeof scalars.bytes && alignof(Element) <= alignof(Scalars));
-    new (scalars.bytes)
+    static_assert(sizeof(Element) <= rules::kMaxElement && alignof(Element) <= 16);
+    new (element)
         Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon), clock);
   }
 };
@@ -99,9 +99,21 @@ rules::Common::Options common(const std::vector<double>& options) {
 // Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
 [[gnu::noinline]] static void compute(const rules::Key& key, const Prepare& prepare) { rules::visit(key, prepare); }
 
-void prepare(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, Scalars& scalars) {
-  const cpu::IeeeMode ieee;
-  compute(key, Prepare{options.data(), clock, scalars});
+bool rounds_stochastically(const std::vector<double>& options) {
+  return !std::isnan(common(options).stochastic_rounding);
+}
+
+Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock) {
+  const rules::Common::Options asked = common(options);
+  Update update;
+  update.key = key;
+  update.flush = asked.flush_subnormals != 0;
+  update.stochastic = rounds_stochastically(options);
+  update.seed = update.stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0;
+  update.step = static_cast<std::uint32_t>(clock.t);
+  const IeeeMode ieee;
+  compute(key, Prepare{options.data(), clock, update.element});
+  return update;
 }
 
 }  // namespace gradstep::step

@@ -1,10 +1,9 @@
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <vector>
 
-#include "rules/all.h"
+#include "job/job.h"
 
 // The list of rules as run-time data.
 namespace gradstep::step {
@@ -26,15 +25,14 @@ rules::Key key_of(int rule, const std::vector<double>& options, Compute compute)
 // What these options ask of all rules alike.
 rules::Common::Options common(const std::vector<double>& options);
 
+// Whether these options ask for what is stored in 16 bits to be rounded by chance.
+bool rounds_stochastically(const std::vector<double>& options);
+
 // Whether an update keeps the rule's state of that place in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }
 
-// One step's scalars, as bytes that the key's kernel reads.
-struct Scalars {
-  alignas(16) std::byte bytes[128];
-};
-
-// Computes them for a tensor whose clock already stands at the new step; advances the clock's product.
-void prepare(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, Scalars& scalars);
+// An update of a tensor whose clock already stands at the new step; advances the clock's product. Its kernel is left to
+// the backend.
+Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock);
 
 }  // namespace gradstep::step

@@ -7,7 +7,7 @@ namespace gradstep::step {
 namespace {
 
 // Whether every stream goes on from axis `outer` to axis `inner` without a gap.
-bool joins(const Array* const (&arrays)[cpu::kMaxStreams], int outer, int inner) {
+bool joins(const Array* const (&arrays)[kMaxStreams], int outer, int inner) {
   return std::all_of(std::begin(arrays), std::end(arrays), [=](const Array* a) {
     return a == nullptr || a->strides[outer] == a->strides[inner] * a->shape[inner];
   });
@@ -25,7 +25,7 @@ bool is_packed(const Array& array, const std::vector<std::int64_t>& shape, const
 
 }  // namespace
 
-cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_order) {
+Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
   const Array& param = *arrays[0];
   std::vector<int> axes;
   for (int axis = 0; axis < param.rank; ++axis) {
@@ -34,7 +34,7 @@ cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_
   const auto further = [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); };
   if (!in_order) std::stable_sort(axes.begin(), axes.end(), further);
 
-  cpu::Layout layout;
+  Layout layout;
   for (std::size_t i = 0; i < axes.size(); ++i) {
     const int axis = axes[i];
     const bool joined = i > 0 && joins(arrays, axes[i - 1], axis);
@@ -43,7 +43,7 @@ cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_
     } else {
       layout.shape.push_back(param.shape[axis]);
     }
-    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+    for (int s = 0; s < kMaxStreams; ++s) {
       if (arrays[s] == nullptr) continue;
       if (joined) layout.strides[s].pop_back();
       layout.strides[s].push_back(arrays[s]->strides[axis]);
@@ -51,11 +51,11 @@ cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_
   }
   if (layout.shape.empty()) {
     layout.shape = {1};
-    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+    for (int s = 0; s < kMaxStreams; ++s) {
       if (arrays[s] != nullptr) layout.strides[s] = {0};
     }
   }
-  for (int s = 0; s < cpu::kMaxStreams; ++s) {
+  for (int s = 0; s < kMaxStreams; ++s) {
     if (arrays[s] == nullptr) continue;
     if (is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();
     layout.dtypes[s] = arrays[s]->dtype;

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "cpu/job.h"
+#include "job/job.h"
 #include "step/array.h"
 
 namespace gradstep::step {
@@ -9,6 +9,6 @@ namespace gradstep::step {
 // those of one element, neighbours joined where every stream allows. Where bits depend on an element's place,
 // `in_order` keeps the axes in the order of the indices. `arrays` are the tensor's streams, the parameter first, all of
 // one shape; null: there is none.
-cpu::Layout make_layout(const Array* const (&arrays)[cpu::kMaxStreams], bool in_order);
+Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order);
 
 }  // namespace gradstep::step

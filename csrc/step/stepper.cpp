@@ -1,12 +1,8 @@
 #include "step/stepper.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <numeric>
-
-#include "cpu/isa.h"
-#include "step/run.h"
 
 namespace gradstep::step {
 namespace {
@@ -19,10 +15,6 @@ void put(T& kept, T value) {
 
 bool aligned(const Array& array) {
   return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
-}
-
-bool rounds_stochastically(const std::vector<double>& options) {
-  return !std::isnan(common(options).stochastic_rounding);
 }
 
 Extent extent_of_scales(const Array& array, std::int64_t elements) {
@@ -76,13 +68,13 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
                          const Array& master) {
   Tensor t;
   t.name = std::move(name);
-  t.streams[cpu::kParameter] = KeptArray(master.data == nullptr ? param : master);
-  if (master.data != nullptr) t.streams[cpu::kCopy] = KeptArray(param);
-  for (std::size_t s = 0; s < states.size(); ++s) t.streams[cpu::kFirstState + s] = KeptArray(states[s]);
+  t.streams[kParameter] = KeptArray(master.data == nullptr ? param : master);
+  if (master.data != nullptr) t.streams[kCopy] = KeptArray(param);
+  for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
   const rules::Key key = key_of(rule_, groups_[static_cast<std::size_t>(group)], compute_of(param.dtype));
   const auto& about = catalog()[static_cast<std::size_t>(rule_)].states;
   for (std::size_t s = 0; s < about.size(); ++s) {
-    if (keeps(key, s) != (t.streams[cpu::kFirstState + s].data != nullptr)) {
+    if (keeps(key, s) != (t.streams[kFirstState + s].data != nullptr)) {
       throw std::invalid_argument("state " + std::string(about[s].name) + " of " + params_ + t.name +
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
@@ -92,8 +84,8 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   slot.size = std::accumulate(param.shape, param.shape + param.rank, std::int64_t{1}, std::multiplies<>());
   slot.rank = static_cast<std::int8_t>(param.rank);
   slot.group = group;
-  cpu::Job job;
-  for (int s = 0; s < cpu::kMaxStreams; ++s) job.streams[s] = t.streams[s].data;
+  Job job;
+  for (int s = 0; s < kMaxStreams; ++s) job.streams[s] = t.streams[s].data;
 
   tensors_.push_back(std::move(t));
   slots_.push_back(slot);
@@ -105,24 +97,25 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
 void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   Tensor& t = tensors_[tensor];
   Slot& slot = slots_[tensor];
-  t.streams[cpu::kGradient] = KeptArray(grad);
+  t.streams[kGradient] = KeptArray(grad);
   const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(slot.group)]);
-  Array arrays[cpu::kMaxStreams];
-  const Array* streams[cpu::kMaxStreams];
+  Array arrays[kMaxStreams];
+  const Array* streams[kMaxStreams];
   bool in_order = false;
-  for (int s = 0; s < cpu::kMaxStreams; ++s) {
+  for (int s = 0; s < kMaxStreams; ++s) {
     arrays[s] = t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
-    const bool rounded = s != cpu::kGradient && s != cpu::kCopy;
+    const bool rounded = s != kGradient && s != kCopy;
     in_order = in_order || (rounded && by_chance(arrays[s].dtype, stochastic));
   }
   t.layout = make_layout(streams, in_order);
   t.layout.tensor = static_cast<std::uint32_t>(tensor);
-  slot.shape = t.streams[cpu::kGradient].shape.data();
-  slot.strides = t.streams[cpu::kGradient].strides.data();
+  slot.shape = t.streams[kGradient].shape.data();
+  slot.strides = t.streams[kGradient].strides.data();
   slot.dtype = grad.dtype;
   slot.aligned = aligned(grad);
-  put<const cpu::Layout*>(jobs_[tensor].layout, t.layout.plain() ? nullptr : &t.layout);
+  put<const Layout*>(jobs_[tensor].layout, t.layout.plain() ? nullptr : &t.layout);
+  backend_->changed();
 }
 
 void Stepper::begin() {
@@ -136,9 +129,9 @@ void Stepper::finish_plan() {
   std::vector<Extent> extents;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     sizes.push_back(slots_[i].size);
-    for (int s = 0; s < cpu::kMaxStreams; ++s) {
+    for (int s = 0; s < kMaxStreams; ++s) {
       const KeptArray& stream = tensors_[i].streams[s];
-      if (s == cpu::kGradient || stream.data == nullptr) continue;
+      if (s == kGradient || stream.data == nullptr) continue;
       extents.push_back(extent(stream.view()));
       if (stream.scales != nullptr) extents.push_back(extent_of_scales(stream.view(), slots_[i].size));
     }
@@ -146,7 +139,9 @@ void Stepper::finish_plan() {
   }
   owned_ = Ranges(std::move(extents));
   for (Slot& slot : slots_) slot.free = {0, 0};
-  plan_ = make_plan(sizes.data(), sizes.size(), grain(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})));
+  const std::int64_t grain = backend_->grain(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}));
+  plan_ = make_plan(sizes.data(), sizes.size(), grain);
+  backend_->changed();
 }
 
 void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
@@ -167,7 +162,7 @@ bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
     if (compute_of(grad.dtype) != compute_of(slot.dtype)) refuse_gradient(tensor, grad);
     lay_out(tensor, grad);
   }
-  put(jobs_[tensor].streams[cpu::kGradient], grad.data);
+  put(jobs_[tensor].streams[kGradient], grad.data);
   slot.active = true;
 
   const Extent bytes = extent(grad);
@@ -182,39 +177,38 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   const Compute compute = compute_of(slot.dtype);
   for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
     const Prepared& p = prepared_[i];
-    if (p.group == slot.group && p.update.compute == compute && p.before.t == now.t &&
+    if (p.group == slot.group && p.key.compute == compute && p.before.t == now.t &&
         p.before.mu_product == now.mu_product) {
       return p;
     }
   }
   const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
-  const rules::Common::Options asked = common(options);
-  const rules::Key key = key_of(rule_, options, compute);
-  Prepared p{slot.group, now, {now.t + 1, now.mu_product}, {}, {}};
-  step::prepare(key, options, p.after, p.scalars);
-  prepared_.push_back(p);
-  Prepared& kept = prepared_.back();
-  kept.update = {cpu::find_kernel(key), kept.scalars.bytes, compute};
-  kept.update.conversions = &cpu::conversions();
-  kept.update.flush = asked.flush_subnormals != 0;
-  kept.update.stochastic = rounds_stochastically(options);
-  kept.update.seed = kept.update.stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0;
-  kept.update.step = static_cast<std::uint32_t>(p.after.t);
-  return kept;
+  rules::Clock after{now.t + 1, now.mu_product};
+  Update update = make_update(key_of(rule_, options, compute), options, after);
+  update.kernel = backend_->find_kernel(update.key);
+  prepared_.push_back({update, slot.group, now, after});
+  return prepared_.back();
 }
 
-void Stepper::run() noexcept {
+void Stepper::run() {
   prepared_.clear();
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
-    put<const cpu::Update*>(jobs_[i].update, p == nullptr ? nullptr : &p->update);
+    put<const Update*>(jobs_[i].update, p);
     if (p == nullptr) continue;
     slot.clock = p->after;
     elements += slot.size;
   }
-  run_jobs(plan_, jobs_.data(), elements);
+  try {
+    backend_->run(plan_, jobs_.data(), elements);
+  } catch (...) {
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i].active) slots_[i].clock = static_cast<const Prepared*>(jobs_[i].update)->before;
+    }
+    throw;
+  }
 }
 
 }  // namespace gradstep::step

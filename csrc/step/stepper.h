@@ -1,14 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "cpu/job.h"
+#include "job/job.h"
 #include "step/array.h"
+#include "step/backend.h"
 #include "step/catalog.h"
 #include "step/layout.h"
 #include "step/plan.h"
@@ -21,15 +23,16 @@ struct WrongType : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// All the tensors of one optimizer, stepped in one call. It validates, chooses kernels and runs them; it owns no array.
+// All the tensors of one optimizer, stepped in one call. It validates, and lets a backend run what is to be done; it
+// owns no array.
 //
 // A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes. Where
 // gradients lie where they did, run() alone is the next step.
 class Stepper {
  public:
   // Messages call the arrays what the user does.
-  Stepper(int rule, std::string params, std::string grads)
-      : rule_(rule), params_(std::move(params)), grads_(std::move(grads)) {}
+  Stepper(int rule, std::unique_ptr<Backend> backend, std::string params, std::string grads)
+      : rule_(rule), backend_(std::move(backend)), params_(std::move(params)), grads_(std::move(grads)) {}
 
   // Options in the order of the rule's catalog entry. Returns the group's number.
   int add_group(std::vector<double> options);
@@ -47,7 +50,8 @@ class Stepper {
   // Throws where its shape is not the parameter's, or its dtype none that goes with the parameter's. Returns whether
   // the gradient lies among the bytes of parameters and states, so that an exact test is due.
   bool set_gradient(std::size_t tensor, const Array& grad);
-  void run() noexcept;
+  // Throws where the backend does: it writes nothing then, and the step is not counted.
+  void run();
 
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
@@ -56,12 +60,10 @@ class Stepper {
  private:
   struct Tensor {
     std::string name;
-    KeptArray streams[cpu::kMaxStreams];  // the gradient's stands for one that lies as the last did
-    cpu::Layout layout;                   // with such a gradient
+    KeptArray streams[kMaxStreams];  // the gradient's stands for one that lies as the last did
+    Layout layout;                   // with such a gradient
 
-    const KeptArray& param() const {
-      return streams[streams[cpu::kCopy].data == nullptr ? cpu::kParameter : cpu::kCopy];
-    }
+    const KeptArray& param() const { return streams[streams[kCopy].data == nullptr ? kParameter : kCopy]; }
   };
 
   // What every step reads of a tensor besides its job, in a cache line.
@@ -80,12 +82,10 @@ class Stepper {
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
-  // The scalars of one step, shared by the tensors of a group that stand at the same step number.
-  struct Prepared {
+  // The update of one step, shared by the tensors of a group that stand at the same step number.
+  struct Prepared : Update {
     int group;
     rules::Clock before, after;
-    cpu::Update update;
-    Scalars scalars;
   };
 
   void lay_out(std::size_t tensor, const Array& grad);
@@ -94,11 +94,12 @@ class Stepper {
   void finish_plan();
 
   int rule_;
+  std::unique_ptr<Backend> backend_;
   std::string params_, grads_;
   std::vector<std::vector<double>> groups_;
   std::vector<Tensor> tensors_;
-  std::vector<Slot> slots_;     // one a tensor,
-  std::vector<cpu::Job> jobs_;  // and one
+  std::vector<Slot> slots_;  // one a tensor,
+  std::vector<Job> jobs_;    // and one
   std::vector<Prepared> prepared_;
   Ranges owned_;  // parameters and states
   Plan plan_;     // empty until the first step

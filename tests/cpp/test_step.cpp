@@ -13,6 +13,7 @@
 #include "cpu/isa.h"
 #include "cpu/threads.h"
 #include "step/layout.h"
+#include "step/on_cpu.h"
 #include "step/ranges.h"
 #include "step/stepper.h"
 
@@ -53,7 +54,7 @@ std::vector<double> adam_options() {
   const std::size_t size = gradients.size();
   Packed p(size, 1e-38f), g(size), m(size), v(size);
   g.values = gradients;
-  step::Stepper stepper(step::rule_number("adam"), "params", "grads");
+  step::Stepper stepper(step::rule_number("adam"), step::on_cpu(), "params", "grads");
   stepper.add_group(adam_options());
   stepper.add_tensor(0, "", p.view(), {m.view(), v.view(), step::Array{}});
   for (int i = 0; i < 10; ++i) {
@@ -95,18 +96,18 @@ TEST(axes_join_where_every_stream_allows) {
   const step::Array c{data, DType::kFloat32, 3, shape, c_order}, f{data, DType::kFloat32, 3, shape, f_order},
       g{data, DType::kFloat32, 3, shape, gaps}, odd{data + 1, DType::kFloat32, 3, shape, c_order};
 
-  const cpu::Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr}, false);
+  const Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr}, false);
   CHECK(packed.shape == std::vector<std::int64_t>{24} && packed.strides[0].empty() && packed.strides[1].empty());
-  const cpu::Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, false);
+  const Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, false);
   CHECK(transposed.shape == std::vector<std::int64_t>{24} && transposed.strides[0].empty());
-  const cpu::Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr}, false);
+  const Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr}, false);
   CHECK(mixed.shape == (std::vector<std::int64_t>{2, 3, 4}) && mixed.strides[0].empty() && !mixed.strides[1].empty());
-  const cpu::Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr}, false);
+  const Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr}, false);
   CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
-  const cpu::Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, false);
+  const Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, false);
   CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
   // Where bits depend on an element's place, the axes stay in the order of the indices.
-  const cpu::Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, true);
+  const Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, true);
   CHECK(in_order.shape == (std::vector<std::int64_t>{2, 3, 4}) && !in_order.strides[0].empty());
   CHECK(step::make_layout({&c, &c, nullptr, nullptr, nullptr}, true).shape == std::vector<std::int64_t>{24});
 }
@@ -128,7 +129,7 @@ TEST(a_coded_state_goes_through_a_step) {
     const std::int64_t stride = 1;
     const step::Array velocity{
         reinterpret_cast<std::byte*>(codes.data()), DType::kQ8Signed, 1, p.shape, &stride, scales};
-    step::Stepper stepper(step::rule_number("momentum"), "params", "grads");
+    step::Stepper stepper(step::rule_number("momentum"), step::on_cpu(), "params", "grads");
     stepper.add_group(options_of("momentum", {{"lr", 1}, {"momentum", 0.5}}));
     stepper.add_tensor(0, "", p.view(), {velocity});
     stepper.begin();

@@ -6,7 +6,7 @@
 #include <xmmintrin.h>
 #endif
 
-namespace gradstep::cpu {
+namespace gradstep {
 
 // IEEE arithmetic while it lives: to nearest even, subnormals kept. A library that was built with -ffast-math may have
 // set this thread, or not, to flush them; the caller's mode comes back afterwards.
@@ -35,4 +35,4 @@ class IeeeMode {
   IeeeMode& operator=(const IeeeMode&) = delete;
 };
 
-}  // namespace gradstep::cpu
+}  // namespace gradstep

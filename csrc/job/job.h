@@ -1,0 +1,53 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "codecs/all.h"
+#include "job/streams.h"
+#include "rules/all.h"
+
+// What a step asks of whatever runs it.
+namespace gradstep {
+
+// The order in which a tensor's elements are walked, last axis fastest, and how each stream lies in it and is stored.
+struct Layout {
+  std::vector<std::int64_t> shape;                 // never empty
+  std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or not kept
+  DType dtypes[kMaxStreams] = {};
+  float* scales[kMaxStreams] = {};  // of the blocks, where the type has scales
+  std::uint32_t tensor = 0;         // its number among the optimizer's, for random bits
+
+  bool native() const {
+    return std::all_of(std::begin(dtypes), std::end(dtypes), [](DType dtype) { return is_native(dtype); });
+  }
+  // Whether a kernel can work on every stream where it lies.
+  bool plain() const {
+    return native() && std::all_of(std::begin(strides), std::end(strides), [](const auto& s) { return s.empty(); });
+  }
+};
+
+using AnyKernel = void (*)();  // of some backend, which knows its type
+
+// What is done to each element of some tensors in one step.
+struct Update {
+  rules::Key key;
+  bool flush = false;       // subnormals
+  bool stochastic = false;  // the rounding of what is stored in 16 bits
+  std::uint32_t step = 0;
+  std::uint64_t seed = 0;
+  AnyKernel kernel = nullptr;
+  alignas(16) std::byte element[rules::kMaxElement];  // the key's rules::Element, with the step's scalars
+};
+
+// One tensor's part in a step, in a cache line, for there may be thousands.
+struct alignas(64) Job {
+  const Update* update = nullptr;        // null: none
+  std::byte* streams[kMaxStreams] = {};  // null: there is none
+  const Layout* layout = nullptr;        // null: a kernel can work on every stream where it lies
+};
+static_assert(sizeof(Job) == 64);
+
+}  // namespace gradstep

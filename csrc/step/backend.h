@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "job/job.h"
+#include "step/plan.h"
+
+namespace gradstep::step {
+
+// What runs the steps of one optimizer: a processor, or a device.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // About how many elements a task of a step with `elements` should hold.
+  virtual std::int64_t grain(std::int64_t elements) const = 0;
+
+  virtual AnyKernel find_kernel(const rules::Key& key) const = 0;
+
+  // Tensors were added, or the layout of some is another: both before the next run.
+  virtual void changed() {}
+
+  // Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others. Where it
+  // throws, nothing was written.
+  virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
+};
+
+}  // namespace gradstep::step
