@@ -6,19 +6,18 @@
 
 namespace gradstep {
 
-static_assert(sizeof(float) == 4, "a float is an IEEE binary32");
+static_assert(sizeof(float) == 4 && sizeof(double) == 8, "floats and doubles are IEEE binary32 and binary64");
 
-GS_INLINE std::uint32_t bits_of(float x) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
+template <class To, class From>
+GS_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-GS_INLINE float float_of(std::uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
+GS_INLINE std::uint32_t bits_of(float x) { return bits_as<std::uint32_t>(x); }
+GS_INLINE float float_of(std::uint32_t bits) { return bits_as<float>(bits); }
 
 inline constexpr std::uint32_t kSign = 0x80000000, kInfinity = 0x7f800000, kNan = 0x7fc00000;
 

@@ -4,9 +4,12 @@
 // keeps for older machines.
 #if defined(__CUDACC__)
 #define GS_INLINE __forceinline__ __host__ __device__
+#define GS_UNROLL(count) _Pragma("unroll")
 #else
 #define GS_INLINE inline __attribute__((always_inline))
+#define GS_UNROLL_(text) _Pragma(#text)
+#define GS_UNROLL(count) GS_UNROLL_(GCC unroll count)
 #endif
-#define GS_ALWAYS_INLINE __attribute__((always_inline))  // for a lambda
+#define GS_ALWAYS_INLINE __attribute__((always_inline))  // for a lambda, and for what is of no use on a device
 
 #define GS_RESTRICT __restrict__

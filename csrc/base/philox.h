@@ -13,7 +13,7 @@ struct Words {
 // Philox4x32-7 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011): four random words
 // from a counter of four and a key of two. Seven rounds are the fewest that pass BigCrush.
 GS_INLINE Words philox(Words c, std::uint32_t key0, std::uint32_t key1) {
-#pragma GCC unroll 7
+  GS_UNROLL(7)
   for (int round = 0; round < 7; ++round) {
     const std::uint64_t x = std::uint64_t{0xD2511F53} * c.w0, y = std::uint64_t{0xCD9E8D57} * c.w2;
     c = {static_cast<std::uint32_t>(y >> 32) ^ c.w1 ^ key0, static_cast<std::uint32_t>(y),

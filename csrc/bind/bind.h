@@ -6,6 +6,7 @@
 namespace gradstep::bind {
 
 void register_config(pybind11::module_& m);
-void register_stepper(pybind11::module_& m);
+void register_rules(pybind11::module_& m);
+void register_numpy(pybind11::module_& m);
 
 }  // namespace gradstep::bind

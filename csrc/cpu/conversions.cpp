@@ -2,29 +2,24 @@
 // everything in an anonymous namespace and always inlined.
 #include "cpu/conversions.h"
 
-#include <math.h>
-
-#include "base/philox.h"
+#include "base/subnormals.h"
 #include "cpu/lanes.h"
 
 namespace gradstep::cpu {
 namespace {
 
-enum Kind : std::uint32_t { kOfGroup, kOfPlace };
-
 // The words of counters [begin, end), which have the same upper half, each word at its counter's place modulo
 // kCounters.
 template <int kCounters>
-GS_INLINE void draw(const Noise& noise, Kind kind, std::int64_t begin, std::int64_t end,
-                    std::uint32_t (&words)[4][kCounters]) {
+GS_INLINE void draw_counters(const Noise& noise, Kind kind, std::int64_t begin, std::int64_t end,
+                             std::uint32_t (&words)[4][kCounters]) {
   const auto low = static_cast<std::uint32_t>(begin / kCounters * kCounters);
-  const std::uint32_t high = static_cast<std::uint32_t>(begin >> 32) + (noise.stream << 24) + (kind << 31);
-  const auto key0 = static_cast<std::uint32_t>(noise.seed), key1 = static_cast<std::uint32_t>(noise.seed >> 32);
+  const std::uint32_t upper = upper_half(noise, kind, begin);
   const int drop = 32 - noise.bits;
   const auto first = static_cast<std::uint32_t>(begin % kCounters);
   const std::uint32_t last = first + static_cast<std::uint32_t>(end - begin);
   for (std::uint32_t n = first; n < last; ++n) {
-    const Words w = philox({low + n, high, noise.step, noise.tensor}, key0, key1);
+    const Words w = draw(noise, low + n, upper);
     words[0][n] = w.w0 >> drop;
     words[1][n] = w.w1 >> drop;
     words[2][n] = w.w2 >> drop;
@@ -33,17 +28,16 @@ GS_INLINE void draw(const Noise& noise, Kind kind, std::int64_t begin, std::int6
 }
 
 void draw_places(Noise& noise) {
-  constexpr int kCounters = Noise::kGroup / 4;
-  std::uint32_t words[4][kCounters];
-  draw(noise, kOfPlace, 0, kCounters, words);
+  std::uint32_t words[4][kPlaceCounters];
+  draw_counters(noise, kOfPlace, 0, kPlaceCounters, words);
   __builtin_memcpy(noise.places, words, sizeof words);
 }
 
 void draw_groups(Noise& noise, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kCounters = Noise::kGroups / 4, kElements = 4 * Noise::kGroup;  // of one counter
+  constexpr std::int64_t kCounters = Noise::kGroups / 4, kElements = 4 * kGroup;  // of one counter
   std::uint32_t words[4][kCounters];
   const std::int64_t first = begin / kElements, last = (end + kElements - 1) / kElements;
-  draw(noise, kOfGroup, first, last, words);
+  draw_counters(noise, kOfGroup, first, last, words);
   for (std::int64_t n = first; n < last; ++n) {
     for (int word = 0; word < 4; ++word) noise.groups[n % kCounters * 4 + word] = words[word][n % kCounters];
   }
@@ -52,10 +46,10 @@ void draw_groups(Noise& noise, std::int64_t begin, std::int64_t end) {
 // visit(i, r) for each of `size` elements from `first`, a multiple of kGroup, on, with its random bits.
 template <class Visit>
 GS_INLINE void each_random(const Noise& noise, std::int64_t first, std::int64_t size, const Visit& visit) {
-  const std::uint32_t* const GS_RESTRICT groups = noise.groups + first / Noise::kGroup % Noise::kGroups;
-  for (std::int64_t begin = 0; begin < size; begin += Noise::kGroup) {
-    const std::int64_t count = size - begin < Noise::kGroup ? size - begin : Noise::kGroup;
-    const std::uint32_t group = groups[begin / Noise::kGroup];
+  const std::uint32_t* const GS_RESTRICT groups = noise.groups + first / kGroup % Noise::kGroups;
+  for (std::int64_t begin = 0; begin < size; begin += kGroup) {
+    const std::int64_t count = size - begin < kGroup ? size - begin : kGroup;
+    const std::uint32_t group = groups[begin / kGroup];
     for (std::int64_t place = 0; place < count; ++place) visit(begin + place, noise.places[place] ^ group);
   }
 }
@@ -151,14 +145,11 @@ void encode_blocks(const float* values, std::int64_t size, const Noise* noise, s
   });
 }
 
-GS_INLINE float magnitude(float x) { return fabsf(x); }
-GS_INLINE double magnitude(double x) { return fabs(x); }
-
 template <class T>
 void flush(std::byte* values, std::int64_t size, double least) {
   T* const x = reinterpret_cast<T*>(values);
   const T limit = static_cast<T>(least);
-  for (std::int64_t i = 0; i < size; ++i) x[i] = magnitude(x[i]) < limit ? T(0) : x[i];
+  for (std::int64_t i = 0; i < size; ++i) x[i] = flushed(x[i], limit);
 }
 
 // The loops that a codec needs; the native ones need none.

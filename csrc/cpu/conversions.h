@@ -4,20 +4,18 @@
 #include <cstdint>
 
 #include "codecs/all.h"
+#include "codecs/noise.h"
 
 // Between what is stored and the tiles of floats that kernels work on. csrc/cpu/conversions.cpp is compiled once per
 // instruction set.
 namespace gradstep::cpu {
 
-// The random bits of a stream in one step, as far as they are drawn: a word for each place in a group and one for each
-// group, which are combined. Of each the upper `bits`, as its codec takes them.
-struct Noise {
-  static constexpr std::int64_t kGroup = 64;
+// The random bits of a stream in one step, as far as they are drawn: of each word the upper `bits`, as its codec takes
+// them.
+struct Noise : NoiseKey {
   static constexpr std::int64_t kGroups = 256;             // drawn at once,
   static constexpr std::int64_t kSpan = kGroups * kGroup;  // for so many elements
 
-  std::uint64_t seed;
-  std::uint32_t step, tensor, stream;
   int bits;
   alignas(64) std::uint32_t places[kGroup];
   alignas(64) std::uint32_t groups[kGroups];

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 
+#include "base/subnormals.h"
 #include "cpu/isa.h"
 
 namespace gradstep::cpu {
@@ -14,10 +14,6 @@ constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within e
 static_assert(kTile % kBlock == 0);
 
 constexpr int kMaxRank = 64;  // NumPy's
-
-// The square of a gradient from here on is normal, also where a moment takes no more than a thousandth of it.
-template <class T>
-constexpr double kLeastGradient = sizeof(T) == sizeof(float) ? 0x1p-56 : 0x1p-500;
 
 // memcpy of at least two bytes. A short row is moved by its first and its last few bytes, which may overlap: cheaper
 // than a call.
@@ -156,7 +152,7 @@ class Tiles {
     kernel_of(update_)(update_.element, values, 0, size_);
     for (int s = 0; s < kCopy; ++s) {
       if (s == kGradient || values[s] == nullptr) continue;
-      if (update_.flush && s > kGradient) flush(values[s], std::numeric_limits<T>::min());
+      if (update_.flush && s > kGradient) flush(values[s], kLeastState<T>);
       store(s, values[s]);
     }
     if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter]);

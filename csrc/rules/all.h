@@ -21,11 +21,15 @@ struct Key {
   unsigned variant;
   bool l2;
   Compute compute;
+
+  bool operator==(const Key& other) const {
+    return rule == other.rule && variant == other.variant && l2 == other.l2 && compute == other.compute;
+  }
 };
 
 // From a run-time number to the compile-time rule: returns f.visit<Rule>().
 template <class F, class First, class... Rest>
-GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
+GS_ALWAYS_INLINE inline auto visit_rule(int number, const F& f, List<First, Rest...>) {
   if constexpr (sizeof...(Rest) > 0) {
     if (number != 0) return visit_rule(number - 1, f, List<Rest...>{});
   }
@@ -38,13 +42,13 @@ struct VisitElement {
   const F& f;
 
   template <class Rule>
-  GS_INLINE auto visit() const {
+  GS_ALWAYS_INLINE inline auto visit() const {
     using Variants = typename Rule::Variants;
     return key.compute == Compute::kDouble ? choose<Rule, double>(Variants{}) : choose<Rule, float>(Variants{});
   }
 
   template <class Rule, class T, unsigned kFirst, unsigned... kRest>
-  GS_INLINE auto choose(Values<kFirst, kRest...>) const {
+  GS_ALWAYS_INLINE inline auto choose(Values<kFirst, kRest...>) const {
     if constexpr (sizeof...(kRest) > 0) {
       if (key.variant != kFirst) return choose<Rule, T>(Values<kRest...>{});
     }
@@ -55,7 +59,7 @@ struct VisitElement {
 
 // From a run-time key to the compile-time update: returns f.visit<Element<...>>().
 template <class F>
-GS_INLINE auto visit(const Key& key, const F& f) {
+GS_ALWAYS_INLINE inline auto visit(const Key& key, const F& f) {
   return visit_rule(key.rule, VisitElement<F>{key, f}, All{});
 }
 

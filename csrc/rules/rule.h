@@ -73,6 +73,7 @@ struct Element {
   static constexpr int kStates =
       Rule::kStates[0].name == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
+  static constexpr bool not_negative(int state) { return Rule::kStates[state].not_negative; }
 
   T sign, l2, decay;
   typename Rule::template Update<T, kVariant> update;

@@ -7,6 +7,17 @@
 
 namespace gradstep::step {
 
+bool is_packed(const Array& array) {
+  const std::int64_t size = item_size(array.dtype);
+  if (reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(size) != 0) return false;
+  std::int64_t expected = size;
+  bool packed = true;
+  for (int axis = array.rank; axis-- > 0; expected *= array.shape[axis]) {
+    packed = packed && (array.shape[axis] == 1 || array.strides[axis] == expected);
+  }
+  return packed || expected == 0;
+}
+
 bool overlaps_itself(const Array& array) {
   const std::int64_t size = item_size(array.dtype);
   std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, length

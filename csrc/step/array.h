@@ -42,6 +42,15 @@ inline bool same(const std::int64_t* kept, const std::int64_t* given, int rank) 
   return true;
 }
 
+inline std::int64_t size_of(const Array& array) {
+  std::int64_t size = 1;
+  for (int axis = 0; axis < array.rank; ++axis) size *= array.shape[axis];
+  return size;
+}
+
+// Whether it is aligned, and without gaps in the order of its indices.
+bool is_packed(const Array& array);
+
 // Whether two indices name the same byte.
 bool overlaps_itself(const Array& array);
 

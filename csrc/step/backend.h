@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "job/job.h"
@@ -17,8 +18,11 @@ class Backend {
 
   virtual AnyKernel find_kernel(const rules::Key& key) const = 0;
 
-  // Tensors were added, or the layout of some is another: both before the next run.
-  virtual void changed() {}
+  // A tensor was added, or its gradient lies otherwise than the last did: this is how its streams lie.
+  virtual void lay_out(std::size_t, const Job&, const Layout&) {}
+
+  // The plan by which run() will go from now on.
+  virtual void take(const Plan&) {}
 
   // Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others. Where it
   // throws, nothing was written.

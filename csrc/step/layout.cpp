@@ -13,16 +13,6 @@ bool joins(const Array* const (&arrays)[kMaxStreams], int outer, int inner) {
   });
 }
 
-bool is_packed(const Array& array, const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
-  const std::int64_t size = item_size(array.dtype);
-  if (reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(size) != 0) return false;
-  std::int64_t expected = size;
-  for (std::size_t axis = shape.size(); axis-- > 0; expected *= shape[axis]) {
-    if (shape[axis] != 1 && strides[axis] != expected) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
@@ -57,7 +47,9 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
   }
   for (int s = 0; s < kMaxStreams; ++s) {
     if (arrays[s] == nullptr) continue;
-    if (is_packed(*arrays[s], layout.shape, layout.strides[s])) layout.strides[s].clear();
+    const Array walked{arrays[s]->data, arrays[s]->dtype, static_cast<int>(layout.shape.size()), layout.shape.data(),
+                       layout.strides[s].data()};
+    if (is_packed(walked)) layout.strides[s].clear();
     layout.dtypes[s] = arrays[s]->dtype;
     layout.scales[s] = arrays[s]->scales;
   }

@@ -115,7 +115,7 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   slot.dtype = grad.dtype;
   slot.aligned = aligned(grad);
   put<const Layout*>(jobs_[tensor].layout, t.layout.plain() ? nullptr : &t.layout);
-  backend_->changed();
+  backend_->lay_out(tensor, jobs_[tensor], t.layout);
 }
 
 void Stepper::begin() {
@@ -141,7 +141,7 @@ void Stepper::finish_plan() {
   for (Slot& slot : slots_) slot.free = {0, 0};
   const std::int64_t grain = backend_->grain(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}));
   plan_ = make_plan(sizes.data(), sizes.size(), grain);
-  backend_->changed();
+  backend_->take(plan_);
 }
 
 void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _options, _storage
+from ._libraries import library_of
+from ._structure import is_array
 
 if TYPE_CHECKING:
     from ._optimizer import Optimizer
@@ -29,10 +31,10 @@ def contents(opt: Optimizer) -> dict[str, Any]:
 
 
 def save(opt: Optimizer) -> dict[str, Any]:
-    """The contents, with copies of the arrays."""
+    """The contents, with copies of the arrays for NumPy."""
     data = contents(opt)
     for arrays in data["state"].values():
-        arrays[:] = [array if array is None else array.copy() for array in arrays]
+        arrays[:] = [array if array is None else opt._library.to_numpy(array) for array in arrays]
     return data
 
 
@@ -62,7 +64,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     for name, arrays in ours["state"].items():
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:
-                np.copyto(array, value)
+                opt._library.from_numpy(array, value)
     opt._stepper.clocks = list(zip(steps, products, strict=True))
     opt._stepper.step_count = step_count
 
@@ -83,12 +85,15 @@ def check_like(given: Any, ours: Any, name: str) -> None:
             raise ValueError(f"{name} has {len(given)} entries, but this optimizer needs {len(ours)}")
         for i, (theirs, mine) in enumerate(zip(given, ours, strict=True)):
             check_like(theirs, mine, f"{name}[{i}]")
-    elif isinstance(ours, np.ndarray):
-        if not isinstance(given, np.ndarray) or given.dtype != ours.dtype:
-            raise TypeError(f"{name} must be {ours.dtype}, not {getattr(given, 'dtype', type(given).__name__)}")
-        if given.shape != ours.shape:
-            raise ValueError(f"{name} has shape {given.shape}, but here it has shape {ours.shape}")
-        if not ours.flags.writeable:
+    elif is_array(ours):
+        dtype, shape = library_of(ours).dtype(ours), tuple(ours.shape)
+        if not isinstance(given, np.ndarray) or given.dtype.name != dtype or not given.dtype.isnative:
+            raise TypeError(
+                f"{name} must be a NumPy array of {dtype}, not {getattr(given, 'dtype', type(given).__name__)}"
+            )
+        if given.shape != shape:
+            raise ValueError(f"{name} has shape {given.shape}, but here it has shape {shape}")
+        if isinstance(ours, np.ndarray) and not ours.flags.writeable:
             raise ValueError(f"{name} cannot be taken over: this optimizer's own array is read-only")
     elif isinstance(given, np.ndarray):
         raise ValueError(f"{name} is an array, but this optimizer keeps none there")

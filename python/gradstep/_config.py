@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal, overload
 
 from . import _core, _options
+from ._libraries import cuda_missing
 
 
 def get_num_threads() -> int:
@@ -19,6 +21,20 @@ def set_num_threads(count: int) -> None:
     group's quota). The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
     """
     _core.set_num_threads(_options.whole_number(count, 1, "the number of threads", _core.MAX_THREADS))
+
+
+def cuda_info() -> dict[str, Any]:
+    """The CUDA backend: whether it can be used, or what is missing."""
+    try:
+        cuda = importlib.import_module("gradstep._cuda")
+    except ImportError as error:
+        return {"available": False, "reason": cuda_missing(error)}
+    built: dict[str, Any] = cuda.build_info()
+    try:
+        devices = cuda.device_count()
+    except RuntimeError as error:
+        return {"available": False, "reason": str(error), **built}
+    return {"available": devices > 0, "devices": devices, **built}
 
 
 @overload
@@ -38,7 +54,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
             "chosen": _core.isa(),
         },
         "threads": {"count": _core.num_threads(), "default": _core.default_threads()},
-        "cuda": {"available": False, "reason": "this version has no CUDA backend"},
+        "cuda": cuda_info(),
     }
     if mode == "dicts":
         return config

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from . import _checkpoint, _core, _options, _storage
+from ._libraries import library_of, use_stream
 from ._options import Rate
 from ._step import check_apart, take
-from ._structure import Array, Grads, Params, Structure, is_groups
+from ._structure import Array, Grads, Params, Structure, first_array, is_groups
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
 """The compiled rules by name: the names of their options and states."""
@@ -92,7 +93,8 @@ class Optimizer:
     Parameters
     ----------
     params : array, list or tuple of arrays, dict of arrays, or list of groups
-        NumPy arrays of float32, float64, float16 or `ml_dtypes.bfloat16`, of any shape and strides. They are updated in
+        NumPy arrays of float32, float64, float16 or `ml_dtypes.bfloat16`, of any shape and strides; or arrays on one
+        GPU, of CuPy, torch, or any library that shows them by `__cuda_array_interface__` or DLPack. They are updated in
         place; nothing is copied. Those of 16 bits are computed with in float32 and rounded once.
         A group is a dict with its arrays (array, list or dict) under "params" and options that override the others.
     lr : float or callable
@@ -134,6 +136,8 @@ class Optimizer:
         storage that has nothing to act on.
     ModuleNotFoundError
         For bfloat16 states without the package ml_dtypes.
+    RuntimeError
+        For arrays on a GPU where the CUDA backend was not built, or CUDA fails.
     """
 
     rule: ClassVar[str]
@@ -170,7 +174,8 @@ class Optimizer:
         )
         self._grouped = is_groups(params)
         groups: list[Any] = list(params) if self._grouped else [{"params": params}]
-        self._stepper = _core.Stepper(self.rule)
+        self._library = library_of(first_array(groups))
+        self._stepper: _core.Stepper = self._library.core.Stepper(self.rule)
         self._structures: list[Structure] = []
         self._groups: list[OptionGroup] = []
         self._params: list[Array] = []
@@ -205,7 +210,7 @@ class Optimizer:
         group = OptionGroup(self._stepper, self._lock, type(self), options)
         named = dict(zip(structure.names, structure.flatten(params, "params"), strict=True))
         for name, param in named.items():
-            _core.check_param(param, name)  # before states are allocated
+            self._library.core.check_param(param, name)  # before states are allocated
         rule = RULES[self.rule]
         firsts = {
             state: options[self.initial_state[state]] if state in self.initial_state else 0.0
@@ -223,7 +228,7 @@ class Optimizer:
         self._groups.append(group)
         return _storage.idle(owner, options, named, firsts)
 
-    def step(self, grads: Grads = ...) -> None:
+    def step(self, grads: Grads = ..., *, stream: Any = None) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
 
         Parameters
@@ -233,11 +238,13 @@ class Optimizer:
             float16 or bfloat16. They are only read. `None` in place
             of an array leaves that parameter, its states and its own step number as they are. Left out where gradients
             were bound, as `grads` of the class, and only there.
+        stream : a stream of CUDA, or its handle
+            Where arrays on a GPU are stepped; by default the current stream of their library. It is not waited for.
 
         Raises
         ------
         TypeError
-            For another structure, something that is no array, or another dtype.
+            For another structure, something that is no array, or another dtype; for a stream where there is no GPU.
         ValueError
             For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that
             overlaps a parameter or state, or a schedule whose value is no rate.
@@ -249,11 +256,19 @@ class Optimizer:
                     if self._bound
                     else f"{type(self).__name__}: step() needs gradients, for none were bound with the optimizer"
                 )
+            self._use(stream, self._stepper)
             flat = None if self._bound else self._flatten(grads)
             for group in self._groups:
                 if callable(group["lr"]):
                     group.set_rate(self._rate(group))
             take(self._stepper, flat)
+
+    def _use(self, stream: Any, stepper: Any) -> None:
+        """Settles where the next step on a GPU goes."""
+        if self._library.on_gpu:
+            use_stream(self._library, stepper, stream)
+        elif stream is not None:
+            raise TypeError(f"{type(self).__name__}: a stream is for arrays on a GPU, and these are NumPy's")
 
     def _rate(self, group: OptionGroup) -> float:
         """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from . import _core, q8
+from ._libraries import library_of
 from ._structure import Array
 
 FIXED: Final = ("state_dtype", "master", "min_8bit_size")
 """Options that settle what is kept: they cannot change afterwards."""
 MASTER: Final = "master"
-
-BFLOAT16_EXTRA: Final = 'pip install "gradstep[bfloat16]"'
 
 
 def scale_of(state: str) -> str:
@@ -45,44 +45,32 @@ def is_16_bit(array: Array) -> bool:
     return array.dtype.itemsize == 2
 
 
-def bfloat16() -> np.dtype[Any]:
-    """NumPy's bfloat16. Raises ModuleNotFoundError, saying what to install, where it is missing."""
-    try:
-        import ml_dtypes
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"bfloat16 is the dtype of the package ml_dtypes: {BFLOAT16_EXTRA}") from error
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
-
-
-def like(array: Array, dtype: Any) -> Array:
-    """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that."""
-    axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
-    zeros = np.zeros([array.shape[axis] for axis in axes], dtype)
-    return zeros if axes == sorted(axes) else np.transpose(zeros, np.argsort(axes))
-
-
 def make(
     param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float], options: Mapping[str, Any]
 ) -> dict[str, Array]:
     """The arrays to keep for a parameter, by name. `firsts` are the states that are kept, with their first values."""
     kept = {}
+    library = library_of(param)
     double = param.dtype.itemsize == 8
-    coded = options["state_dtype"] == "q8" and not double and param.size >= options["min_8bit_size"]
+    shape = tuple(param.shape)
+    coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
     for state, first in firsts.items():
         if coded:
             signed = state not in rule["not_negative"]
-            kept[state], kept[scale_of(state)] = (
-                q8.encode(np.full(param.shape, first, np.float32), signed) if first else q8.zeros(param.shape, signed)
-            )
+            kept[state] = library.zeros(shape, "int8" if signed else "uint8", param)
+            kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
+            if first:
+                codes, scales = q8.encode(np.full(shape, first, np.float32), signed)
+                library.from_numpy(kept[state], codes)
+                library.from_numpy(kept[scale_of(state)], scales)
         else:
             bfloat = options["state_dtype"] == "bfloat16" and not double
-            kept[state] = like(param, bfloat16() if bfloat else np.float64 if double else np.float32)
+            kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32")
             if first:
                 kept[state][...] = first
     if options["master"] and is_16_bit(param):
-        kept[MASTER] = like(param, np.float32)
-        kept[MASTER][...] = param
+        kept[MASTER] = library.zeros_like(param, "float32")
+        library.assign(kept[MASTER], param)
     return kept
 
 
@@ -95,7 +83,13 @@ def values(kept: Mapping[str, Array], state: str) -> Array:
     """A state as numbers: itself, or a new array of what its codes stand for."""
     if scale_of(state) not in kept:
         return kept[state]
-    return q8.decode(kept[state], kept[scale_of(state)])
+    library = library_of(kept[state])
+    numbers = q8.decode(library.to_numpy(kept[state]), library.to_numpy(kept[scale_of(state)]))
+    if not library.on_gpu:
+        return numbers
+    there = library.zeros(numbers.shape, "float32", kept[state])
+    library.from_numpy(there, numbers)
+    return there
 
 
 def check_fine(owner: str, options: Mapping[str, Any], too_fine: Mapping[str, str]) -> None:

@@ -15,6 +15,23 @@ Params: TypeAlias = Arrays | Sequence[Group]
 Grads: TypeAlias = Any  # the structure of the parameters, with None in place of an array that is to be skipped
 
 
+def is_array(value: object) -> bool:
+    """Whether it is an array: one of NumPy's, or one that shows itself by a protocol of GPU arrays."""
+    return isinstance(value, np.ndarray) or any(
+        hasattr(type(value), protocol) for protocol in ("__cuda_array_interface__", "__dlpack__")
+    )
+
+
+def first_array(params: Any) -> Any:
+    """The first array of parameters, or what stands in its place."""
+    while not is_array(params) and isinstance(params, (list, tuple, Mapping)) and params:
+        if isinstance(params, Mapping):
+            params = params["params"] if is_groups([params]) else next(iter(params.values()))
+        else:
+            params = params[0]
+    return params
+
+
 def is_groups(params: object) -> bool:
     """Whether these are groups: a list of mappings that each have their parameters under the key "params"."""
     return (
@@ -23,13 +40,16 @@ def is_groups(params: object) -> bool:
 
 
 class Structure:
-    """The shape of one array, list or dict of arrays. `names` is what follows "params" or "grads" for each of them."""
+    """The shape of one array, list or dict of arrays. `names` is what follows "params" or "grads" for each of them.
+
+    `kind` is list, dict, or object for one array.
+    """
 
     def __init__(self, arrays: object, prefix: str = "") -> None:
         self.kind: type
         self.keys: list[Any]
-        if isinstance(arrays, np.ndarray):
-            self.kind, self.keys, self.names = np.ndarray, [None], [prefix]
+        if is_array(arrays):
+            self.kind, self.keys, self.names = object, [None], [prefix]
         elif isinstance(arrays, (list, tuple)):
             self.kind, self.keys = list, list(range(len(arrays)))
             self.names = [f"{prefix}[{i}]" for i in self.keys]
@@ -46,7 +66,7 @@ class Structure:
     def flatten(self, values: Any, what: str) -> Sequence[Any]:
         """The arrays in order. Raises TypeError or ValueError, naming `what`, where the structure is another."""
         what = what + self.prefix
-        if self.kind is np.ndarray:
+        if self.kind is object:
             if isinstance(values, (list, tuple, dict)):
                 raise TypeError(f"{what} must be an array, as params{self.prefix} is, not {type(values).__name__}")
             return [values]
@@ -69,6 +89,6 @@ class Structure:
     def build(self, arrays: Iterable[Any]) -> Any:
         """The inverse of flatten."""
         arrays = list(arrays)
-        if self.kind is np.ndarray:
+        if self.kind is object:
             return arrays[0]
         return arrays if self.kind is list else dict(zip(self.keys, arrays, strict=True))

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _core, _options, _storage
+from ._libraries import library_of, use_stream
 from ._optimizer import RULES, Optimizer
 from ._step import check_apart, take
 from .optimizers import ALL
@@ -43,18 +44,22 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         chosen = {**defaults, **_options.check_all(given, defaults, name)}
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
-        stepper = _core.Stepper(cls.rule, "p", "g")
+        library = library_of(p)
+        stepper: _core.Stepper = library.core.Stepper(cls.rule, "p", "g")
         stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))], master)
         coded = {state: array for state, array in zip(states, arrays, strict=False) if isinstance(array, tuple)}
         if coded:
             _storage.check_fine(name, chosen, cls.too_fine_for_q8)
         for state, (codes, scales) in coded.items():
-            _storage.check_scales(codes, scales, f"{name}: the scales of {state}")
+            if not library.on_gpu:  # from where it would have to wait for them
+                _storage.check_scales(codes, scales, f"{name}: the scales of {state}")
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.suspects())
         stepper.clocks = [(step - 1, product)]
+        if library.on_gpu:
+            use_stream(library, stepper)
         take(stepper, [g])
         return stepper.clocks[0][1] if cls.has_mu_product else None
 
@@ -63,7 +68,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
         f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
-        "`p`, `g` and the states are NumPy arrays of one shape, all of float64 or none; see the module for others;\n"
+        "`p`, `g` and the states are arrays of one shape, all of float64 or none; see the module for others;\n"
         "`step` is the number of this step, from 1.\n"
         + (
             "`mu_product` is what the step before returned, 1 at the first; returns the next.\n"

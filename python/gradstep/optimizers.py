@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ClassVar
-
-import numpy as np
+from typing import Any, ClassVar
 
 from . import _core, _storage
 from ._optimizer import REQUIRED, RULES, Optimizer
@@ -163,7 +161,9 @@ class NAG(Optimizer):
     ) -> None:
         self._begin(locals())
         self._is_ahead = False
-        self._move = _core.Stepper("sgd")  # p -= shift * v is a step of SGD along the velocity
+        self._move: _core.Stepper = self._library.core.Stepper(
+            "sgd"
+        )  # p -= shift * v is a step of SGD along the velocity
         for _ in self._groups:
             self._move.add_group(self._sgd_options(0.0))
         for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):
@@ -189,9 +189,10 @@ class NAG(Optimizer):
                 for (number, _), states in zip(self._names(), self._states, strict=True)
             ]
             moved = [velocity is not None for velocity in velocities]
-            kept = [(param, param.copy(order="K")) for param, move in zip(self._params, moved, strict=True) if move]
+            copy, assign = self._library.copy, self._library.assign
+            kept = [(param, copy(param)) for param, move in zip(self._params, moved, strict=True) if move]
             masters = [
-                (states[_storage.MASTER], states[_storage.MASTER].copy(order="K"))
+                (states[_storage.MASTER], copy(states[_storage.MASTER]))
                 for states, move in zip(self._states, moved, strict=True)
                 if move and _storage.MASTER in states
             ]
@@ -199,9 +200,10 @@ class NAG(Optimizer):
         try:
             try:
                 with self._lock:
+                    self._use(None, self._move)
                     take(self._move, velocities)
                     for master, bits in masters:  # of which the parameter is now the rounding, but which stays
-                        np.copyto(master, bits)
+                        assign(master, bits)
             except (TypeError, ValueError):
                 kept = []  # it was refused: nothing has moved
                 raise
@@ -209,18 +211,18 @@ class NAG(Optimizer):
         finally:
             with self._lock, ExitStack() as stack:  # whichever cannot be given back, the others are
                 for param, bits in kept:
-                    stack.callback(np.copyto, param, bits)
+                    stack.callback(assign, param, bits)
                 self._is_ahead = False
 
     @staticmethod
     def _sgd_options(lr: float) -> dict[str, float]:
         return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "stochastic_rounding": math.nan, "lr": lr}
 
-    def step(self, grads: Grads = ...) -> None:
+    def step(self, grads: Grads = ..., *, stream: Any = None) -> None:
         with self._lock:
             if self._is_ahead:
                 raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
-            super().step(grads)
+            super().step(grads, stream=stream)
 
 
 class AdaGrad(Optimizer):

@@ -19,15 +19,9 @@ from ._structure import Array
 __all__ = ["decode", "encode"]
 
 
-def zeros(shape: tuple[int, ...], signed: bool) -> tuple[Array, Array]:
-    """Codes that stand for zeros, and their scales."""
-    codes = np.zeros(shape, np.int8 if signed else np.uint8)
-    return codes, np.zeros(_scales(codes), np.float32)
-
-
-def _scales(codes: Array) -> int:
-    """How many scales belong to codes."""
-    return -(-codes.size // _core.BLOCK)
+def blocks(size: int) -> int:
+    """How many blocks so many codes have, each with a scale."""
+    return -(-size // _core.BLOCK)
 
 
 def encode(values: Array, signed: bool = True) -> tuple[Array, Array]:
@@ -38,7 +32,8 @@ def encode(values: Array, signed: bool = True) -> tuple[Array, Array]:
     values = np.asarray(values)
     if values.dtype != np.float32:
         raise TypeError(f"values must be float32, not {values.dtype}")
-    codes, scales = zeros(values.shape, signed)
+    codes = np.empty(values.shape, np.int8 if signed else np.uint8)
+    scales = np.empty(blocks(codes.size), np.float32)
     _core.encode(np.require(values, requirements=["C", "A"]).reshape(-1), codes.reshape(-1), scales)
     return codes, scales
 
@@ -51,7 +46,7 @@ def decode(codes: Array, scales: Array) -> Array:
     codes, scales = np.asarray(codes), np.asarray(scales)
     if codes.dtype not in (np.int8, np.uint8):
         raise TypeError(f"codes must be int8 or uint8, not {codes.dtype}")
-    count = _scales(codes)
+    count = blocks(codes.size)
     if scales.dtype != np.float32 or scales.shape != (count,):
         raise TypeError(f"scales must be float32 of the shape ({count},), one for each {_core.BLOCK} codes")
     values = np.empty(codes.shape, np.float32)

@@ -1,0 +1,209 @@
+#include "bind/cuda_arrays.h"
+
+#include <cctype>
+#include <cstring>
+
+#include "bind/dlpack.h"
+#include "cuda/runtime.h"
+
+namespace py = pybind11;
+
+namespace gradstep::bind {
+namespace {
+
+// The storage type of so many bits; kDTypeCount: none.
+int storage_of(dlpack::Type type) {
+  if (type.lanes != 1) return kDTypeCount;
+  const auto is = [=](dlpack::TypeCode code, int bits) { return type.code == code && type.bits == bits; };
+  if (is(dlpack::kFloat, 32)) return static_cast<int>(DType::kFloat32);
+  if (is(dlpack::kFloat, 64)) return static_cast<int>(DType::kFloat64);
+  if (is(dlpack::kFloat, 16)) return static_cast<int>(DType::kFloat16);
+  if (is(dlpack::kBFloat, 16)) return static_cast<int>(DType::kBFloat16);
+  if (is(dlpack::kInt, 8)) return static_cast<int>(DType::kQ8Signed);
+  if (is(dlpack::kUInt, 8)) return static_cast<int>(DType::kQ8Unsigned);
+  return kDTypeCount;
+}
+
+// From "<f4", as NumPy writes types. NumPy knows bfloat16 as two bytes of anything.
+dlpack::Type type_of(const std::string& text, bool bfloat16) {
+  if (text.size() < 3 || text[0] == '>') return {};
+  const auto bits = static_cast<std::uint8_t>(8 * std::atoi(text.c_str() + 2));
+  switch (text[1]) {
+    case 'f':
+      return {dlpack::kFloat, bits, 1};
+    case 'i':
+      return {dlpack::kInt, bits, 1};
+    case 'u':
+      return {dlpack::kUInt, bits, 1};
+    case 'V':
+      return bfloat16 ? dlpack::Type{dlpack::kBFloat, bits, 1} : dlpack::Type{};
+    default:
+      return {};
+  }
+}
+
+std::string text_of_type(py::handle object) {
+  return py::hasattr(object, "dtype") ? std::string(py::str(object.attr("dtype"))) : "unknown";
+}
+
+std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
+
+bool is_cuda(std::int32_t device_type) {
+#if defined(GRADSTEP_EMULATED_CUDA)
+  if (device_type == dlpack::kCpu) return true;
+#endif
+  return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged;
+}
+
+}  // namespace
+
+// What an array showed of itself.
+struct CudaArrays::Seen {
+  std::byte* data = nullptr;
+  dlpack::Type type{};
+  int device = -1;  // -1: not said
+  bool is_cuda = true, read_only = false, masked = false;
+};
+
+std::unique_ptr<step::Backend> CudaArrays::backend() {
+  auto backend = std::make_unique<step::OnCuda>();
+  backend_ = backend.get();
+  return backend;
+}
+
+// Takes over a DLPack tensor.
+void CudaArrays::take(const dlpack::Tensor& tensor, Seen& seen) {
+  seen.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  seen.type = tensor.type;
+  seen.device = tensor.device.id;
+  seen.is_cuda = is_cuda(tensor.device.type);
+  shape_.assign(tensor.shape, tensor.shape + tensor.rank);
+  strides_.resize(shape_.size());
+  const std::int64_t size = tensor.type.bits / 8;
+  std::int64_t packed = size;
+  for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) {
+    strides_[axis] = tensor.strides == nullptr ? packed : tensor.strides[axis] * size;
+  }
+}
+
+bool CudaArrays::see_by_exchange(py::handle object, Seen& seen) {
+  PyTypeObject* const type = Py_TYPE(object.ptr());
+  if (type != known_type_) {
+    const py::handle of(reinterpret_cast<PyObject*>(type));
+    if (!py::hasattr(of, "__dlpack_c_exchange_api__")) return false;
+    const py::object capsule = of.attr("__dlpack_c_exchange_api__");
+    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
+    const auto* api = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    while (api != nullptr && api->major != 1) api = api->older;
+    if (api == nullptr || api->view == nullptr) return false;
+    known_type_ = type;
+    known_api_ = api;
+  }
+  dlpack::Tensor tensor;
+  if (known_api_->view(object.ptr(), &tensor) != 0) throw py::error_already_set();
+  take(tensor, seen);
+  return true;
+}
+
+bool CudaArrays::see_by_interface(py::handle object, Seen& seen) {
+  if (!py::hasattr(object, "__cuda_array_interface__")) return false;
+  const auto about = py::dict(object.attr("__cuda_array_interface__"));
+  const auto data = py::tuple(about["data"]);
+  seen.data = reinterpret_cast<std::byte*>(data[0].cast<std::uintptr_t>());
+  seen.read_only = data[1].cast<bool>();
+  seen.masked = about.contains("mask") && !about["mask"].is_none();
+  seen.type = type_of(about["typestr"].cast<std::string>(), text_of_type(object) == "bfloat16");
+  shape_.clear();
+  strides_.clear();
+  for (const py::handle length : py::tuple(about["shape"])) shape_.push_back(length.cast<std::int64_t>());
+  if (about.contains("strides") && !about["strides"].is_none()) {
+    for (const py::handle stride : py::tuple(about["strides"])) strides_.push_back(stride.cast<std::int64_t>());
+  } else {
+    strides_.resize(shape_.size());
+    std::int64_t packed = seen.type.bits / 8;
+    for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) strides_[axis] = packed;
+  }
+  return true;
+}
+
+bool CudaArrays::see_by_capsule(py::handle object, Seen& seen) {
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) return false;
+  const auto device = py::tuple(object.attr("__dlpack_device__")());
+  seen.is_cuda = is_cuda(device[0].cast<std::int32_t>());
+  if (!seen.is_cuda) return true;
+  // -1: the stream is the caller's affair. The object, which stays, keeps the memory.
+  const py::object capsule = object.attr("__dlpack__")(py::arg("stream") = -1);
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* head = static_cast<dlpack::VersionedHead*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (head->major != 1) return false;
+    seen.read_only = (head->flags & dlpack::kReadOnly) != 0;
+    take(*reinterpret_cast<const dlpack::Tensor*>(head + 1), seen);
+  } else {
+    if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
+    take(*static_cast<dlpack::Tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")), seen);
+  }
+  return true;
+}
+
+Array CudaArrays::look(py::handle object, const std::string& kind, const std::string& name, bool codes, bool written) {
+  Seen seen;
+  if (!see_by_exchange(object, seen) && !see_by_interface(object, seen) && !see_by_capsule(object, seen)) {
+    throw WrongType(kind + name + " must be an array on a GPU, not " + Py_TYPE(object.ptr())->tp_name);
+  }
+  if (seen.masked) throw WrongType(kind + name + " is masked, and a step knows no mask; give its data");
+  if (!seen.is_cuda) {
+    throw WrongType(kind + name + " is not on a GPU" + (device_ < 0 ? "" : ", but " + first_ + " is"));
+  }
+  const int storage = storage_of(seen.type);
+  if (storage >= (codes ? kDTypeCount : kArrayTypes)) {
+    throw WrongType(kind + name + " has dtype " + text_of_type(object) + "; supported are " + supported());
+  }
+  if (written && seen.read_only) {
+    throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
+  }
+  const Array array{seen.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(),
+                    strides_.data()};
+  if (step::size_of(array) == 0) return array;
+  const std::int64_t size = item_size(array.dtype);
+  bool aligned = reinterpret_cast<std::uintptr_t>(seen.data) % static_cast<std::uintptr_t>(size) == 0;
+  for (const std::int64_t stride : strides_) aligned = aligned && stride % size == 0;
+  if (!aligned) throw std::invalid_argument(kind + name + " is not aligned to its items, as a GPU needs");
+  if (seen.device < 0) seen.device = cuda::device_of(seen.data);
+  if (seen.device < 0) throw std::invalid_argument(kind + name + " points to no memory of a GPU");
+  if (device_ < 0) {
+    device_ = seen.device;
+    first_ = kind + name;
+    backend_->use(device_, stream_);
+  }
+  if (seen.device != device_) {
+    throw std::invalid_argument(kind + name + " is on " + text_of_device(seen.device) + ", but " + first_ + " on " +
+                                text_of_device(device_));
+  }
+  return array;
+}
+
+Array CudaArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
+  return look(object, kind, name, codes, false);
+}
+
+Array CudaArrays::writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
+  return look(object, kind, name, codes, true);
+}
+
+py::object CudaArrays::to_compare(const py::object&, const Array& array) {
+  const py::tuple shape(array.rank), strides(array.rank);
+  for (int axis = 0; axis < array.rank; ++axis) {
+    shape[static_cast<std::size_t>(axis)] = array.shape[axis];
+    strides[static_cast<std::size_t>(axis)] = array.strides[axis];
+  }
+  py::dict about;
+  about["version"] = 3;
+  about["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data), true);
+  about["typestr"] = "|V" + std::to_string(item_size(array.dtype));
+  about["shape"] = shape;
+  about["strides"] = strides;
+  const auto shadow = py::module_::import("types").attr("SimpleNamespace")(py::arg("__array_interface__") = about);
+  return py::module_::import("numpy").attr("asarray")(shadow);
+}
+
+}  // namespace gradstep::bind

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind/arrays.h"
+#include "bind/dlpack.h"
+#include "step/on_cuda.h"
+
+namespace gradstep::bind {
+
+// Arrays on a GPU, of whatever library: those that show themselves by DLPack's C interface (torch), by
+// __cuda_array_interface__ (CuPy, Numba) or by a DLPack capsule. All of one optimizer lie on the same device.
+class CudaArrays {
+ public:
+  std::unique_ptr<step::Backend> backend();
+
+  // As of NumPyArrays. Shape and strides are good until the next call.
+  Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
+  Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
+
+  // A NumPy array of the same addresses, which nobody may read.
+  static pybind11::object to_compare(const pybind11::object& object, const Array& array);
+
+  // The stream of the next step.
+  void use_stream(std::uintptr_t stream) {
+    stream_ = reinterpret_cast<void*>(stream);
+    backend_->use(device_, stream_);
+  }
+  int device() const { return device_; }
+
+  // What an array was when the optimizer was made. Its memory stays as long as the object, or what it was a view of.
+  class Watched {
+   public:
+    Watched(pybind11::object the_object, const Array& the_array, std::string the_name, Role)
+        : object(std::move(the_object)), array(the_array), name(std::move(the_name)) {}
+
+    pybind11::object object;
+    step::KeptArray array;
+    std::string name;
+
+    void check_unmoved() const {}
+  };
+
+ private:
+  struct Seen;
+
+  Array look(pybind11::handle object, const std::string& kind, const std::string& name, bool codes, bool written);
+  bool see_by_exchange(pybind11::handle object, Seen& seen);
+  bool see_by_interface(pybind11::handle object, Seen& seen);
+  bool see_by_capsule(pybind11::handle object, Seen& seen);
+  void take(const dlpack::Tensor& tensor, Seen& seen);
+
+  step::OnCuda* backend_ = nullptr;
+  int device_ = -1;    // none yet
+  std::string first_;  // the array that settled it
+  void* stream_ = nullptr;
+  PyTypeObject* known_type_ = nullptr;  // whose DLPack interface this is
+  const dlpack::Exchange* known_api_ = nullptr;
+  std::vector<std::int64_t> shape_, strides_;
+};
+
+}  // namespace gradstep::bind

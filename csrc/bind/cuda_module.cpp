@@ -1,0 +1,68 @@
+#include "bind/cuda_arrays.h"
+#include "bind/stepper.h"
+#include "cuda/runtime.h"
+
+#if defined(GRADSTEP_EMULATED_CUDA)
+#include <cuda_runtime.h>
+#endif
+
+namespace py = pybind11;
+
+namespace gradstep::bind {
+namespace {
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+}  // namespace
+}  // namespace gradstep::bind
+
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
+  using namespace gradstep;
+  using bind::CudaArrays;
+  m.doc() = "The CUDA backend of gradstep. To import it calls nothing of CUDA.";
+
+  m.def("build_info", [] {
+    const cuda::Versions found = cuda::versions();
+    py::dict info;
+    info["compiler"] = GRADSTEP_CUDA_COMPILER;
+    info["architectures"] = GRADSTEP_CUDA_ARCHITECTURES;
+    info["runtime"] = bind::version(found.runtime);
+    info["driver"] = found.driver == 0 ? "none" : bind::version(found.driver);
+    return info;
+  });
+  m.def("device_count", &cuda::device_count);
+  m.def(
+      "check_param",
+      [](const py::object& param, const std::string& name) {
+        CudaArrays arrays;
+        const auto backend = arrays.backend();
+        bind::target_view(arrays, param, "params", name);
+      },
+      py::arg("param"), py::arg("name"));
+  auto stepper = bind::register_stepper<CudaArrays>(m);
+  stepper.def(
+      "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },
+      py::arg("stream"));
+  stepper.def_property_readonly("device", [](bind::Stepper<CudaArrays>& s) { return s.arrays().device(); });
+
+#if defined(GRADSTEP_EMULATED_CUDA)
+  // For tests: memory of the emulated devices, and what was done with them.
+  m.def("allocate", [](std::size_t size, int device) {
+    void* data = nullptr;
+    const cuda::OnDevice on_device(device);
+    cudaMalloc(&data, size);
+    return reinterpret_cast<std::uintptr_t>(data);
+  });
+  m.def("release", [](std::uintptr_t data) { cudaFree(reinterpret_cast<void*>(data)); });
+  m.def("capture", [](bool begin) { emulated::machine.capturing = begin; });
+  m.def("counts", [] {
+    const auto& machine = emulated::machine;
+    py::dict counts;
+    counts["launches"] = machine.launches;
+    counts["allocations"] = machine.allocations;
+    counts["copies"] = machine.copies;
+    counts["stream"] = reinterpret_cast<std::uintptr_t>(machine.last_stream);
+    return counts;
+  });
+#endif
+}

@@ -1,0 +1,92 @@
+#include "bind/bind.h"
+#include "bind/numpy_arrays.h"
+#include "bind/stepper.h"
+#include "cpu/isa.h"
+#include "step/on_cpu.h"
+
+namespace gradstep::bind {
+namespace {
+
+// What benchmarks measure a step by: see step::run_additions.
+void run_additions(const std::vector<py::object>& streams) {
+  NumPyArrays arrays_of;
+  std::vector<Array> arrays;
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    const std::string name = "[" + std::to_string(i) + "]";
+    arrays.push_back(i == 1 ? NumPyArrays::view(streams[i], "streams", name)
+                            : target_view(arrays_of, streams[i], "streams", name));
+    const Array &first = arrays[0], &last = arrays.back();
+    const bool alike = last.rank == 1 && last.shape[0] == first.shape[0] && last.dtype == first.dtype;
+    if (!alike || !is_native(last.dtype) || !step::is_packed(last)) {
+      throw std::invalid_argument(
+          "streams must be aligned arrays of one axis, of one size and dtype, float32 or float64, without gaps");
+    }
+  }
+  if (arrays.size() < 2 || arrays.size() > kCopy) {
+    throw std::invalid_argument("streams must be a parameter, a gradient and up to " +
+                                std::to_string(rules::kMaxStates) + " states");
+  }
+  without_gil([&] { step::run_additions(arrays, arrays[0].shape[0]); });
+}
+
+// What is stored in another type, the scales of its blocks where it has some, and its values.
+struct Coded {
+  Array stored, values;
+  float* scales = nullptr;
+
+  // To encode writes the first two, to decode the values.
+  Coded(const py::object& codes, const std::optional<py::object>& blocks, const py::object& floats, bool encodes)
+      : stored(encodes ? NumPyArrays::writable_view(codes, "codes", "", true)
+                       : NumPyArrays::view(codes, "codes", "", true)),
+        values(encodes ? NumPyArrays::view(floats, "values", "") : NumPyArrays::writable_view(floats, "values", "")) {
+    const std::int64_t size = stored.rank == 1 ? stored.shape[0] : -1;
+    const auto packed_floats = [](const Array& of, std::int64_t length) {
+      return of.dtype == DType::kFloat32 && of.rank == 1 && of.shape[0] == length && step::is_packed(of);
+    };
+    bool fits = !is_native(stored.dtype) && has_scales(stored.dtype) == blocks.has_value() && size >= 0 &&
+                step::is_packed(stored) && packed_floats(values, size);
+    if (fits && blocks) {
+      const Array of =
+          encodes ? NumPyArrays::writable_view(*blocks, "scales", "") : NumPyArrays::view(*blocks, "scales", "");
+      fits = packed_floats(of, blocks_of(size));
+      scales = reinterpret_cast<float*>(of.data);
+    }
+    if (!fits) {
+      throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
+                      std::to_string(kBlock) + ", go with as many float32 values, all of one axis and without gaps");
+    }
+  }
+
+  float* floats() const { return reinterpret_cast<float*>(values.data); }
+};
+
+void decode(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
+  const Coded all(stored, scales, values, false);
+  cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0], all.floats());
+}
+
+// To nearest.
+void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
+  const Coded all(stored, scales, values, true);
+  cpu::conversions()[all.stored.dtype].encode(all.floats(), all.stored.shape[0], nullptr, 0, all.stored.data,
+                                              all.scales);
+}
+
+}  // namespace
+
+void register_numpy(py::module_& m) {
+  m.def(
+      "check_param",
+      [](const py::object& param, const std::string& name) {
+        NumPyArrays arrays;
+        target_view(arrays, param, "params", name);
+      },
+      py::arg("param"), py::arg("name"));
+  m.attr("BLOCK") = kBlock;
+  m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
+  m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
+  m.def("run_additions", &run_additions, py::arg("streams"));
+  register_stepper<NumPyArrays>(m);
+}
+
+}  // namespace gradstep::bind

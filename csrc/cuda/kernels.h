@@ -1,0 +1,247 @@
+#pragma once
+
+// The kernels: one for tensors of the type that a rule computes in, and one for those of which something is stored in
+// another. Both walk a chunk block by block, a warp to a block.
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "base/subnormals.h"
+#include "cuda/check.h"
+#include "cuda/lane.h"
+#include "cuda/launch.h"
+#include "cuda/stored.h"
+
+namespace gradstep::cuda {
+namespace {
+
+template <class Element, int s>
+constexpr bool kWalks = s < kFirstState || Element::keeps(s - kFirstState);
+
+// visit(stream), the number as a type, for each that a rule walks along.
+template <class Element, class Visit>
+GS_DEVICE void each_stream(const Visit& visit) {
+  const auto each = [&](auto s) {
+    if constexpr (kWalks<Element, s>) visit(s);
+  };
+  static_assert(kCopy == 5);
+  each(std::integral_constant<int, 0>());
+  each(std::integral_constant<int, 1>());
+  each(std::integral_constant<int, 2>());
+  each(std::integral_constant<int, 3>());
+  each(std::integral_constant<int, 4>());
+}
+
+// The same for those that a step writes.
+template <class Element, class Visit>
+GS_DEVICE void each_written(const Visit& visit) {
+  each_stream<Element>([&](auto s) {
+    if constexpr (s != kGradient) visit(s);
+  });
+}
+
+// Updates one element; a state that is not kept is a dummy.
+template <class Element, class T = typename Element::T>
+GS_DEVICE void update(const Element& element, T& p, T g, T& a, T& b, T& c) {
+  if constexpr (Element::kStates == 0) element(p, g);
+  if constexpr (Element::kStates == 1) element(p, g, a);
+  if constexpr (Element::kStates == 2) element(p, g, a, b);
+  if constexpr (Element::kStates == 3) element(p, g, a, b, c);
+}
+
+template <class Element, int kTensors>
+GS_DEVICE const Step<Element>& step_of(const Args<Element, kTensors>& args, std::uint32_t tensor) {
+  return args.held != nullptr ? args.held[tensor] : args.steps[args.step_of[tensor - args.first]];
+}
+
+template <class T>
+GS_DEVICE void flush(T (&x)[kItems], T least) {
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) x[i] = flushed(x[i], least);
+}
+
+// Thread blocks that shall fit on a multiprocessor at once: it is asked for with no more than registers allow, for else
+// the compiler spills some to fit one more.
+template <class T>
+constexpr int kFit = sizeof(T) == sizeof(float) ? 5 : 3;
+constexpr int kFitStored = 4;
+
+// Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item.
+template <class Element, int kTensors>
+__global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
+    native(const __grid_constant__ Args<Element, kTensors> args) {
+  using T = typename Element::T;
+  using Values = Raw<T, sizeof(T), T>;
+  const Chunk chunk = args.chunks[blockIdx.x];
+  std::byte* const gradient = args.gradients[chunk.tensor - args.first];
+  if (gradient == nullptr) return;
+  const Row& row = args.rows[chunk.tensor];
+  const Step<Element>& step = step_of(args, chunk.tensor);
+  const Element element = step.element();
+
+  std::byte* streams[kCopy];
+  bool in_one_piece = true;
+  each_stream<Element>([&](auto s) {
+    streams[s] = s == kGradient ? gradient : row.streams[s];
+    in_one_piece = in_one_piece && !row.strided[s] && Values::aligned(streams[s]);
+  });
+  const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
+  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
+    if (in_one_piece && chunk.end - begin >= kBlock) {
+      T x[kCopy][kItems] = {};
+      each_stream<Element>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
+      if (step.flush) flush(x[kGradient], kLeastGradient<T>);
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) update(element, x[0][i], x[1][i], x[2][i], x[3][i], x[4][i]);
+      each_written<Element>([&](auto s) {
+        if (s >= kFirstState && step.flush) flush(x[s], kLeastState<T>);
+        Values::store(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]);
+      });
+    } else {
+      const std::int64_t end = chunk.end - begin < kBlock ? chunk.end : begin + kBlock;
+#pragma unroll 1
+      for (std::int64_t i = begin + lane; i < end; i += kWarp) {
+        T x[kCopy] = {};
+        T* at[kCopy];
+        each_stream<Element>([&](auto s) {
+          at[s] = reinterpret_cast<T*>(streams[s] + offset(row, s, i));
+          x[s] = *at[s];
+        });
+        if (step.flush) x[kGradient] = flushed(x[kGradient], kLeastGradient<T>);
+        update(element, x[0], x[1], x[2], x[3], x[4]);
+        each_written<Element>(
+            [&](auto s) { *at[s] = s >= kFirstState && step.flush ? flushed(x[s], kLeastState<T>) : x[s]; });
+      }
+    }
+  }
+}
+
+// Tensors of which something is stored in another type than floats.
+template <class Element, int kTensors>
+__global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_constant__ Args<Element, kTensors> args) {
+  __shared__ std::uint32_t places[kCopy][kGroup];
+  alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
+  const Chunk chunk = args.chunks[blockIdx.x];
+  std::byte* const gradient = args.gradients[chunk.tensor - args.first];
+  if (gradient == nullptr) return;
+  const Row& row = args.rows[chunk.tensor];
+  const Step<Element>& step = step_of(args, chunk.tensor);
+  const Element element = step.element();
+
+  const auto chance_of = [&](int s) {
+    const bool asked = s < kCopy && by_chance(row.dtypes[s], step.stochastic);
+    const NoiseKey key{step.seed, step.number, chunk.tensor, static_cast<std::uint32_t>(s)};
+    return Chance{key, places[s < kCopy ? s : 0], asked};
+  };
+  const auto counter = static_cast<std::uint32_t>(threadIdx.x % kPlaceCounters);
+  static_assert(kCopy * kPlaceCounters <= kThreads);
+  if (const auto s = static_cast<int>(threadIdx.x / kPlaceCounters); s < kCopy && s != kGradient) {
+    const Chance chance = chance_of(s);
+    if (chance.asked) {
+      const Words w = draw(chance.key, counter, upper_half(chance.key, kOfPlace, 0));
+      std::uint32_t* const at = places[s] + counter;
+      at[0] = w.w0;
+      at[kPlaceCounters] = w.w1;
+      at[2 * kPlaceCounters] = w.w2;
+      at[3 * kPlaceCounters] = w.w3;
+    }
+  }
+  __syncthreads();
+
+  const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
+  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
+    const std::int64_t left = chunk.end - begin;
+    const Block block{begin, static_cast<int>(left < kBlock ? left : kBlock), lane, tiles[warp]};
+    const auto scale_of = [&](int s) { return has_scales(row.dtypes[s]) ? row.scales[s] + begin / kBlock : nullptr; };
+
+    std::uint32_t raw[kCopy][kItems];
+    float x[kCopy][kItems] = {};
+    each_stream<Element>([&](auto s) { fetch(row, s, s == kGradient ? gradient : row.streams[s], block, raw[s]); });
+    each_stream<Element>([&](auto s) {
+      visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], block, scale_of(s), x[s]); });
+    });
+
+    if (step.flush) flush(x[kGradient], kLeastGradient<float>);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) update(element, x[0][i], x[1][i], x[2][i], x[3][i], x[4][i]);
+
+    const auto write = [&](auto s, const float (&values)[kItems]) {
+      std::uint32_t words[kItems] = {};
+      visit_stored<Element, s>(row.dtypes[s],
+                               [&](auto how) { how.encode(values, block, chance_of(s), scale_of(s), words); });
+      put(row, s, row.streams[s], block, words);
+    };
+    each_written<Element>([&](auto s) {
+      if (step.flush && s >= kFirstState) flush(x[s], kLeastState<float>);
+      write(s, x[s]);
+    });
+    if (row.streams[kCopy] != nullptr) write(std::integral_constant<int, kCopy>(), x[kParameter]);
+  }
+}
+
+template <class Element, int kTensors>
+void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
+  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes);
+  Args<Element, kTensors> args;
+  args.rows = work.rows;
+  args.held = static_cast<const Step<Element>*>(work.held);
+  for (std::uint32_t tensor = 0; tensor < work.tensors;) {
+    const Update* steps[args.kSteps];
+    int known = 0;
+    args.first = tensor;
+    const std::uint32_t limit = work.tensors - tensor < kTensors ? work.tensors : tensor + kTensors;
+    for (; tensor < limit; ++tensor) {
+      const Job& job = work.jobs[tensor];
+      const bool ours = job.update != nullptr && job.update->key == work.key;
+      args.gradients[tensor - args.first] = ours ? job.streams[kGradient] : nullptr;
+      if (!ours || work.held != nullptr) continue;
+      int step = known;
+      while (step > 0 && steps[step - 1] != job.update) --step;
+      if (step == 0) {
+        if (known == args.kSteps) break;
+        const Update& update = *job.update;
+        std::memcpy(args.steps[known].bytes, update.element, sizeof(Element));
+        args.steps[known].seed = update.seed;
+        args.steps[known].number = update.step;
+        args.steps[known].flush = update.flush;
+        args.steps[known].stochastic = update.stochastic;
+        steps[known++] = &update;
+        step = known;
+      }
+      args.step_of[tensor - args.first] = static_cast<std::uint8_t>(step - 1);
+    }
+    args.chunks = work.chunks + work.first_chunk[args.first];
+    const std::uint32_t blocks = work.first_chunk[tensor] - work.first_chunk[args.first];
+    if (blocks == 0) continue;
+    void* parameters[] = {&args};
+    const auto stream = static_cast<cudaStream_t>(work.stream);
+    check(cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), parameters, 0, stream), "a step's launch");
+  }
+}
+
+// What rules::visit() takes: launches the kernel of an element that computes in T.
+template <class T>
+struct LaunchNative {
+  const Work& work;
+
+  template <class Element>
+  void visit() const {
+    if constexpr (std::is_same_v<typename Element::T, T>) {
+      work.tensors > kFew ? launch_as(work, &native<Element, kMany>) : launch_as(work, &native<Element, kFew>);
+    }
+  }
+};
+
+struct LaunchStored {
+  const Work& work;
+
+  template <class Element>
+  void visit() const {
+    if constexpr (std::is_same_v<typename Element::T, float>) launch_as(work, &stored<Element, kMany>);
+  }
+};
+
+}  // namespace
+}  // namespace gradstep::cuda

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "codecs/all.h"
+#include "codecs/noise.h"
+#include "cuda/args.h"
+
+// A lane's share of a block of elements: how it is loaded and stored.
+namespace gradstep::cuda {
+
+#define GS_DEVICE __device__ __forceinline__
+
+// The largest of a warp's values, in each of its lanes.
+GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffu, x);
+#else
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const std::uint32_t other = __shfl_xor_sync(0xffffffffu, x, lanes);
+    x = other > x ? other : x;
+  }
+  return x;
+#endif
+}
+
+// The byte of a stream at which an element begins.
+GS_DEVICE std::int64_t offset(const Row& row, int s, std::int64_t index) {
+  if (!row.strided[s]) return index * row.item_sizes[s];
+  const auto rank = static_cast<int>(row.walk[0]);
+  const std::int64_t *const shape = row.walk + 1, *const strides = shape + (1 + s) * rank;
+  std::int64_t bytes = 0;
+#pragma unroll 1
+  for (int axis = rank - 1; axis > 0; --axis) {
+    const std::int64_t outer = index / shape[axis];
+    bytes += (index - outer * shape[axis]) * strides[axis];
+    index = outer;
+  }
+  return bytes + index * strides[0];
+}
+
+// Items that one instruction moves.
+template <class Item, int kCount>
+struct alignas(sizeof(Item) * kCount) Pack {
+  Item items[kCount];
+};
+
+// A lane's elements of a block: as many neighbours as 16 bytes hold of the compute type, then as many a warp further
+// on, so that what a warp moves at once is one piece of memory.
+template <class T>
+struct Share {
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kVectors = kItems / kVector;
+
+  // Where in the block they are.
+  GS_DEVICE static int place(int lane, int item) { return (item / kVector * kWarp + lane) * kVector + item % kVector; }
+};
+
+// What a lane has of a stream as it is stored: `kBytes` an item, in words of the size of T, the compute type.
+template <class T, int kBytes, class Word = std::uint32_t>
+struct Raw {
+  static constexpr int kAtOnce = Share<T>::kVector * kBytes / static_cast<int>(sizeof(Word));  // words
+  static constexpr int kPerWord = static_cast<int>(sizeof(Word)) / kBytes;
+  using Moved = Pack<Word, kAtOnce>;
+
+  GS_DEVICE static bool aligned(const void* block) {
+    return reinterpret_cast<std::uintptr_t>(block) % alignof(Moved) == 0;
+  }
+
+  GS_DEVICE static void load(const void* block, int lane, Word (&words)[kItems]) {
+#pragma unroll
+    for (int v = 0; v < Share<T>::kVectors; ++v) {
+      const Moved moved = static_cast<const Moved*>(block)[v * kWarp + lane];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) words[v * kAtOnce + k] = moved.items[k];
+    }
+  }
+
+  GS_DEVICE static void store(void* block, int lane, const Word (&words)[kItems]) {
+#pragma unroll
+    for (int v = 0; v < Share<T>::kVectors; ++v) {
+      Moved moved;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) moved.items[k] = words[v * kAtOnce + k];
+      static_cast<Moved*>(block)[v * kWarp + lane] = moved;
+    }
+  }
+
+  // The bits of an item; and a word of zeros, with such bits put in.
+  GS_DEVICE static Word get(const Word (&words)[kItems], int item) {
+    return words[item / kPerWord] >> (8 * kBytes * (item % kPerWord));
+  }
+  GS_DEVICE static void put(Word (&words)[kItems], int item, Word bits) {
+    words[item / kPerWord] |= bits << (8 * kBytes * (item % kPerWord));
+  }
+};
+
+}  // namespace gradstep::cuda

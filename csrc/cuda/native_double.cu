@@ -1,0 +1,7 @@
+#include "cuda/kernels.h"
+
+namespace gradstep::cuda {
+
+void launch_native_double(const Work& work) { rules::visit(work.key, LaunchNative<double>{work}); }
+
+}  // namespace gradstep::cuda

@@ -1,0 +1,7 @@
+#include "cuda/kernels.h"
+
+namespace gradstep::cuda {
+
+void launch_native_float(const Work& work) { rules::visit(work.key, LaunchNative<float>{work}); }
+
+}  // namespace gradstep::cuda

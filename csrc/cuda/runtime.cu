@@ -1,0 +1,60 @@
+#include "cuda/runtime.h"
+
+#include <cuda_runtime.h>
+
+#include "cuda/check.h"
+
+namespace gradstep::cuda {
+
+Memory::Memory(std::size_t bytes) {
+  void* data = nullptr;
+  check(cudaMalloc(&data, bytes), "the allocation of a step's tables");
+  data_ = static_cast<std::byte*>(data);
+}
+
+// Waits for kernels that still read it. At the end of the process the driver may be gone before.
+Memory::~Memory() {
+  if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
+}
+
+void Memory::fill(const void* from, std::size_t bytes) {
+  check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "the copy of a step's tables");
+}
+
+OnDevice::OnDevice(int device) {
+  check(cudaGetDevice(&before_), "the first call");
+  if (before_ == device) return;
+  check(cudaSetDevice(device), "the choice of a device");
+  changed_ = true;
+}
+
+OnDevice::~OnDevice() {
+  if (changed_) cudaSetDevice(before_);
+}
+
+bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "the question whether a stream is captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+int device_of(const void* pointer) {
+  cudaPointerAttributes about{};
+  check(cudaPointerGetAttributes(&about, pointer), "the question where an array is");
+  return about.type == cudaMemoryTypeDevice || about.type == cudaMemoryTypeManaged ? about.device : -1;
+}
+
+int device_count() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "the search for devices");
+  return count;
+}
+
+Versions versions() {
+  Versions found{};
+  check(cudaRuntimeGetVersion(&found.runtime), "the question for its version");
+  check(cudaDriverGetVersion(&found.driver), "the question for the driver's version");
+  return found;
+}
+
+}  // namespace gradstep::cuda

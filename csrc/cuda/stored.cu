@@ -1,0 +1,7 @@
+#include "cuda/kernels.h"
+
+namespace gradstep::cuda {
+
+void launch_stored(const Work& work) { rules::visit(work.key, LaunchStored{work}); }
+
+}  // namespace gradstep::cuda

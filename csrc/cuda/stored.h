@@ -1,0 +1,237 @@
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "cuda/lane.h"
+
+// Streams that a rule cannot work on where they lie: between what is stored and a lane's elements.
+namespace gradstep::cuda {
+
+// A block of one tensor, as one lane of its warp sees it.
+struct Block {
+  std::int64_t begin;
+  int count;  // elements, kBlock at most
+  int lane;
+  std::byte* tile;  // the warp's, with room for a block of any type
+};
+
+// What a stream can be stored as: parameters and gradients as numbers, a state also in the code of its sign, a copy in
+// 16 bits. Bindings let no other pass.
+template <class Element>
+constexpr bool may_be(int s, DType dtype) {
+  const bool state = s >= kFirstState && s < kCopy;
+  if (dtype == DType::kFloat32) return s != kCopy;
+  if (dtype == DType::kFloat16) return !state;
+  if (dtype == DType::kQ8Signed) return state && !Element::not_negative(s - kFirstState);
+  if (dtype == DType::kQ8Unsigned) return state && Element::not_negative(s - kFirstState);
+  return dtype == DType::kBFloat16;
+}
+
+// Moves one item of `size` bytes, or zeros.
+GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool zero) {
+  const auto move = [=](auto item) {
+    using Item = decltype(item);
+    *reinterpret_cast<Item*>(to) = zero ? Item{0} : *reinterpret_cast<const Item*>(from);
+  };
+  if (size == 4) {
+    move(std::uint32_t{});
+  } else if (size == 2) {
+    move(std::uint16_t{});
+  } else {
+    move(std::uint8_t{});
+  }
+}
+
+// Gathers a stream's elements into the tile, and zeros behind the last; or scatters them.
+template <bool kGather>
+GS_DEVICE void move(const Row& row, int s, std::byte* data, const Block& block) {
+  const int size = row.item_sizes[s];
+  __syncwarp();
+#pragma unroll 1
+  for (int i = block.lane; i < (kGather ? static_cast<int>(kBlock) : block.count); i += kWarp) {
+    std::byte* const in_tile = block.tile + i * size;
+    const bool beyond = i >= block.count;
+    std::byte* const in_place = beyond ? data : data + offset(row, s, block.begin + i);
+    move_item(kGather ? in_tile : in_place, kGather ? in_place : in_tile, size, beyond);
+  }
+  __syncwarp();
+}
+
+// Where a block's items are, or can be put, in one piece: where they lie, if they do so, else in the tile.
+GS_DEVICE std::byte* piece(const Row& row, int s, std::byte* data, const Block& block) {
+  const int size = row.item_sizes[s];
+  std::byte* const begin = data + block.begin * size;
+  const auto width = static_cast<std::uintptr_t>(Share<float>::kVector * size);
+  const bool lies_so = block.count == kBlock && !row.strided[s] && reinterpret_cast<std::uintptr_t>(begin) % width == 0;
+  return lies_so ? begin : block.tile;
+}
+
+// f(Raw) with the width of a stream's items.
+template <class F>
+GS_DEVICE void visit_raw(int size, const F& f) {
+  if (size == 4) {
+    f(Raw<float, 4>{});
+  } else if (size == 2) {
+    f(Raw<float, 2>{});
+  } else {
+    f(Raw<float, 1>{});
+  }
+}
+
+// Asks for a stream's items as they are stored. It waits for none, so that those of all streams are under way together.
+GS_DEVICE void fetch(const Row& row, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
+  const std::byte* const from = piece(row, s, data, block);
+  if (from == block.tile) move<true>(row, s, data, block);
+  visit_raw(row.item_sizes[s], [&](auto width) { width.load(from, block.lane, raw); });
+}
+
+// Puts a stream's items where fetch() took them from.
+GS_DEVICE void put(const Row& row, int s, std::byte* data, const Block& block, const std::uint32_t (&raw)[kItems]) {
+  std::byte* const to = piece(row, s, data, block);
+  if (to == block.tile) __syncwarp();
+  visit_raw(row.item_sizes[s], [&](auto width) { width.store(to, block.lane, raw); });
+  if (to == block.tile) move<false>(row, s, data, block);
+}
+
+// Where the random bits of a stream come from, if it is rounded by chance.
+struct Chance {
+  NoiseKey key;
+  const std::uint32_t* places;  // the words of places in a group
+  bool asked;
+};
+
+// A lane's random bits, for one block.
+class Noise {
+ public:
+  GS_DEVICE Noise(const Chance& chance, const Block& block) : places_(chance.places), lane_(block.lane) {
+    static_assert(kBlock == 4 * kGroup && Share<float>::kVectors == 2, "a counter has the words of a block's groups");
+    const std::int64_t counter = block.begin / kBlock;
+    const Words w = draw(chance.key, static_cast<std::uint32_t>(counter), upper_half(chance.key, kOfGroup, counter));
+    const bool upper = lane_ >= kWarp / 2;
+    groups_[0] = upper ? w.w1 : w.w0;
+    groups_[1] = upper ? w.w3 : w.w2;
+  }
+
+  // As many as a codec drops.
+  template <class Codec>
+  GS_DEVICE std::uint32_t bits(Codec, int item) const {
+    const int place = Share<float>::place(lane_, item) % static_cast<int>(kGroup);
+    return (places_[place] ^ groups_[item / Share<float>::kVector]) >> (32 - Codec::kRandomBits);
+  }
+
+ private:
+  const std::uint32_t* places_;
+  std::uint32_t groups_[Share<float>::kVectors];
+  int lane_;
+};
+
+// Floats as they are.
+struct Native {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float*, float (&x)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) x[i] = float_of(raw[i]);
+  }
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const Chance&, float*,
+                               std::uint32_t (&raw)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) raw[i] = bits_of(x[i]);
+  }
+};
+
+#if defined(__CUDA_ARCH__)
+// What hardware converts, exactly as codecs do but for the payload of a NaN.
+GS_DEVICE float widened(codecs::Float16, std::uint16_t code) { return __half2float(__ushort_as_half(code)); }
+GS_DEVICE std::uint16_t narrowed(codecs::Float16, float x) { return __half_as_ushort(__float2half_rn(x)); }
+#endif
+template <class Codec>
+GS_DEVICE float widened(Codec, std::uint16_t code) {
+  return Codec::decode(code);
+}
+template <class Codec>
+GS_DEVICE std::uint16_t narrowed(Codec, float x) {
+  return Codec::encode(x);
+}
+
+// Numbers of 16 bits.
+template <class Codec>
+struct Narrow {
+  using Width = Raw<float, 2>;
+
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float*, float (&x)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<std::uint16_t>(Width::get(raw, i)));
+  }
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float*,
+                               std::uint32_t (&raw)[kItems]) {
+    if (chance.asked) {
+      const Noise noise(chance, block);
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], noise.bits(Codec{}, i)));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) Width::put(raw, i, narrowed(Codec{}, x[i]));
+    }
+  }
+};
+
+// Codes under a scale, which `scale` points to: always rounded by chance.
+template <class Codec>
+struct Scaled {
+  using Width = Raw<float, 1>;
+
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float* scale,
+                               float (&x)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      x[i] = Codec::template decode<true>(static_cast<typename Codec::Number>(Width::get(raw, i)), *scale);
+    }
+  }
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float* scale,
+                               std::uint32_t (&raw)[kItems]) {
+    std::uint32_t most = largest(x, block, ~0u);
+    if (most >= kInfinity) most = largest(x, block, kInfinity);
+    const float now = Codec::scale(most);
+    if (block.lane == 0) *scale = now;
+    const Noise noise(chance, block);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      Width::put(raw, i, Codec::template encode<true>(x[i], now, noise.bits(Codec{}, i)));
+    }
+  }
+
+ private:
+  // The bits of the largest magnitude below a limit among a block's elements.
+  GS_DEVICE static std::uint32_t largest(const float (&x)[kItems], const Block& block, std::uint32_t limit) {
+    std::uint32_t most = 0;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const std::uint32_t u = magnitude_of(x[i]);
+      const bool counts = u < limit && Share<float>::place(block.lane, i) < block.count;
+      most = counts && u > most ? u : most;
+    }
+    return warp_max(most);
+  }
+};
+
+GS_DEVICE Native conversion(codecs::Float32) { return {}; }
+template <class Codec>
+GS_DEVICE Narrow<Codec> conversion(Codec) {
+  return {};
+}
+template <class Code>
+GS_DEVICE Scaled<codecs::Q8<Code>> conversion(codecs::Q8<Code>) {
+  return {};
+}
+
+// f(conversion) for what a stream is stored as.
+template <class Element, int s, class F>
+GS_DEVICE void visit_stored(DType dtype, const F& f) {
+#define GS_VISIT(name, Codec)                                 \
+  if constexpr (may_be<Element>(s, DType::name)) {            \
+    if (dtype == DType::name) f(conversion(codecs::Codec{})); \
+  }
+  GS_CODECS(GS_VISIT)
+#undef GS_VISIT
+}
+
+}  // namespace gradstep::cuda

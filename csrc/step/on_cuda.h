@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/launch.h"
+#include "cuda/runtime.h"
+#include "step/backend.h"
+
+namespace gradstep::step {
+
+// Steps on a GPU. What does not change from step to step lies there; the rest travels with the launch. CUDA is not
+// called before the first run.
+class OnCuda : public Backend {
+ public:
+  // A piece of the plan is a thread block's.
+  std::int64_t grain(std::int64_t) const override { return cuda::kChunk; }
+  AnyKernel find_kernel(const rules::Key&) const override { return nullptr; }
+
+  void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override;
+  void take(const Plan& plan) override;
+  void run(const Plan& plan, const Job* jobs, std::int64_t elements) override;
+
+  // Where the arrays are, and the stream of the next run.
+  void use(int device, void* stream) {
+    device_ = device;
+    stream_ = stream;
+  }
+
+ private:
+  struct Tensor {
+    cuda::Row row{};
+    std::vector<std::int64_t> walk;  // see cuda::Row
+    bool narrow;                     // whether something is stored in another type than the rule's
+  };
+
+  void upload(const Plan& plan);
+
+  int device_ = 0;
+  void* stream_ = nullptr;
+  std::vector<Tensor> tensors_;
+  std::vector<std::uint32_t> first_chunk_;
+  bool uploaded_ = false;
+  cuda::Memory memory_;
+  const cuda::Row* rows_ = nullptr;      // in that memory,
+  const cuda::Chunk* chunks_ = nullptr;  // and after them
+};
+
+}  // namespace gradstep::step

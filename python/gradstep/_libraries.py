@@ -1,0 +1,219 @@
+"""The libraries whose arrays are stepped: NumPy's on the processor, CuPy's and torch's on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+from . import _core
+from ._structure import Array
+
+BFLOAT16_EXTRA: Final = 'pip install "gradstep[bfloat16]"'
+
+
+def bfloat16() -> np.dtype[Any]:
+    """NumPy's bfloat16. Raises ModuleNotFoundError, saying what to install, where it is missing."""
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"bfloat16 is the dtype of the package ml_dtypes: {BFLOAT16_EXTRA}") from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of that name."""
+    return bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+class Library:
+    """NumPy, and what an optimizer asks of a library in its place. Types go by NumPy's names."""
+
+    name = "numpy"
+    on_gpu = False
+
+    @property
+    def core(self) -> Any:
+        """The extension module that steps these arrays."""
+        return _core
+
+    @property
+    def module(self) -> Any:
+        """The library itself."""
+        return np
+
+    def dtype(self, array: Array) -> str:
+        """The name of an array's type."""
+        return str(array.dtype.name)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array) -> Array:  # noqa: ARG002
+        """Zeros in C order, on the device of another array."""
+        zeros: Array = self.module.zeros(shape, numpy_dtype(dtype))
+        return zeros
+
+    def zeros_like(self, array: Array, dtype: str) -> Array:
+        """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that."""
+        axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+        zeros = self.zeros(tuple(array.shape[axis] for axis in axes), dtype, array)
+        if axes == sorted(axes):
+            return zeros
+        back: Array = self.module.transpose(zeros, [axes.index(axis) for axis in range(array.ndim)])
+        return back
+
+    def copy(self, array: Array) -> Array:
+        """A copy that lies as the array does."""
+        copy: Array = array.copy(order="K")
+        return copy
+
+    def assign(self, to: Array, values: Array) -> None:
+        """Overwrites an array with another of the library, whose type may be another."""
+        np.copyto(to, values)
+
+    def from_numpy(self, to: Array, values: Array) -> None:
+        """Overwrites an array with one of NumPy's, of the same type."""
+        np.copyto(to, values)
+
+    def to_numpy(self, array: Array) -> Array:
+        """A copy for NumPy."""
+        copy: Array = array.copy()
+        return copy
+
+    def stream(self, device: int) -> int:
+        """The handle of the library's current stream."""
+        raise NotImplementedError
+
+
+class OnGpu(Library):
+    """What is common to libraries of GPU arrays."""
+
+    on_gpu = True
+
+    @property
+    def core(self) -> Any:
+        return cuda()
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(self.name)
+
+
+class CuPy(OnGpu):
+    """CuPy, which has NumPy's interface; also for arrays of others that show a `__cuda_array_interface__`."""
+
+    name = "cupy"
+
+    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array) -> Array:
+        with self.module.cuda.Device(self._device(beside)):
+            return super().zeros(shape, dtype, beside)
+
+    def assign(self, to: Array, values: Array) -> None:
+        to[...] = self.module.asarray(values)
+
+    def from_numpy(self, to: Array, values: Array) -> None:
+        with self.module.cuda.Device(self._device(to)):
+            to[...] = self.module.asarray(values)
+
+    def to_numpy(self, array: Array) -> Array:
+        values: Array = self.module.asnumpy(array)
+        return values
+
+    def stream(self, device: int) -> int:
+        with self.module.cuda.Device(device):
+            return int(self.module.cuda.get_current_stream().ptr)
+
+    def _device(self, array: Any) -> int:
+        return int(self.module.asarray(array).device.id)
+
+
+class Torch(OnGpu):
+    """torch."""
+
+    name = "torch"
+
+    def dtype(self, array: Any) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Any) -> Any:
+        return self.module.zeros(shape, dtype=getattr(self.module, dtype), device=beside.device)
+
+    def zeros_like(self, array: Any, dtype: str) -> Any:
+        return self.module.zeros_like(array.detach(), dtype=getattr(self.module, dtype))
+
+    def copy(self, array: Any) -> Any:
+        return array.detach().clone()
+
+    def assign(self, to: Any, values: Any) -> None:
+        to.detach().copy_(values.detach())
+
+    def from_numpy(self, to: Any, values: Array) -> None:
+        to.detach().copy_(self._tensor(values))
+
+    def to_numpy(self, array: Any) -> Array:
+        array = array.detach().cpu()
+        if self.dtype(array) != "bfloat16":  # which torch does not give to NumPy
+            return np.array(array)
+        return np.array(array.view(self.module.int16)).view(bfloat16())
+
+    def _tensor(self, values: Array) -> Any:
+        values = np.ascontiguousarray(values)
+        if values.dtype.name != "bfloat16":
+            return self.module.from_numpy(values)
+        return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
+
+    def stream(self, device: int) -> int:
+        return int(self.module.cuda.current_stream(device).cuda_stream)
+
+
+NUMPY: Final = Library()
+CUPY: Final = CuPy()
+TORCH: Final = Torch()
+
+
+def cuda() -> Any:
+    """The CUDA backend. Raises RuntimeError, saying what is missing, where it cannot be used."""
+    try:
+        return importlib.import_module("gradstep._cuda")
+    except ImportError as error:
+        raise RuntimeError(f"these arrays are on a GPU, but {cuda_missing(error)}") from error
+
+
+def cuda_missing(error: ImportError) -> str:
+    """Why the CUDA backend could not be imported."""
+    if isinstance(error, ModuleNotFoundError):
+        return "gradstep was built without its CUDA backend: build it where nvcc is found"
+    return f"gradstep's CUDA backend cannot be loaded: {error}"
+
+
+def library_of(array: Any) -> Library:
+    """The library of an array; NumPy for what is none, whose core says so."""
+    if isinstance(array, np.ndarray):
+        return NUMPY
+    package = type(array).__module__.partition(".")[0]
+    if package == TORCH.name:
+        return TORCH if array.is_cuda else NUMPY
+    return CUPY if hasattr(array, "__cuda_array_interface__") or _is_on_cuda(array) else NUMPY
+
+
+def _is_on_cuda(array: Any) -> bool:
+    """Whether DLPack says so."""
+    return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) in (2, 13)
+
+
+def use_stream(library: Library, stepper: Any, stream: Any = None) -> None:
+    """Sends a stepper's next step to a stream, by default the library's current one. Raises TypeError for no stream."""
+    stepper.use_stream(library.stream(stepper.device) if stream is None else _handle(stream))
+
+
+def _handle(stream: Any) -> int:
+    """The handle of a stream of any library. Raises TypeError for something else."""
+    for name in ("ptr", "cuda_stream", "handle"):
+        if isinstance(getattr(stream, name, None), int):
+            return int(getattr(stream, name))
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
+        return stream
+    raise TypeError(f"stream must be a CUDA stream or its handle, not {stream!r}")

@@ -1,0 +1,2 @@
+// Kernels convert halves by their own codecs here.
+#pragma once
