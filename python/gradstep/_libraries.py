@@ -133,6 +133,10 @@ class Torch(OnGpu):
 
     name = "torch"
 
+    def has(self, tensor: Any) -> bool:
+        """Whether it is on a GPU."""
+        return bool(tensor.is_cuda)
+
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
 
@@ -154,8 +158,8 @@ class Torch(OnGpu):
     def to_numpy(self, array: Any) -> Array:
         array = array.detach().cpu()
         if self.dtype(array) != "bfloat16":  # which torch does not give to NumPy
-            return np.array(array)
-        return np.array(array.view(self.module.int16)).view(bfloat16())
+            return np.array(array.numpy())
+        return np.array(array.view(self.module.int16).numpy()).view(bfloat16())
 
     def _tensor(self, values: Array) -> Any:
         values = np.ascontiguousarray(values)
@@ -193,7 +197,7 @@ def library_of(array: Any) -> Library:
         return NUMPY
     package = type(array).__module__.partition(".")[0]
     if package == TORCH.name:
-        return TORCH if array.is_cuda else NUMPY
+        return TORCH if TORCH.has(array) else NUMPY
     return CUPY if hasattr(array, "__cuda_array_interface__") or _is_on_cuda(array) else NUMPY
 
 
