@@ -19,7 +19,7 @@ if(build STREQUAL "OFF")
   return()
 endif()
 
-set(kernels csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/runtime.cu csrc/cuda/stored.cu)
+set(kernels csrc/cuda/held.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/runtime.cu csrc/cuda/stored.cu)
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp

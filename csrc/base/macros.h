@@ -4,7 +4,7 @@
 // keeps for older machines.
 #if defined(__CUDACC__)
 #define GS_INLINE __forceinline__ __host__ __device__
-#define GS_UNROLL(count) _Pragma("unroll")
+#define GS_UNROLL(count)  // nvcc does so by itself
 #else
 #define GS_INLINE inline __attribute__((always_inline))
 #define GS_UNROLL_(text) _Pragma(#text)

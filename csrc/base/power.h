@@ -2,11 +2,13 @@
 
 #include <cstdint>
 
+#include "base/macros.h"
+
 // Powers from + - * / alone: libm's pow and exp differ in their last bits from machine to machine.
 namespace gradstep {
 
 // base to a whole power, by repeated squaring.
-inline double power(double base, std::int64_t n) {
+GS_INLINE double power(double base, std::int64_t n) {
   double result = 1;
   for (; n > 0; n /= 2, base = base * base) {
     if (n % 2 == 1) result = result * base;
@@ -15,7 +17,7 @@ inline double power(double base, std::int64_t n) {
 }
 
 // 0.96 ** x for x >= 0, Nadam's momentum schedule: the whole part is a power, the fraction a Taylor series.
-inline double momentum_schedule(double x) {
+GS_INLINE double momentum_schedule(double x) {
   if (x > 1e6) return 0;
   const auto whole = static_cast<std::int64_t>(x);
   const double r = (x - static_cast<double>(whole)) * -0.040821994520255166;  // ln 0.96

@@ -48,12 +48,7 @@ std::string text_of_type(py::handle object) {
 
 std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
 
-bool is_cuda(std::int32_t device_type) {
-#if defined(GRADSTEP_EMULATED_CUDA)
-  if (device_type == dlpack::kCpu) return true;
-#endif
-  return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged;
-}
+bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged; }
 
 }  // namespace
 
@@ -102,6 +97,9 @@ bool CudaArrays::see_by_exchange(py::handle object, Seen& seen) {
   dlpack::Tensor tensor;
   if (known_api_->view(object.ptr(), &tensor) != 0) throw py::error_already_set();
   take(tensor, seen);
+#if defined(GRADSTEP_EMULATED_CUDA)
+  seen.is_cuda = true;
+#endif
   return true;
 }
 
@@ -129,8 +127,7 @@ bool CudaArrays::see_by_interface(py::handle object, Seen& seen) {
 bool CudaArrays::see_by_capsule(py::handle object, Seen& seen) {
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) return false;
   const auto device = py::tuple(object.attr("__dlpack_device__")());
-  seen.is_cuda = is_cuda(device[0].cast<std::int32_t>());
-  if (!seen.is_cuda) return true;
+  if (!is_cuda(device[0].cast<std::int32_t>())) return false;
   // -1: the stream is the caller's affair. The object, which stays, keeps the memory.
   const py::object capsule = object.attr("__dlpack__")(py::arg("stream") = -1);
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {

@@ -33,6 +33,7 @@ class CudaArrays {
     backend_->use(device_, stream_);
   }
   int device() const { return device_; }
+  bool is_capturing() const { return backend_->must_hold(); }
 
   // What an array was when the optimizer was made. Its memory stays as long as the object, or what it was a view of.
   class Watched {

@@ -43,6 +43,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },
       py::arg("stream"));
+  stepper.def_property_readonly("is_capturing", [](bind::Stepper<CudaArrays>& s) { return s.arrays().is_capturing(); });
   stepper.def_property_readonly("device", [](bind::Stepper<CudaArrays>& s) { return s.arrays().device(); });
 
 #if defined(GRADSTEP_EMULATED_CUDA)
@@ -54,13 +55,16 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     return reinterpret_cast<std::uintptr_t>(data);
   });
   m.def("release", [](std::uintptr_t data) { cudaFree(reinterpret_cast<void*>(data)); });
-  m.def("capture", [](bool begin) { emulated::machine.capturing = begin; });
+  m.def("begin_capture", &emulated::begin_capture);
+  m.def("end_capture", &emulated::end_capture);
+  m.def("replay", &emulated::replay);
   m.def("counts", [] {
     const auto& machine = emulated::machine;
     py::dict counts;
     counts["launches"] = machine.launches;
     counts["allocations"] = machine.allocations;
     counts["copies"] = machine.copies;
+    counts["waits"] = machine.waits;
     counts["stream"] = reinterpret_cast<std::uintptr_t>(machine.last_stream);
     return counts;
   });

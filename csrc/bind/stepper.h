@@ -129,7 +129,6 @@ class Stepper {
       if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
     }
     without_gil([this] { stepper_.run(); });
-    ++step_count_;
     return std::nullopt;
   }
 
@@ -146,21 +145,19 @@ class Stepper {
     return suspects;
   }
 
-  std::int64_t step_count() const { return step_count_; }
-  void set_step_count(std::int64_t count) { step_count_ = count; }
+  std::int64_t step_count() { return stepper_.taken(); }
 
   // Each tensor's own step number and, of use to Nadam alone, its product of momenta.
   std::vector<std::pair<std::int64_t, double>> clocks() {
     std::vector<std::pair<std::int64_t, double>> all;
-    for (std::size_t i = 0; i < stepper_.size(); ++i) {
-      all.emplace_back(stepper_.clock(i).t, stepper_.clock(i).mu_product);
-    }
+    for (const rules::Clock& clock : stepper_.times().clocks) all.emplace_back(clock.t, clock.mu_product);
     return all;
   }
 
-  void set_clocks(const std::vector<std::pair<std::int64_t, double>>& all) {
-    if (all.size() != stepper_.size()) throw std::invalid_argument("one clock a tensor is needed");
-    for (std::size_t i = 0; i < all.size(); ++i) stepper_.clock(i) = {all[i].first, all[i].second};
+  void set_times(std::int64_t step_count, const std::vector<std::pair<std::int64_t, double>>& all) {
+    std::vector<rules::Clock> clocks;
+    for (const auto& [t, mu_product] : all) clocks.push_back({t, mu_product});
+    stepper_.set_times(step_count, clocks);
   }
 
  private:
@@ -262,7 +259,6 @@ class Stepper {
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
   bool is_bound_ = false;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
-  std::int64_t step_count_ = 0;
 };
 
 // Adds the class to a module.
@@ -290,8 +286,9 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
            py::arg("master") = py::none())
       .def("suspects", &Steps::suspects)
       .def("step", &Steps::step, py::arg("grads"), py::arg("looked_at") = false)
-      .def_property("step_count", &Steps::step_count, &Steps::set_step_count)
-      .def_property("clocks", &Steps::clocks, &Steps::set_clocks);
+      .def_property_readonly("step_count", &Steps::step_count)
+      .def_property_readonly("clocks", &Steps::clocks)
+      .def("set_times", &Steps::set_times, py::arg("step_count"), py::arg("clocks"));
   return stepper;
 }
 

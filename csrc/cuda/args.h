@@ -35,25 +35,33 @@ struct Row {
 
 // What is done to tensors of one group at the same step number.
 template <class Element>
-struct Step {
+struct Step : Around {
   alignas(Element) std::byte bytes[sizeof(Element)];
-  std::uint64_t seed;
-  std::uint32_t number;
-  bool flush, stochastic;
 
   GS_INLINE const Element& element() const { return *reinterpret_cast<const Element*>(bytes); }
 };
+inline constexpr std::size_t kMaxStep = rules::kMaxElement + 32;
 
-// A launch: `kTensors` neighbours at most, and few different steps. They travel with the launch, so that a step neither
+// What the device keeps once a step was captured, so that a replay goes on from where the last step ended. All null
+// before.
+struct Held {
+  std::byte* steps;             // of each tensor, in kMaxStep bytes: its Step, made of
+  rules::Clock* clocks;         // its clock, and
+  const std::uint32_t* groups;  // its group's
+  double* options;              // kMaxOptions for each
+  std::int64_t* taken;          // the number of steps
+};
+
+// A launch: neighbours among the tensors, and few different steps. They travel with the launch, so that a step neither
 // copies nor waits.
 template <class Element, int kTensors>
 struct Args {
   static constexpr int kSteps = 8;
 
-  const Row* rows;            // of all tensors
-  const Chunk* chunks;        // from this launch's first
-  const Step<Element>* held;  // where steps are kept on the device, one a tensor; else null
-  std::uint32_t first;        // tensor
+  const Row* rows;             // of all tensors
+  const Chunk* chunks;         // from this launch's first
+  Held held;                   // in place of `steps`
+  std::uint32_t first, count;  // tensors
   Step<Element> steps[kSteps];
   std::byte* gradients[kTensors];  // null: the tensor takes no part
   std::uint8_t step_of[kTensors];
@@ -61,6 +69,6 @@ struct Args {
 
 // A launch takes 32 KB of arguments. Lists that fit into less do not pay for them.
 inline constexpr std::size_t kMostBytes = 32764;
-inline constexpr int kFew = 320, kMany = 3500;
+inline constexpr int kFew = 320, kMany = 3400;
 
 }  // namespace gradstep::cuda

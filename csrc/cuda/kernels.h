@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -53,7 +54,8 @@ GS_DEVICE void update(const Element& element, T& p, T g, T& a, T& b, T& c) {
 
 template <class Element, int kTensors>
 GS_DEVICE const Step<Element>& step_of(const Args<Element, kTensors>& args, std::uint32_t tensor) {
-  return args.held != nullptr ? args.held[tensor] : args.steps[args.step_of[tensor - args.first]];
+  if (args.held.steps == nullptr) return args.steps[args.step_of[tensor - args.first]];
+  return *reinterpret_cast<const Step<Element>*>(args.held.steps + tensor * kMaxStep);
 }
 
 template <class T>
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_cons
 
   const auto chance_of = [&](int s) {
     const bool asked = s < kCopy && by_chance(row.dtypes[s], step.stochastic);
-    const NoiseKey key{step.seed, step.number, chunk.tensor, static_cast<std::uint32_t>(s)};
+    const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(s)};
     return Chance{key, places[s < kCopy ? s : 0], asked};
   };
   const auto counter = static_cast<std::uint32_t>(threadIdx.x % kPlaceCounters);
@@ -181,47 +183,78 @@ __global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_cons
   }
 }
 
+// Advances the clock that the device keeps of a tensor, and computes its step as the host would: in double, by the same
+// code.
 template <class Element, int kTensors>
-void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
-  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes);
+__global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Args<Element, kTensors> args) {
+  const Held& held = args.held;
+  const std::uint32_t place = blockIdx.x * kThreads + threadIdx.x, tensor = args.first + place;
+  if (place == 0 && held.taken != nullptr) ++*held.taken;
+  if (place >= args.count || args.gradients[place] == nullptr) return;
+  const double* const options = held.options + held.groups[tensor] * rules::kMaxOptions;
+  const auto& common = *reinterpret_cast<const rules::Common::Options*>(options);
+  const auto& own = *reinterpret_cast<const typename Element::Options*>(options + sizeof common / sizeof(double));
+  static_assert(sizeof common + sizeof own <= rules::kMaxOptions * sizeof(double));
+
+  rules::Clock& clock = held.clocks[tensor];
+  ++clock.t;
+  auto& step = *reinterpret_cast<Step<Element>*>(held.steps + tensor * kMaxStep);
+  static_cast<Around&>(step) = Around(common, clock.t);
+  new (step.bytes) Element(common, own, clock);
+}
+
+// The gradient of a tensor without elements, which may have no address, and yet takes part.
+std::byte* const kOfNoElements = reinterpret_cast<std::byte*>(1);
+
+// One launch after the other, each of as many neighbours as there is room for and of the thread blocks that
+// blocks(first, last) says for them.
+template <class Element, int kTensors, class Blocks>
+void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const Blocks& blocks) {
+  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes && sizeof(Step<Element>) <= kMaxStep);
   Args<Element, kTensors> args;
   args.rows = work.rows;
-  args.held = static_cast<const Step<Element>*>(work.held);
+  args.held = work.held;
   for (std::uint32_t tensor = 0; tensor < work.tensors;) {
     const Update* steps[args.kSteps];
     int known = 0;
     args.first = tensor;
     const std::uint32_t limit = work.tensors - tensor < kTensors ? work.tensors : tensor + kTensors;
     for (; tensor < limit; ++tensor) {
+      const std::uint32_t place = tensor - args.first;
       const Job& job = work.jobs[tensor];
-      const bool ours = job.update != nullptr && job.update->key == work.key;
-      args.gradients[tensor - args.first] = ours ? job.streams[kGradient] : nullptr;
-      if (!ours || work.held != nullptr) continue;
+      args.gradients[place] = nullptr;
+      if (job.update == nullptr || !(job.update->key == work.key)) continue;
       int step = known;
       while (step > 0 && steps[step - 1] != job.update) --step;
       if (step == 0) {
         if (known == args.kSteps) break;
-        const Update& update = *job.update;
-        std::memcpy(args.steps[known].bytes, update.element, sizeof(Element));
-        args.steps[known].seed = update.seed;
-        args.steps[known].number = update.step;
-        args.steps[known].flush = update.flush;
-        args.steps[known].stochastic = update.stochastic;
-        steps[known++] = &update;
+        static_cast<Around&>(args.steps[known]) = *job.update;
+        std::memcpy(args.steps[known].bytes, job.update->element, sizeof(Element));
+        steps[known++] = job.update;
         step = known;
       }
-      args.step_of[tensor - args.first] = static_cast<std::uint8_t>(step - 1);
+      args.step_of[place] = static_cast<std::uint8_t>(step - 1);
+      args.gradients[place] = job.streams[kGradient] != nullptr ? job.streams[kGradient] : kOfNoElements;
     }
+    args.count = tensor - args.first;
     args.chunks = work.chunks + work.first_chunk[args.first];
-    const std::uint32_t blocks = work.first_chunk[tensor] - work.first_chunk[args.first];
-    if (blocks == 0) continue;
-    void* parameters[] = {&args};
-    const auto stream = static_cast<cudaStream_t>(work.stream);
-    check(cudaLaunchKernel(kernel, dim3(blocks), dim3(kThreads), parameters, 0, stream), "a step's launch");
+    if (const std::uint32_t count = blocks(args.first, tensor); count > 0) {
+      void* parameters[] = {&args};
+      const auto stream = static_cast<cudaStream_t>(work.stream);
+      check(cudaLaunchKernel(kernel, dim3(count), dim3(kThreads), parameters, 0, stream), "a step's launch");
+    }
+    args.held.taken = nullptr;  // the first has counted
   }
 }
 
-// What rules::visit() takes: launches the kernel of an element that computes in T.
+// A thread block for each chunk.
+template <class Element, int kTensors>
+void launch_chunks(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
+  launch_as(work, kernel,
+            [&](std::uint32_t first, std::uint32_t last) { return work.first_chunk[last] - work.first_chunk[first]; });
+}
+
+// What rules::visit() takes: each launches the kernel of an element, if that is of its kind.
 template <class T>
 struct LaunchNative {
   const Work& work;
@@ -229,7 +262,7 @@ struct LaunchNative {
   template <class Element>
   void visit() const {
     if constexpr (std::is_same_v<typename Element::T, T>) {
-      work.tensors > kFew ? launch_as(work, &native<Element, kMany>) : launch_as(work, &native<Element, kFew>);
+      work.tensors > kFew ? launch_chunks(work, &native<Element, kMany>) : launch_chunks(work, &native<Element, kFew>);
     }
   }
 };
@@ -239,7 +272,18 @@ struct LaunchStored {
 
   template <class Element>
   void visit() const {
-    if constexpr (std::is_same_v<typename Element::T, float>) launch_as(work, &stored<Element, kMany>);
+    if constexpr (std::is_same_v<typename Element::T, float>) launch_chunks(work, &stored<Element, kMany>);
+  }
+};
+
+// A thread for each tensor.
+struct LaunchAdvance {
+  const Work& work;
+
+  template <class Element>
+  void visit() const {
+    launch_as(work, &advance<Element, kMany>,
+              [](std::uint32_t first, std::uint32_t last) { return (last - first + kThreads - 1) / kThreads; });
   }
 };
 

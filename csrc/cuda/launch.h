@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "cuda/args.h"
 
 namespace gradstep::cuda {
@@ -7,15 +10,13 @@ namespace gradstep::cuda {
 // The tensors of one step that have the same key.
 struct Work {
   rules::Key key;
-  bool stored;      // whether some are stored in another type, strided, or flushed
-  const Job* jobs;  // of all tensors, in host memory; those with another key are left out
+  bool stored;      // whether something is stored in another type
+  const Job* jobs;  // of all tensors; those with another key are left out
   std::uint32_t tensors;
-  // Of all tensors, on the device: rows, chunks, and steps where they are kept there. Tensor i has the chunks from
-  // first_chunk[i] on, which is in host memory, with one entry more than there are tensors.
-  const Row* rows;
+  const std::uint32_t* first_chunk;  // of each tensor, and one more
+  const Row* rows;                   // on the device, as are
   const Chunk* chunks;
-  const void* held;
-  const std::uint32_t* first_chunk;
+  Held held;
   void* stream;
 };
 
@@ -24,6 +25,12 @@ struct Work {
 void launch_native_float(const Work& work);
 void launch_native_double(const Work& work);
 void launch_stored(const Work& work);
+
+// Advances the clocks that the device keeps, of tensors that have a gradient, and computes their steps.
+void advance_held(const Work& work);
+
+// Overwrites options that the device keeps, after what is in the stream.
+void set_held(double* options, const std::vector<double>& values, void* stream);
 
 inline void launch(const Work& work) {
   if (work.stored) return launch_stored(work);

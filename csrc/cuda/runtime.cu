@@ -6,7 +6,24 @@
 
 namespace gradstep::cuda {
 
+namespace {
+
+// While a thread captures, CUDA refuses what could harm the capture. What is done here touches no stream of others.
+class Relaxed {
+ public:
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace
+
 Memory::Memory(std::size_t bytes) {
+  const Relaxed relaxed;
   void* data = nullptr;
   check(cudaMalloc(&data, bytes), "the allocation of a step's tables");
   data_ = static_cast<std::byte*>(data);
@@ -18,7 +35,14 @@ Memory::~Memory() {
 }
 
 void Memory::fill(const void* from, std::size_t bytes) {
-  check(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "the copy of a step's tables");
+  const Relaxed relaxed;
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "the creation of a stream");
+  const cudaError_t copied = cudaMemcpyAsync(data_, from, bytes, cudaMemcpyHostToDevice, stream);
+  const cudaError_t waited = cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  check(copied, "the copy of a step's tables");
+  check(waited, "the copy of a step's tables");
 }
 
 OnDevice::OnDevice(int device) {
@@ -36,6 +60,12 @@ bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "the question whether a stream is captured");
   return status != cudaStreamCaptureStatusNone;
+}
+
+void wait_for_device() { check(cudaDeviceSynchronize(), "a step, or something before it,"); }
+
+void copy_to_host(void* to, const void* from, std::size_t bytes) {
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "the copy of step numbers");
 }
 
 int device_of(const void* pointer) {

@@ -21,6 +21,7 @@ class Memory {
   ~Memory();
 
   std::byte* data() const { return data_; }
+  // At once: what is captured meanwhile does not hold the copy.
   void fill(const void* from, std::size_t bytes);
 
  private:
@@ -41,6 +42,9 @@ class OnDevice {
 };
 
 bool is_capturing(void* stream);
+
+void wait_for_device();
+void copy_to_host(void* to, const void* from, std::size_t bytes);
 
 // The device in whose memory a pointer lies; -1: in none's.
 int device_of(const void* pointer);

@@ -31,13 +31,24 @@ struct Layout {
 
 using AnyKernel = void (*)();  // of some backend, which knows its type
 
-// What is done to each element of some tensors in one step.
-struct Update {
-  rules::Key key;
+// What is done around a rule.
+struct Around {
   bool flush = false;       // subnormals
   bool stochastic = false;  // the rounding of what is stored in 16 bits
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
+
+  Around() = default;
+  GS_INLINE Around(const rules::Common::Options& asked, std::int64_t t)
+      : flush(asked.flush_subnormals != 0),
+        stochastic(asked.stochastic_rounding == asked.stochastic_rounding),
+        step(static_cast<std::uint32_t>(t)),
+        seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0) {}
+};
+
+// What is done to each element of some tensors in one step.
+struct Update : Around {
+  rules::Key key;
   AnyKernel kernel = nullptr;
   alignas(16) std::byte element[rules::kMaxElement];  // the key's rules::Element, with the step's scalars
 };

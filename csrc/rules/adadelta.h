@@ -16,7 +16,7 @@ struct AdaDelta {
   struct Update {
     T rho, fresh, eps, rate;
 
-    Update(const Options& o, Clock&)
+    GS_INLINE Update(const Options& o, Clock&)
         : rho(static_cast<T>(o.rho)),
           fresh(static_cast<T>(1 - o.rho)),
           eps(static_cast<T>(o.eps)),

@@ -16,7 +16,7 @@ struct AdaGrad {
   struct Update {
     T rate, eps, eps_root;
 
-    Update(const Options& o, Clock& clock)
+    GS_INLINE Update(const Options& o, Clock& clock)
         : rate(static_cast<T>(o.lr / (1 + static_cast<double>(clock.t - 1) * o.lr_decay))),
           eps(static_cast<T>(o.eps)),
           eps_root(static_cast<T>(o.eps_root)) {}

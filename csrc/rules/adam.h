@@ -18,7 +18,7 @@ struct Adam {
   struct Update {
     T beta1, fresh1, beta2, fresh2, eps, eps_root, unbias_before, unbias_after, rate;
 
-    Update(const Options& o, Clock& clock) {
+    GS_INLINE Update(const Options& o, Clock& clock) {
       const double correction1 = o.bias_correction != 0 ? 1 - power(o.beta1, clock.t) : 1;
       const double correction2 = o.bias_correction != 0 ? 1 - power(o.beta2, clock.t) : 1;
       const bool before = o.eps_hat == 0 && o.amsgrad != 0 && o.amsgrad_corrected != 0;

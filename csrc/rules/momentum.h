@@ -16,7 +16,7 @@ struct Momentum {
   struct Update {
     T momentum, weight, rate;
 
-    Update(const Options& o, Clock& clock) {
+    GS_INLINE Update(const Options& o, Clock& clock) {
       const double undamped = clock.t == 1 && o.dampen_first == 0 ? 1 : 1 - o.dampening;
       momentum = static_cast<T>(o.momentum);
       weight = static_cast<T>(o.lr_in_velocity != 0 ? o.lr * undamped : undamped);

@@ -14,7 +14,7 @@ struct Nadam {
   static unsigned variant(const Options&) { return 0b11; }
 
   // The momentum of step i; constant where momentum_decay is None.
-  static double mu(const Options& o, std::int64_t i) {
+  GS_INLINE static double mu(const Options& o, std::int64_t i) {
     if (o.momentum_decay != o.momentum_decay) return o.beta1;
     return o.beta1 * (1 - 0.5 * momentum_schedule(static_cast<double>(i) * o.momentum_decay));
   }
@@ -23,7 +23,7 @@ struct Nadam {
   struct Update {
     T beta1, fresh1, beta2, fresh2, momentum_rate, gradient_rate, unbias, eps, eps_root;
 
-    Update(const Options& o, Clock& clock) {
+    GS_INLINE Update(const Options& o, Clock& clock) {
       const double mu_now = mu(o, clock.t), mu_next = mu(o, clock.t + 1);
       const double product = clock.mu_product = clock.mu_product * mu_now;
       beta1 = static_cast<T>(o.beta1);

@@ -17,7 +17,7 @@ struct Nag {
   struct Update {
     T momentum, weight, rate;
 
-    Update(const Options& o, Clock&)
+    GS_INLINE Update(const Options& o, Clock&)
         : momentum(static_cast<T>(o.momentum)),
           weight(static_cast<T>(o.lr_in_velocity != 0 ? o.lr : 1)),
           rate(static_cast<T>(o.lr_in_velocity != 0 ? 1 : o.lr)) {}

@@ -19,7 +19,7 @@ struct RMSProp {
   struct Update {
     T rho, fresh, eps, eps_root, momentum, weight, rate;
 
-    Update(const Options& o, Clock&) {
+    GS_INLINE Update(const Options& o, Clock&) {
       const bool carries_lr = o.momentum > 0 && o.lr_in_velocity != 0;
       rho = static_cast<T>(o.rho);
       fresh = static_cast<T>(1 - o.rho);

@@ -20,7 +20,7 @@
 //     static unsigned variant(const Options& o);
 //     // The scalars of one step, rounded once to T, and one element's update. A state that is not kept is a dummy.
 //     template <class T, unsigned kVariant> struct Update {
-//       Update(const Options& o, Clock& clock);
+//       GS_INLINE Update(const Options& o, Clock& clock);
 //       void operator()(T& p, T g, T& first, ...) const;
 //     };
 //   };
@@ -64,6 +64,7 @@ struct Common {
 };
 
 inline constexpr std::size_t kMaxElement = 128;  // bytes of an Element
+inline constexpr int kMaxOptions = 24;           // of a rule and of all together
 
 // The whole update of one element, and the type that a kernel is compiled for.
 template <class Rule, class Compute, unsigned kVariant, bool kL2>
@@ -78,7 +79,7 @@ struct Element {
   T sign, l2, decay;
   typename Rule::template Update<T, kVariant> update;
 
-  Element(const Common::Options& c, const Options& o, Clock& clock)
+  GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock)
       : sign(c.maximize != 0 ? T(-1) : T(1)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),

@@ -16,7 +16,7 @@ struct Sgd {
   struct Update {
     T lr;
 
-    Update(const Options& o, Clock&) : lr(static_cast<T>(o.lr)) {}
+    GS_INLINE Update(const Options& o, Clock&) : lr(static_cast<T>(o.lr)) {}
 
     GS_INLINE void operator()(T& p, T g) const { p = p - lr * g; }
   };

@@ -2,11 +2,20 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "job/job.h"
 #include "step/plan.h"
 
 namespace gradstep::step {
+
+// What the scalars of a step are made of: options of groups, and of each tensor its group and its clock.
+struct Times {
+  std::int64_t taken;  // steps of the optimizer
+  std::vector<rules::Clock> clocks;
+  std::vector<std::uint32_t> groups;
+  std::vector<std::vector<double>> options;
+};
 
 // What runs the steps of one optimizer: a processor, or a device.
 class Backend {
@@ -27,6 +36,15 @@ class Backend {
   // Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others. Where it
   // throws, nothing was written.
   virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
+
+  // Whether it keeps the times itself, because a step may be replayed without a call, and whether the next run needs it
+  // to. Then run() takes of updates what is done, not their scalars, and advances the clocks.
+  virtual bool holds() const { return false; }
+  virtual bool must_hold() const { return false; }
+  // To hand them over and get them back; changed options are set alone.
+  virtual void hold(const Times&) {}
+  virtual void read(Times&) {}
+  virtual void set_options(int, const std::vector<double>&) {}
 };
 
 }  // namespace gradstep::step

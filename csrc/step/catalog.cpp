@@ -1,6 +1,5 @@
 #include "step/catalog.h"
 
-#include <cmath>
 #include <cstring>
 #include <new>
 #include <sstream>
@@ -99,18 +98,12 @@ rules::Common::Options common(const std::vector<double>& options) {
 // Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
 [[gnu::noinline]] static void compute(const rules::Key& key, const Prepare& prepare) { rules::visit(key, prepare); }
 
-bool rounds_stochastically(const std::vector<double>& options) {
-  return !std::isnan(common(options).stochastic_rounding);
-}
+bool rounds_stochastically(const std::vector<double>& options) { return Around(common(options), 0).stochastic; }
 
 Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock) {
-  const rules::Common::Options asked = common(options);
   Update update;
+  static_cast<Around&>(update) = Around(common(options), clock.t);
   update.key = key;
-  update.flush = asked.flush_subnormals != 0;
-  update.stochastic = rounds_stochastically(options);
-  update.seed = update.stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0;
-  update.step = static_cast<std::uint32_t>(clock.t);
   const IeeeMode ieee;
   compute(key, Prepare{options.data(), clock, update.element});
   return update;

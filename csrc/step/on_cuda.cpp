@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 namespace gradstep::step {
 
@@ -38,38 +37,76 @@ void OnCuda::take(const Plan& plan) {
 
 // Rows, chunks, and the walks to which rows point.
 void OnCuda::upload(const Plan& plan) {
-  if (cuda::is_capturing(stream_)) {
-    throw std::runtime_error(
-        "CUDA: a step that is captured must be like one before it, or its tables would be copied at every replay; take "
-        "one with gradients that lie as these do first");
-  }
   const std::size_t rows = tensors_.size() * sizeof(cuda::Row), chunks = plan.pieces.size() * sizeof(cuda::Chunk);
   std::size_t walks = 0;
   for (const Tensor& t : tensors_) walks += t.walk.size() * sizeof(std::int64_t);
-  std::vector<std::byte> tables(rows + chunks + walks);
-  cuda::Memory memory(tables.size());
+  std::vector<std::byte> bytes(rows + chunks + walks);
+  cuda::Memory tables(bytes.size());
 
   std::size_t end = rows;
   for (const Piece& piece : plan.pieces) {
     const cuda::Chunk chunk{piece.tensor, piece.begin, piece.end};
-    std::memcpy(tables.data() + end, &chunk, sizeof chunk);
+    std::memcpy(bytes.data() + end, &chunk, sizeof chunk);
     end += sizeof chunk;
   }
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     cuda::Row row = tensors_[i].row;
     const std::vector<std::int64_t>& walk = tensors_[i].walk;
     if (!walk.empty()) {
-      row.walk = reinterpret_cast<const std::int64_t*>(memory.data() + end);
-      std::memcpy(tables.data() + end, walk.data(), walk.size() * sizeof walk[0]);
+      row.walk = reinterpret_cast<const std::int64_t*>(tables.data() + end);
+      std::memcpy(bytes.data() + end, walk.data(), walk.size() * sizeof walk[0]);
       end += walk.size() * sizeof walk[0];
     }
-    std::memcpy(tables.data() + i * sizeof row, &row, sizeof row);
+    std::memcpy(bytes.data() + i * sizeof row, &row, sizeof row);
   }
-  memory.fill(tables.data(), tables.size());
-  memory_ = std::move(memory);
-  rows_ = reinterpret_cast<const cuda::Row*>(memory_.data());
-  chunks_ = reinterpret_cast<const cuda::Chunk*>(memory_.data() + rows);
+  tables.fill(bytes.data(), bytes.size());
+  if (holds()) replaced_.push_back(std::move(tables_));
+  tables_ = std::move(tables);
+  rows_ = reinterpret_cast<const cuda::Row*>(tables_.data());
+  chunks_ = reinterpret_cast<const cuda::Chunk*>(tables_.data() + rows);
   uploaded_ = true;
+}
+
+void OnCuda::hold(const Times& times) {
+  const cuda::OnDevice on_device(device_);
+  const std::size_t tensors = times.clocks.size();
+  const std::size_t steps = tensors * cuda::kMaxStep, clocks = tensors * sizeof(rules::Clock);
+  const std::size_t options = times.options.size() * rules::kMaxOptions * sizeof(double);
+  std::vector<std::byte> bytes(steps + clocks + options + sizeof(std::int64_t) + tensors * sizeof(std::uint32_t));
+  const bool again = holds();
+  if (!again) {
+    times_ = cuda::Memory(bytes.size());
+    std::byte* const data = times_.data();
+    held_.steps = data;
+    held_.clocks = reinterpret_cast<rules::Clock*>(data + steps);
+    held_.options = reinterpret_cast<double*>(data + steps + clocks);
+    held_.taken = reinterpret_cast<std::int64_t*>(data + steps + clocks + options);
+    held_.groups = reinterpret_cast<const std::uint32_t*>(held_.taken + 1);
+  }
+  const auto place = [&](const void* member) {
+    return bytes.data() + (static_cast<const std::byte*>(member) - times_.data());
+  };
+  std::memcpy(place(held_.clocks), times.clocks.data(), clocks);
+  for (std::size_t group = 0; group < times.options.size(); ++group) {
+    const std::vector<double>& values = times.options[group];
+    std::memcpy(place(held_.options + group * rules::kMaxOptions), values.data(), values.size() * sizeof(double));
+  }
+  std::memcpy(place(held_.taken), &times.taken, sizeof times.taken);
+  std::memcpy(place(held_.groups), times.groups.data(), tensors * sizeof(std::uint32_t));
+  if (again) cuda::wait_for_device();  // steps on the way have their own times
+  times_.fill(bytes.data(), bytes.size());
+}
+
+void OnCuda::read(Times& times) {
+  const cuda::OnDevice on_device(device_);
+  cuda::wait_for_device();
+  cuda::copy_to_host(times.clocks.data(), held_.clocks, times.clocks.size() * sizeof(rules::Clock));
+  cuda::copy_to_host(&times.taken, held_.taken, sizeof times.taken);
+}
+
+void OnCuda::set_options(int group, const std::vector<double>& options) {
+  const cuda::OnDevice on_device(device_);
+  cuda::set_held(held_.options + group * rules::kMaxOptions, options, stream_);
 }
 
 void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
@@ -87,15 +124,19 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
       const auto same = [=](const cuda::Work& w) { return w.key == update->key; };
       auto found = std::find_if(works.begin(), works.end(), same);
       if (found == works.end()) {
-        found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()), rows_,
-                                     chunks_, nullptr, first_chunk_.data(), stream_});
+        found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()),
+                                     first_chunk_.data(), rows_, chunks_, held_, stream_});
       }
       work = &*found;
       last = update;
     }
     work->stored = work->stored || tensors_[i].narrow;
   }
-  for (const cuda::Work& one : works) cuda::launch(one);
+  for (cuda::Work& one : works) {
+    if (&one != works.data()) one.held.taken = nullptr;  // the first has counted the step
+    if (holds()) cuda::advance_held(one);
+    cuda::launch(one);
+  }
 }
 
 }  // namespace gradstep::step

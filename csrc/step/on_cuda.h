@@ -22,6 +22,13 @@ class OnCuda : public Backend {
   void take(const Plan& plan) override;
   void run(const Plan& plan, const Job* jobs, std::int64_t elements) override;
 
+  // From the first step that is captured in a graph on, times are the device's.
+  bool holds() const override { return held_.steps != nullptr; }
+  bool must_hold() const override { return cuda::is_capturing(stream_); }
+  void hold(const Times& times) override;
+  void read(Times& times) override;
+  void set_options(int group, const std::vector<double>& options) override;
+
   // Where the arrays are, and the stream of the next run.
   void use(int device, void* stream) {
     device_ = device;
@@ -42,9 +49,12 @@ class OnCuda : public Backend {
   std::vector<Tensor> tensors_;
   std::vector<std::uint32_t> first_chunk_;
   bool uploaded_ = false;
-  cuda::Memory memory_;
-  const cuda::Row* rows_ = nullptr;      // in that memory,
+  cuda::Memory tables_;
+  std::vector<cuda::Memory> replaced_;   // tables that a graph may still read
+  const cuda::Row* rows_ = nullptr;      // in the tables,
   const cuda::Chunk* chunks_ = nullptr;  // and after them
+  cuda::Memory times_;
+  cuda::Held held_{};  // in it
 };
 
 }  // namespace gradstep::step

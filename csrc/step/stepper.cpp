@@ -47,6 +47,11 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
           std::string(states[s].name));
     }
   }
+  if (backend_->holds() && !(before == after)) {
+    throw std::invalid_argument(
+        "a step was captured, and these options take another kernel than its; capture again with an optimizer of their "
+        "own");
+  }
   // Layouts are made for one or the other: where rounding depends on an element's place, the walk is in order.
   if (rounds_stochastically(groups_[static_cast<std::size_t>(group)]) != rounds_stochastically(options)) {
     throw std::invalid_argument("stochastic_rounding may get another seed, but not be turned on or off");
@@ -56,12 +61,14 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
 void Stepper::set_options(int group, std::vector<double> options) {
   check_options(group, options);
   groups_[static_cast<std::size_t>(group)] = std::move(options);
+  if (backend_->holds()) backend_->set_options(group, groups_[static_cast<std::size_t>(group)]);
 }
 
 void Stepper::set_lr(int group, double lr) {
   const auto& names = catalog()[static_cast<std::size_t>(rule_)].options;
   const auto place = std::find(names.begin(), names.end(), "lr") - names.begin();
   groups_[static_cast<std::size_t>(group)][static_cast<std::size_t>(place)] = lr;
+  if (backend_->holds()) backend_->set_options(group, groups_[static_cast<std::size_t>(group)]);
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
@@ -190,7 +197,28 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   return prepared_.back();
 }
 
+Times Stepper::times() {
+  Times now{taken_, {}, {}, groups_};
+  for (const Slot& slot : slots_) {
+    now.clocks.push_back(slot.clock);
+    now.groups.push_back(static_cast<std::uint32_t>(slot.group));
+  }
+  if (backend_->holds()) backend_->read(now);
+  return now;
+}
+
+void Stepper::set_times(std::int64_t taken, const std::vector<rules::Clock>& clocks) {
+  if (clocks.size() != slots_.size()) throw std::invalid_argument("one clock a tensor is needed");
+  Times now = times();
+  now.taken = taken_ = taken;
+  now.clocks = clocks;
+  for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].clock = clocks[i];
+  if (backend_->holds()) backend_->hold(now);
+}
+
 void Stepper::run() {
+  if (!backend_->holds() && backend_->must_hold()) backend_->hold(times());
+  const bool held = backend_->holds();
   prepared_.clear();
   std::int64_t elements = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -198,7 +226,7 @@ void Stepper::run() {
     const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
     put<const Update*>(jobs_[i].update, p);
     if (p == nullptr) continue;
-    slot.clock = p->after;
+    if (!held) slot.clock = p->after;
     elements += slot.size;
   }
   try {
@@ -209,6 +237,7 @@ void Stepper::run() {
     }
     throw;
   }
+  if (!held) ++taken_;
 }
 
 }  // namespace gradstep::step

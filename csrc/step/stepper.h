@@ -55,7 +55,11 @@ class Stepper {
 
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
-  rules::Clock& clock(std::size_t tensor) { return slots_[tensor].clock; }
+
+  // Where the steps have come to: each tensor's clock, and how many the optimizer took.
+  Times times();
+  void set_times(std::int64_t taken, const std::vector<rules::Clock>& clocks);
+  std::int64_t taken() { return backend_->holds() ? times().taken : taken_; }
 
  private:
   struct Tensor {
@@ -103,6 +107,7 @@ class Stepper {
   std::vector<Prepared> prepared_;
   Ranges owned_;  // parameters and states
   Plan plan_;     // empty until the first step
+  std::int64_t taken_ = 0;
 };
 
 }  // namespace gradstep::step

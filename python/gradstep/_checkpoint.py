@@ -65,8 +65,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:
                 opt._library.from_numpy(array, value)
-    opt._stepper.clocks = list(zip(steps, products, strict=True))
-    opt._stepper.step_count = step_count
+    opt._stepper.set_times(step_count, list(zip(steps, products, strict=True)))
 
 
 def check_like(given: Any, ours: Any, name: str) -> None:

@@ -45,6 +45,11 @@ class Library:
         """The library itself."""
         return np
 
+    def own(self, array: Any) -> Array:
+        """An array as one of the library's."""
+        own: Array = array
+        return own
+
     def dtype(self, array: Array) -> str:
         """The name of an array's type."""
         return str(array.dtype.name)
@@ -101,9 +106,21 @@ class OnGpu(Library):
 
 
 class CuPy(OnGpu):
-    """CuPy, which has NumPy's interface; also for arrays of others that show a `__cuda_array_interface__`."""
+    """CuPy, which has NumPy's interface. Arrays of a library that is not known become views of CuPy's."""
 
     name = "cupy"
+
+    @property
+    def module(self) -> ModuleType:
+        try:
+            return super().module
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("states of these GPU arrays would be CuPy's, which is not installed") from error
+
+    def own(self, array: Any) -> Array:
+        shows = hasattr(array, "__cuda_array_interface__")
+        own: Array = self.module.asarray(array) if shows else self.module.from_dlpack(array)
+        return own
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array) -> Array:
         with self.module.cuda.Device(self._device(beside)):
@@ -125,7 +142,7 @@ class CuPy(OnGpu):
             return int(self.module.cuda.get_current_stream().ptr)
 
     def _device(self, array: Any) -> int:
-        return int(self.module.asarray(array).device.id)
+        return int(array.device.id)
 
 
 class Torch(OnGpu):

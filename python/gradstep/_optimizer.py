@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from . import _checkpoint, _core, _options, _storage
-from ._libraries import library_of, use_stream
+from ._libraries import Library, library_of, use_stream
 from ._options import Rate
 from ._step import check_apart, take
 from ._structure import Array, Grads, Params, Structure, first_array, is_groups
@@ -27,11 +27,13 @@ class OptionGroup(Mapping[str, Any]):
 
     def __init__(
         self,
+        library: Library,
         stepper: _core.Stepper,
         lock: threading.RLock,
         cls: type[Optimizer],
         options: dict[str, Any],
     ) -> None:
+        self._library = library
         self._stepper = stepper
         self._lock = lock
         self._cls = cls
@@ -62,6 +64,8 @@ class OptionGroup(Mapping[str, Any]):
     def take_over(self, checked: Mapping[str, Any]) -> None:
         """Sets options that `checked` gave."""
         changed = {**self._options, **checked}
+        if self._library.on_gpu:  # where options may be after a capture
+            use_stream(self._library, self._stepper)
         self._stepper.set_options(self._number, self._for_core(changed))
         self._options = changed
 
@@ -207,10 +211,12 @@ class Optimizer:
     def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> dict[str, Exception]:
         """Adds it, and returns its options that have nothing to act on, with the errors to raise for them."""
         owner, number = type(self).__name__, len(self._groups)
-        group = OptionGroup(self._stepper, self._lock, type(self), options)
+        group = OptionGroup(self._library, self._stepper, self._lock, type(self), options)
         named = dict(zip(structure.names, structure.flatten(params, "params"), strict=True))
         for name, param in named.items():
             self._library.core.check_param(param, name)  # before states are allocated
+        if self._library.on_gpu:
+            named = {name: self._library.own(param) for name, param in named.items()}
         rule = RULES[self.rule]
         firsts = {
             state: options[self.initial_state[state]] if state in self.initial_state else 0.0
@@ -239,7 +245,10 @@ class Optimizer:
             of an array leaves that parameter, its states and its own step number as they are. Left out where gradients
             were bound, as `grads` of the class, and only there.
         stream : a stream of CUDA, or its handle
-            Where arrays on a GPU are stepped; by default the current stream of their library. It is not waited for.
+            Where arrays on a GPU are stepped; by default the current stream of their library. It is not waited for. If
+            a CUDA graph is captured there, replays take the step again. From then on step numbers and options are the
+            device's: `lr` may be set between replays, `step_count` waits for the device. The optimizer must live as
+            long as the graph.
 
         Raises
         ------
@@ -248,6 +257,8 @@ class Optimizer:
         ValueError
             For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that
             overlaps a parameter or state, or a schedule whose value is no rate.
+        RuntimeError
+            Where CUDA fails, or a step with a schedule is captured in a graph.
         """
         with self._lock:
             if self._bound is not (grads is ...):
@@ -260,6 +271,7 @@ class Optimizer:
             flat = None if self._bound else self._flatten(grads)
             for group in self._groups:
                 if callable(group["lr"]):
+                    self._check_not_captured()
                     group.set_rate(self._rate(group))
             take(self._stepper, flat)
 
@@ -269,6 +281,13 @@ class Optimizer:
             use_stream(self._library, stepper, stream)
         elif stream is not None:
             raise TypeError(f"{type(self).__name__}: a stream is for arrays on a GPU, and these are NumPy's")
+
+    def _check_not_captured(self) -> None:
+        """Raises RuntimeError where a replay would go on with the rate that a schedule says now."""
+        if self._library.on_gpu and self._stepper.is_capturing:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"{type(self).__name__}: lr is a schedule, which a replay cannot ask; set lr between them"
+            )
 
     def _rate(self, group: OptionGroup) -> float:
         """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""

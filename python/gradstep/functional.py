@@ -57,7 +57,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.suspects())
-        stepper.clocks = [(step - 1, product)]
+        stepper.set_times(step - 1, [(step - 1, product)])
         if library.on_gpu:
             use_stream(library, stepper)
         take(stepper, [g])

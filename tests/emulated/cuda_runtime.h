@@ -10,6 +10,8 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #define GRADSTEP_EMULATED
 
@@ -49,11 +51,21 @@ struct Machine {
   std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // begin: size, device
   int devices = 2;
   bool capturing = false;
-  long launches = 0, allocations = 0, copies = 0;
+  std::vector<std::function<void()>> graph;  // what the last capture recorded
+  long launches = 0, allocations = 0, copies = 0, waits = 0;
   void* last_stream = nullptr;
 };
 inline Machine machine;
 inline thread_local int device = 0;
+
+inline void begin_capture() {
+  machine.graph.clear();
+  machine.capturing = true;
+}
+inline void end_capture() { machine.capturing = false; }
+inline void replay() {
+  for (const auto& launch : machine.graph) launch();
+}
 
 }  // namespace emulated
 
@@ -73,8 +85,11 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
-  cudaErrorInvalidDevice = 101
+  cudaErrorInvalidDevice = 101,
+  cudaErrorStreamCaptureUnsupported = 900
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed };
+constexpr unsigned cudaStreamNonBlocking = 1;
 using cudaStream_t = void*;
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
@@ -125,11 +140,23 @@ inline cudaError_t cudaFree(void* data) {
   std::free(data);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind, cudaStream_t) {
   std::memcpy(to, from, size);
   ++emulated::machine.copies;
   return cudaSuccess;
 }
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t size, cudaMemcpyKind kind) {
+  if (emulated::machine.capturing) return cudaErrorStreamCaptureUnsupported;
+  return cudaMemcpyAsync(to, from, size, kind, nullptr);
+}
+inline cudaError_t cudaDeviceSynchronize() {
+  ++emulated::machine.waits;
+  return emulated::machine.capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* about, const void* pointer) {
   const std::lock_guard<std::mutex> locked(emulated::machine.lock);
   *about = {cudaMemoryTypeUnregistered, -1};
@@ -147,9 +174,15 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 template <class Args>
 cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 blocks, dim3 threads, void** parameters, std::size_t,
                              cudaStream_t stream) {
-  ++emulated::machine.launches;
-  emulated::machine.last_stream = stream;
-  const Args& args = *static_cast<const Args*>(parameters[0]);
-  emulated::run(blocks.x, threads.x, [&] { kernel(args); });
+  const auto run = [=, args = *static_cast<const Args*>(parameters[0])] {
+    ++emulated::machine.launches;
+    emulated::machine.last_stream = stream;
+    emulated::run(blocks.x, threads.x, [&] { kernel(args); });
+  };
+  if (emulated::machine.capturing) {
+    emulated::machine.graph.emplace_back(run);
+  } else {
+    run();
+  }
   return cudaSuccess;
 }

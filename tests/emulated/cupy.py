@@ -13,7 +13,7 @@ STREAM = 0xC0FFEE  # a handle to be recognised by
 _devices = [0]
 
 
-class ndarray:  # noqa: N801  CuPy's name
+class ndarray:
     """An array of device memory. `host` is the same memory, for tests alone."""
 
     def __init__(self, host, base, device):
@@ -25,6 +25,7 @@ class ndarray:  # noqa: N801  CuPy's name
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
     nbytes = property(lambda self: self.host.nbytes)
+
     def swapaxes(self, a, b):
         return ndarray(self.host.swapaxes(a, b), self.base, self.device.id)
 
@@ -69,6 +70,8 @@ def zeros(shape, dtype=np.float32):
 def asarray(values):
     if isinstance(values, ndarray):
         return values
+    if hasattr(values, "__cuda_array_interface__"):
+        return ndarray(np.asarray(SimpleNamespace(__array_interface__=values.__cuda_array_interface__)), values, 0)
     axes = sorted(range(values.ndim), key=lambda axis: -abs(values.strides[axis]))
     made = transpose(empty([values.shape[axis] for axis in axes], values.dtype), np.argsort(axes))
     made.host[...] = values

@@ -103,7 +103,9 @@ def test_every_alignment(case, gpu):
     assert same_bits(flat([gpu.numpy(param) for param in params]), case.expected(p.size)[name])
 
 
-@pytest.mark.parametrize("storage", [Storage("float32"), Storage("bfloat16", stochastic=True), Storage("float16", "q8")])
+@pytest.mark.parametrize(
+    "storage", [Storage("float32"), Storage("bfloat16", stochastic=True), Storage("float16", "q8")]
+)
 @EVERY_RULE
 def test_strides(rule, storage, library):
     """Transposed, stepped over, part of something wider: the elements that it owns change and nothing between them."""

@@ -1,0 +1,293 @@
+"""What a step on a GPU does besides bits: one launch, nothing waited for; streams, graphs, refusals."""
+
+import numpy as np
+import pytest
+
+from gradstep import optimizers, show_config
+from tests.table import REFERENCE, RULES, SHORT, leaves, problem, same_bits, schedule
+
+EVERY_RULE = pytest.mark.parametrize("rule", RULES)
+
+
+class Count:
+    """What the emulation saw done since."""
+
+    def __init__(self, emulated):
+        self.emulated, self.before = emulated, emulated.counts()
+
+    def __getitem__(self, name):
+        return self.emulated.counts()[name] - self.before[name]
+
+
+@pytest.mark.parametrize("count", [1, 7, 320, 321, 3400])
+def test_a_step_is_one_launch_and_nothing_else(count, gpu, emulated):
+    """However many tensors there are; also where the rate and the gradients are others at every step."""
+    params = [gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)]
+    grads = [[gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)] for _ in range(2)]
+    opt = optimizers.Adam(params, lr=schedule)
+    opt.step(grads[0])
+    seen = Count(emulated)
+    for step in range(4):
+        opt.step(grads[step % 2])
+    assert [seen[what] for what in ("launches", "allocations", "copies", "waits")] == [4, 0, 0, 0]
+
+
+def test_groups_of_one_kernel_share_a_launch(gpu, emulated):
+    arrays = [gpu.array(np.ones(5, np.float32)) for _ in range(8)]
+    opt = optimizers.Adam(
+        [{"params": [array], "lr": 0.1 * i, "weight_decay": 0.1 * i} for i, array in enumerate(arrays)]
+    )
+    grads = [[gpu.array(np.ones(5, np.float32))] for _ in range(8)]
+    opt.step(grads)
+    seen = Count(emulated)
+    opt.step(grads)
+    assert seen["launches"] == 1
+
+
+def test_tables_are_copied_once_for_gradients_that_lie_otherwise(gpu, emulated):
+    opt = optimizers.SGD(gpu.array(np.ones((4, 6), np.float32)))
+    packed, other = gpu.array(np.ones((4, 6), np.float32)), gpu.array(np.ones((6, 4), np.float32)).swapaxes(0, 1)
+    opt.step(packed)
+    seen = Count(emulated)
+    opt.step(other)
+    opt.step(other)
+    assert seen["copies"] == 1
+
+
+def test_streams(gpu, emulated):
+    from tests.emulated import cupy
+
+    class Stream:
+        cuda_stream = 77
+
+    class OfProtocol:
+        def __cuda_stream__(self):
+            return 0, 78
+
+    opt = optimizers.SGD(gpu.array(np.ones(3, np.float32)))
+    grad = gpu.array(np.ones(3, np.float32))
+    for stream, handle in [(None, cupy.STREAM), (5, 5), (Stream(), 77), (OfProtocol(), 78)]:
+        opt.step(grad, stream=stream)
+        assert emulated.counts()["stream"] == handle
+    for wrong in ("default", -1, 1.5, True):
+        with pytest.raises(TypeError, match="stream must be a CUDA stream or its handle, not"):
+            opt.step(grad, stream=wrong)
+
+
+def test_a_stream_is_for_a_gpu():
+    with pytest.raises(TypeError, match="a stream is for arrays on a GPU"):
+        optimizers.SGD(np.ones(3)).step(np.ones(3), stream=0)
+
+
+class Graph:
+    """A captured graph, real or emulated."""
+
+    def __init__(self, gpu, capture):
+        import gradstep._cuda as cuda
+
+        self.emulated = hasattr(cuda, "replay") and cuda
+        if self.emulated:
+            cuda.begin_capture()
+            try:
+                capture()
+            finally:
+                cuda.end_capture()
+        else:
+            stream = gpu.module.cuda.Stream(non_blocking=True)
+            with stream:
+                stream.begin_capture()
+                try:
+                    capture()
+                finally:
+                    self.graph = stream.end_capture()
+
+    def replay(self):
+        self.emulated.replay() if self.emulated else self.graph.launch()
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "q8", "min_8bit_size": 0}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@EVERY_RULE
+def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
+    """Step numbers and rates are the device's: also with eager steps, new rates and checkpoints between replays."""
+    if options and (rule == "sgd" or dtype == "float64"):
+        pytest.skip("it has no states of q8")
+    sizes = [5, 700, 300, 0]
+    groups = [problem(n, dtype) for n in sizes]
+
+    def make(arrays):
+        return [{"params": arrays[:2]}, {"params": arrays[2:], "weight_decay": 0.1}]
+
+    def at(step):
+        g = [grads[step] for _, grads in groups]
+        return [[g[0], None if step == 1 else g[1]], g[2:]]
+
+    ours, theirs = [gpu.array(p) for p, _ in groups], [p.copy() for p, _ in groups]
+    bound = [gpu.array(grads[0]) for _, grads in groups]
+    opt, ref = RULES[rule](make(ours), lr=0.1, **options), REFERENCE[rule](make(theirs), lr=0.1, **options)
+
+    def write(step):
+        for array, (_, grads) in zip(bound, groups, strict=True):
+            array[...] = gpu.array(grads[step])
+
+    def check(step):
+        assert opt.step_count == ref.step_count == step + 1
+        for name, arrays in {"params": make(theirs), **ref.state}.items():
+            mine = make(ours) if name == "params" else opt.state[name]
+            for a, b in zip(leaves(mine), leaves(arrays), strict=True):
+                assert same_bits(gpu.numpy(a), b), (name, step)
+
+    for step in range(2):  # as they come
+        opt.step([[x if x is None else gpu.array(x) for x in group] for group in at(step)])
+        ref.step(at(step))
+    check(1)
+    graph = Graph(gpu, lambda: opt.step([bound[:2], bound[2:]]))
+    assert opt.step_count == 2
+    check(1)
+    for step in range(2, 7):
+        if step == 4:
+            opt.lr = ref.lr = 0.01
+        write(step)
+        if step == 5:  # eagerly in between
+            opt.step([bound[:2], bound[2:]])
+        else:
+            graph.replay()
+        ref.step(at(step))
+        check(step)
+    saved = opt.state_dict()
+    assert saved["steps"] == [7, 6, 7, 7]
+    opt.load_state_dict(saved)
+    write(7)
+    graph.replay()
+    ref.step(at(7))
+    check(7)
+
+
+def test_what_a_graph_cannot_replay(gpu):
+    grad = gpu.array(np.ones(3, np.float32))
+    opt = optimizers.SGD(gpu.array(np.ones(3, np.float32)), lr=schedule)
+    opt.step(grad)
+    with pytest.raises(RuntimeError, match="lr is a schedule, which a replay cannot ask"):
+        Graph(gpu, lambda: opt.step(grad))
+    opt = optimizers.SGD(gpu.array(np.ones(3, np.float32)))
+    Graph(gpu, lambda: opt.step(grad))
+    with pytest.raises(ValueError, match="these options take another kernel"):
+        opt.groups[0]["l2"] = 0.1
+    assert opt.groups[0]["l2"] == 0.0
+
+
+def test_a_first_step_may_be_captured(gpu):
+    p, grads = problem(300, "float32")
+    ours, theirs, grad = gpu.array(p), p.copy(), gpu.array(grads[0])
+    opt, ref = optimizers.Adam(ours), REFERENCE["adam"](theirs)
+    graph = Graph(gpu, lambda: opt.step(grad))
+    assert same_bits(gpu.numpy(ours), p)
+    for g in grads[:SHORT]:
+        grad[...] = gpu.array(g)
+        graph.replay()
+        ref.step(g)
+    assert same_bits(gpu.numpy(ours), theirs)
+
+
+def refused(error, words, call, gpu, *arrays):
+    """The call raises, and no bit of any array changes."""
+    before = [gpu.numpy(array) for array in arrays]
+    with pytest.raises(error, match=words):
+        call()
+    assert all(same_bits(gpu.numpy(a), b) for a, b in zip(arrays, before, strict=True))
+
+
+def test_arrays_of_the_processor_among_those_of_a_gpu(library):
+    on_gpu, on_cpu = library.array(np.ones(3, np.float32)), np.ones(3, np.float32)
+    with pytest.raises(TypeError, match=r"params\[1\] must be an array on a GPU, not numpy.ndarray"):
+        optimizers.Adam([on_gpu, on_cpu])
+    with pytest.raises(TypeError, match=r"params\[1\] must be a NumPy array, not"):
+        optimizers.Adam([on_cpu, on_gpu])
+    opt = optimizers.Adam(on_gpu)
+    refused(TypeError, "grads must be an array on a GPU, not numpy.ndarray", lambda: opt.step(on_cpu), library, on_gpu)
+    opt = optimizers.Adam(on_cpu)
+    with pytest.raises(TypeError, match="grads must be a NumPy array, not"):
+        opt.step(on_gpu)
+
+
+def test_other_types_and_shapes(library):
+    param = library.array(np.ones((3, 4), np.float32))
+    for wrong, error, words in [
+        (
+            np.ones((3, 4), np.int32),
+            TypeError,
+            "grads has dtype .*int32; supported are float32, float64, float16, bfloat16",
+        ),
+        (np.ones((3, 4)), TypeError, "grads is float64, but its parameter is float32"),
+        (np.ones((4, 3), np.float32), ValueError, r"grads has shape \(4, 3\), but its parameter has shape \(3, 4\)"),
+    ]:
+        opt = optimizers.Momentum(param)
+        refused(error, words, lambda opt=opt, wrong=wrong: opt.step(library.array(wrong)), library, param)
+        assert opt.step_count == 0
+    with pytest.raises(TypeError, match=r"params has dtype .*int64"):
+        optimizers.Adam(library.array(np.ones(3, np.int64)))
+
+
+def test_arrays_that_overlap(library):
+    whole = library.array(np.zeros(10, np.float32))
+    with pytest.raises(ValueError, match=r"params\[1\] overlaps params\[0\]"):
+        optimizers.SGD([whole[:6], whole[4:]])
+    with pytest.raises(ValueError, match=r"params\[1\] is the same array as params\[0\]"):
+        optimizers.SGD([whole, whole])
+    opt = optimizers.SGD([whole[:5], whole[5:]])
+    other = library.array(np.ones(5, np.float32))
+    refused(ValueError, r"grads\[1\] overlaps params\[0\]", lambda: opt.step([other, whole[:5]]), library, whole)
+    matrix = library.array(np.zeros((4, 6), np.float32))
+    optimizers.SGD([matrix[:, ::2], matrix[:, 1::2]])  # interlaced, but apart
+
+
+def interface(array, **changes):
+    """An object that shows what an array shows, but for changes."""
+
+    def show(_):
+        return {**array.__cuda_array_interface__, **changes}
+
+    return type("Shown", (), {"__cuda_array_interface__": property(show)})()
+
+
+def test_what_an_array_shows_of_itself(gpu):
+    array = gpu.array(np.ones(4, np.float32))
+    pointer, host = gpu.pointer(array), np.ones(4, np.float32)
+    for changes, error, words in [
+        ({"data": (pointer, True)}, ValueError, "params is read-only, and a step writes it in place"),
+        ({"data": (host.ctypes.data, False)}, ValueError, "params points to no memory of a GPU"),
+        ({"data": (pointer + 2, False), "shape": (2,)}, ValueError, "params is not aligned to its items"),
+        ({"mask": array}, TypeError, "params is masked"),
+        ({"typestr": ">f4"}, TypeError, "params has dtype .*; supported are"),
+    ]:
+        with pytest.raises(error, match=words):
+            optimizers.SGD(interface(array, **changes))
+    opt = optimizers.SGD(interface(array))
+    other = gpu.array(host)
+    opt.step(interface(other, data=(gpu.pointer(other), True)))  # which is only read
+    assert same_bits(gpu.numpy(array), np.full(4, 1 - np.float32(1e-3), np.float32))
+
+
+def test_another_device(gpu):
+    if show_config("dicts")["cuda"]["devices"] < 2:
+        pytest.skip("there is one device")
+    with gpu.module.cuda.Device(1):
+        there = gpu.array(np.ones(3, np.float32))
+    here = gpu.array(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"params\[1\] is on cuda:1, but params\[0\] on cuda:0"):
+        optimizers.SGD([here, there])
+    opt = optimizers.SGD(here)
+    refused(ValueError, "grads is on cuda:1, but params on cuda:0", lambda: opt.step(there), gpu, here)
+    opt = optimizers.Adam(there)
+    with gpu.module.cuda.Device(1):
+        opt.step(gpu.array(np.ones(3, np.float32)))
+    assert opt.state["exp_avg"].device.id == 1
+
+
+def test_states_are_the_librarys_own(library):
+    param = library.array(np.ones((40, 120), np.float32))
+    for options in ({}, {"state_dtype": "bfloat16"}, {"state_dtype": "q8"}):
+        opt = optimizers.Adam({"w": param}, **options)
+        for arrays in opt.state.values():
+            assert type(arrays["w"]) is type(param)
+        assert all(isinstance(array, np.ndarray) for [array] in opt.state_dict()["state"].values())
