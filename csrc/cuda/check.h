@@ -14,4 +14,25 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error));
 }
 
+// While a thread captures, CUDA refuses what could harm the capture. What is done while this lives touches no stream of
+// others.
+class Relaxed {
+ public:
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Has the driver load a kernel, which it else does at its first launch, and may not do while a stream is captured.
+template <class Kernel>
+void load(Kernel* kernel) {
+  const Relaxed relaxed;
+  cudaFuncAttributes about;
+  check(cudaFuncGetAttributes(&about, kernel), "the loading of a kernel");
+}
+
 }  // namespace gradstep::cuda

@@ -76,17 +76,17 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
     native(const __grid_constant__ Args<Element, kTensors> args) {
   using T = typename Element::T;
   using Values = Raw<T, sizeof(T), T>;
-  const Chunk chunk = args.chunks[blockIdx.x];
+  const Chunk chunk = *global(args.chunks + blockIdx.x);
   std::byte* const gradient = args.gradients[chunk.tensor - args.first];
   if (gradient == nullptr) return;
-  const Row& row = args.rows[chunk.tensor];
+  const Row& row = *global(args.rows + chunk.tensor);
   const Step<Element>& step = step_of(args, chunk.tensor);
   const Element element = step.element();
 
   std::byte* streams[kCopy];
   bool in_one_piece = true;
   each_stream<Element>([&](auto s) {
-    streams[s] = s == kGradient ? gradient : row.streams[s];
+    streams[s] = global(s == kGradient ? gradient : row.streams[s]);
     in_one_piece = in_one_piece && !row.strided[s] && Values::aligned(streams[s]);
   });
   const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
@@ -125,10 +125,10 @@ template <class Element, int kTensors>
 __global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_constant__ Args<Element, kTensors> args) {
   __shared__ std::uint32_t places[kCopy][kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
-  const Chunk chunk = args.chunks[blockIdx.x];
+  const Chunk chunk = *global(args.chunks + blockIdx.x);
   std::byte* const gradient = args.gradients[chunk.tensor - args.first];
   if (gradient == nullptr) return;
-  const Row& row = args.rows[chunk.tensor];
+  const Row& row = *global(args.rows + chunk.tensor);
   const Step<Element>& step = step_of(args, chunk.tensor);
   const Element element = step.element();
 
@@ -156,7 +156,9 @@ __global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_cons
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     const std::int64_t left = chunk.end - begin;
     const Block block{begin, static_cast<int>(left < kBlock ? left : kBlock), lane, tiles[warp]};
-    const auto scale_of = [&](int s) { return has_scales(row.dtypes[s]) ? row.scales[s] + begin / kBlock : nullptr; };
+    const auto scale_of = [&](int s) {
+      return has_scales(row.dtypes[s]) ? global(row.scales[s] + begin / kBlock) : nullptr;
+    };
 
     std::uint32_t raw[kCopy][kItems];
     float x[kCopy][kItems] = {};
@@ -214,6 +216,7 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
   Args<Element, kTensors> args;
   args.rows = work.rows;
   args.held = work.held;
+  if (work.fresh) load(kernel);
   for (std::uint32_t tensor = 0; tensor < work.tensors;) {
     const Update* steps[args.kSteps];
     int known = 0;
@@ -284,6 +287,13 @@ struct LaunchAdvance {
   void visit() const {
     launch_as(work, &advance<Element, kMany>,
               [](std::uint32_t first, std::uint32_t last) { return (last - first + kThreads - 1) / kThreads; });
+  }
+};
+
+struct LoadAdvance {
+  template <class Element>
+  void visit() const {
+    load(&advance<Element, kMany>);
   }
 };
 

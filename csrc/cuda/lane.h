@@ -13,6 +13,15 @@ namespace gradstep::cuda {
 
 #define GS_DEVICE __device__ __forceinline__
 
+// Says that a pointer is to global memory, of one that was itself loaded the compiler does not know.
+template <class T>
+GS_DEVICE T* global(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // The largest of a warp's values, in each of its lanes.
 GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -29,8 +38,8 @@ GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 // The byte of a stream at which an element begins.
 GS_DEVICE std::int64_t offset(const Row& row, int s, std::int64_t index) {
   if (!row.strided[s]) return index * row.item_sizes[s];
-  const auto rank = static_cast<int>(row.walk[0]);
-  const std::int64_t *const shape = row.walk + 1, *const strides = shape + (1 + s) * rank;
+  const auto rank = static_cast<int>(*global(row.walk));
+  const std::int64_t *const shape = global(row.walk) + 1, *const strides = shape + (1 + s) * rank;
   std::int64_t bytes = 0;
 #pragma unroll 1
   for (int axis = rank - 1; axis > 0; --axis) {

@@ -18,6 +18,7 @@ struct Work {
   const Chunk* chunks;
   Held held;
   void* stream;
+  bool fresh;  // whether kernels may not have been loaded
 };
 
 // One launch for up to kMany tensors. They throw std::runtime_error where CUDA fails. Each is compiled by itself, for
@@ -31,6 +32,9 @@ void advance_held(const Work& work);
 
 // Overwrites options that the device keeps, after what is in the stream.
 void set_held(double* options, const std::vector<double>& values, void* stream);
+
+// Has the driver load what those two launch, for they may be captured at first.
+void load_held(const rules::Key& key);
 
 inline void launch(const Work& work) {
   if (work.stored) return launch_stored(work);

@@ -6,22 +6,6 @@
 
 namespace gradstep::cuda {
 
-namespace {
-
-// While a thread captures, CUDA refuses what could harm the capture. What is done here touches no stream of others.
-class Relaxed {
- public:
-  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  Relaxed(const Relaxed&) = delete;
-  Relaxed& operator=(const Relaxed&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-}  // namespace
-
 Memory::Memory(std::size_t bytes) {
   const Relaxed relaxed;
   void* data = nullptr;

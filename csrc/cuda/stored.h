@@ -57,13 +57,10 @@ GS_DEVICE void move(const Row& row, int s, std::byte* data, const Block& block) 
   __syncwarp();
 }
 
-// Where a block's items are, or can be put, in one piece: where they lie, if they do so, else in the tile.
-GS_DEVICE std::byte* piece(const Row& row, int s, std::byte* data, const Block& block) {
-  const int size = row.item_sizes[s];
-  std::byte* const begin = data + block.begin * size;
-  const auto width = static_cast<std::uintptr_t>(Share<float>::kVector * size);
-  const bool lies_so = block.count == kBlock && !row.strided[s] && reinterpret_cast<std::uintptr_t>(begin) % width == 0;
-  return lies_so ? begin : block.tile;
+// Whether a block's items lie in one piece, to be moved in full width; else they go by way of the tile.
+GS_DEVICE bool in_one_piece(const Row& row, int s, const std::byte* begin, const Block& block) {
+  const auto width = static_cast<std::uintptr_t>(Share<float>::kVector * row.item_sizes[s]);
+  return block.count == kBlock && !row.strided[s] && reinterpret_cast<std::uintptr_t>(begin) % width == 0;
 }
 
 // f(Raw) with the width of a stream's items.
@@ -80,17 +77,27 @@ GS_DEVICE void visit_raw(int size, const F& f) {
 
 // Asks for a stream's items as they are stored. It waits for none, so that those of all streams are under way together.
 GS_DEVICE void fetch(const Row& row, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
-  const std::byte* const from = piece(row, s, data, block);
-  if (from == block.tile) move<true>(row, s, data, block);
-  visit_raw(row.item_sizes[s], [&](auto width) { width.load(from, block.lane, raw); });
+  const int size = row.item_sizes[s];
+  const std::byte* const begin = global(data + block.begin * size);
+  if (in_one_piece(row, s, begin, block)) {
+    visit_raw(size, [&](auto width) { width.load(begin, block.lane, raw); });
+  } else {
+    move<true>(row, s, data, block);
+    visit_raw(size, [&](auto width) { width.load(block.tile, block.lane, raw); });
+  }
 }
 
 // Puts a stream's items where fetch() took them from.
 GS_DEVICE void put(const Row& row, int s, std::byte* data, const Block& block, const std::uint32_t (&raw)[kItems]) {
-  std::byte* const to = piece(row, s, data, block);
-  if (to == block.tile) __syncwarp();
-  visit_raw(row.item_sizes[s], [&](auto width) { width.store(to, block.lane, raw); });
-  if (to == block.tile) move<false>(row, s, data, block);
+  const int size = row.item_sizes[s];
+  std::byte* const begin = global(data + block.begin * size);
+  if (in_one_piece(row, s, begin, block)) {
+    visit_raw(size, [&](auto width) { width.store(begin, block.lane, raw); });
+  } else {
+    __syncwarp();  // the tile is still read
+    visit_raw(size, [&](auto width) { width.store(block.tile, block.lane, raw); });
+    move<false>(row, s, data, block);
+  }
 }
 
 // Where the random bits of a stream come from, if it is rounded by chance.

@@ -73,28 +73,28 @@ void OnCuda::hold(const Times& times) {
   const std::size_t steps = tensors * cuda::kMaxStep, clocks = tensors * sizeof(rules::Clock);
   const std::size_t options = times.options.size() * rules::kMaxOptions * sizeof(double);
   std::vector<std::byte> bytes(steps + clocks + options + sizeof(std::int64_t) + tensors * sizeof(std::uint32_t));
-  const bool again = holds();
-  if (!again) {
-    times_ = cuda::Memory(bytes.size());
-    std::byte* const data = times_.data();
-    held_.steps = data;
-    held_.clocks = reinterpret_cast<rules::Clock*>(data + steps);
-    held_.options = reinterpret_cast<double*>(data + steps + clocks);
-    held_.taken = reinterpret_cast<std::int64_t*>(data + steps + clocks + options);
-    held_.groups = reinterpret_cast<const std::uint32_t*>(held_.taken + 1);
-  }
-  const auto place = [&](const void* member) {
-    return bytes.data() + (static_cast<const std::byte*>(member) - times_.data());
+  if (holds()) cuda::wait_for_device();  // steps on the way have their own times
+  cuda::Memory memory = holds() ? std::move(times_) : cuda::Memory(bytes.size());
+  cuda::Held held{};
+  held.steps = memory.data();
+  held.clocks = reinterpret_cast<rules::Clock*>(held.steps + steps);
+  held.options = reinterpret_cast<double*>(held.steps + steps + clocks);
+  held.taken = reinterpret_cast<std::int64_t*>(held.steps + steps + clocks + options);
+  held.groups = reinterpret_cast<const std::uint32_t*>(held.taken + 1);
+
+  const auto put = [&](const void* there, const void* from, std::size_t size) {
+    std::memcpy(bytes.data() + (static_cast<const std::byte*>(there) - memory.data()), from, size);
   };
-  std::memcpy(place(held_.clocks), times.clocks.data(), clocks);
+  put(held.clocks, times.clocks.data(), clocks);
   for (std::size_t group = 0; group < times.options.size(); ++group) {
     const std::vector<double>& values = times.options[group];
-    std::memcpy(place(held_.options + group * rules::kMaxOptions), values.data(), values.size() * sizeof(double));
+    put(held.options + group * rules::kMaxOptions, values.data(), values.size() * sizeof values[0]);
   }
-  std::memcpy(place(held_.taken), &times.taken, sizeof times.taken);
-  std::memcpy(place(held_.groups), times.groups.data(), tensors * sizeof(std::uint32_t));
-  if (again) cuda::wait_for_device();  // steps on the way have their own times
-  times_.fill(bytes.data(), bytes.size());
+  put(held.taken, &times.taken, sizeof times.taken);
+  put(held.groups, times.groups.data(), tensors * sizeof times.groups[0]);
+  memory.fill(bytes.data(), bytes.size());
+  times_ = std::move(memory);
+  held_ = held;
 }
 
 void OnCuda::read(Times& times) {
@@ -111,7 +111,8 @@ void OnCuda::set_options(int group, const std::vector<double>& options) {
 
 void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
   const cuda::OnDevice on_device(device_);
-  if (!uploaded_) upload(plan);
+  const bool fresh = !uploaded_;
+  if (fresh) upload(plan);
 
   // Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
   std::vector<cuda::Work> works;
@@ -125,7 +126,7 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
       auto found = std::find_if(works.begin(), works.end(), same);
       if (found == works.end()) {
         found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()),
-                                     first_chunk_.data(), rows_, chunks_, held_, stream_});
+                                     first_chunk_.data(), rows_, chunks_, held_, stream_, fresh});
       }
       work = &*found;
       last = update;
@@ -134,6 +135,7 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
   }
   for (cuda::Work& one : works) {
     if (&one != works.data()) one.held.taken = nullptr;  // the first has counted the step
+    if (fresh) cuda::load_held(one.key);
     if (holds()) cuda::advance_held(one);
     cuda::launch(one);
   }

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from gradstep import functional, optimizers
+from gradstep._libraries import numpy_dtype
+from tests.gpu.conftest import EMULATED
 from tests.table import (
     CASES,
     CHECKPOINTS,
@@ -241,3 +243,22 @@ def test_a_checkpoint_goes_on_elsewhere(case, library):
     assert same_bits(here, stayed)
     for name, [array] in opt.state.items():
         assert array is None or same_bits(cpu.state[name][0], array), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_more_elements_than_32_bits_count(dtype, gpu):
+    size, ends = 2**31 + 1000, [slice(None, 1000), slice(-1000, None)]
+    xp = gpu.module
+    if EMULATED or xp.cuda.Device().mem_info[0] < 3 * 4 * size:
+        pytest.skip("it needs 24 GB of a GPU")
+    as_type = numpy_dtype(dtype)
+    values = [problem(2000, dtype)[0], problem(2000, dtype)[1][0]]
+    param, grad = (xp.full(size, 0.5, as_type) for _ in range(2))
+    theirs = [np.concatenate([v[:1000], np.full(1, 0.5, as_type), v[1000:]]) for v in values]
+    for array, v in zip((param, grad), values, strict=True):
+        for end, half in zip(ends, (v[:1000], v[1000:]), strict=True):
+            array[end] = gpu.array(half)
+    optimizers.SGD(param, lr=0.1).step(grad)
+    REFERENCE["sgd"](theirs[0], lr=0.1).step(theirs[1])
+    assert same_bits(np.concatenate([gpu.numpy(param[end]) for end in ends]), np.delete(theirs[0], 1000))
+    assert bool((param[1000:-1000] == gpu.array(theirs[0])[1000]).all())
