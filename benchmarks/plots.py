@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, no global sta
 from gradstep.demo import COLOURS, FAINT, INK
 
 from .harness import Row
-from .tables import arms, group, ratio_words
+from .tables import arms, best_ratio, group, ratio_words
 
 STYLES = ("-", "--", ":")
 
@@ -102,12 +102,6 @@ def beside_peers(rows: Sequence[Row]) -> bytes:
         tidy(axes, f"Times longer than gradstep, {size:,} elements", grid="y")
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False)
     return png(drawn)
-
-
-def best_ratio(by_arm: dict[str, Row], library: str) -> float:
-    """How many times longer than gradstep the best form of a library takes; not a number where it has none."""
-    medians = [row["median"] for name, row in by_arm.items() if name.split()[0] == library]
-    return min(medians, default=float("nan")) / float(by_arm["gradstep"]["median"])
 
 
 PLOTS: dict[str, tuple[str, Callable[[Sequence[Row]], bytes]]] = {

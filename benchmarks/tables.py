@@ -61,6 +61,12 @@ def ratio_words(ratio: float) -> str:
     return "" if isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
+def best_ratio(by_arm: dict[str, Row], library: str, ours: str = "gradstep") -> float:
+    """How many times longer than ours the best form of a library takes; not a number where it has none."""
+    medians = [row["median"] for name, row in by_arm.items() if name.split()[0] == library]
+    return min(medians, default=float("nan")) / float(by_arm[ours]["median"])
+
+
 def percent(row: Row | None, other: Row | None) -> str:
     """The time of the first in parts of the other's."""
     return f"{row['median'] / other['median']:.0%}" if row and other else ""

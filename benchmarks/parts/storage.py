@@ -51,7 +51,7 @@ BOTH: dict[str, tuple[np.dtype, dict[str, Any]]] = {
 }
 
 
-def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
+def problems(cls: type[gs.Optimizer], size: int) -> dict[str, Problem]:
     """Adam in all combinations, a rule without states in those of parameters, any other in those of states."""
     has_states = len(cls(np.zeros(1, np.float32)).state) > 0
     chosen = {**STATES, **PARAMS, **BOTH} if cls is gs.Adam else STATES if has_states else PARAMS
@@ -59,8 +59,12 @@ def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
     cases = {}
     for case, (dtype, options) in chosen.items():
         stored = [[array.astype(dtype) for array in arrays] for arrays in (first, grads)]
-        cases[case] = [gradstep_arm(Problem(cls, *stored, options))]
+        cases[case] = Problem(cls, *stored, options)
     return cases
+
+
+def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
+    return {case: [gradstep_arm(one)] for case, one in problems(cls, size).items()}
 
 
 CONVERSIONS = "conversions"

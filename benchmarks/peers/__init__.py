@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -10,13 +10,15 @@ from .peer import Peer
 
 MODULES = {"numpy": "numpy_out", "torch": "torch_forms", "optax": "optax_jit", "numba": "numba_jit"}
 """The file of each library. A further peer is a line here and a file with PEERS, its forms."""
+ON_GPU = {"torch": "torch_cuda", "cupy": "cupy_out"}
+"""The same on a GPU."""
 
 
-def installed() -> list[str]:
+def installed(modules: Mapping[str, str] = MODULES) -> list[str]:
     """The libraries that are here."""
-    return [library for library in MODULES if find_spec(library)]
+    return [library for library in modules if find_spec(library)]
 
 
-def load(libraries: Iterable[str]) -> list[Peer]:
+def load(libraries: Iterable[str], modules: Mapping[str, str] = MODULES) -> list[Peer]:
     """The forms of these libraries. Raises ModuleNotFoundError where one is not installed."""
-    return [peer for library in libraries for peer in import_module(f".{MODULES[library]}", __name__).PEERS]
+    return [peer for library in libraries for peer in import_module(f".{modules[library]}", __name__).PEERS]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from gradstep._libraries import library_of
 from gradstep.bench import Arm, Problem
 
 from .peer import Peer
@@ -102,20 +103,20 @@ def moments(g, m, v, a, beta1, fresh1, beta2, fresh2):
 RULES = {rule.__name__: rule for rule in (sgd, momentum, nag, adagrad, rmsprop, adadelta, adam, nadam)}
 
 
-def make(name: str, problem: Problem) -> Arm | None:
-    """The step in NumPy."""
+def make(name: str, problem: Problem, module: ModuleType = np, most: int = PIECE) -> Arm | None:
+    """The step in NumPy, or in a library that takes over NumPy's functions for its arrays; in pieces of so many."""
     update = RULES.get(problem.cls.rule)
     if update is None:
         return None
-    params = problem.params()
+    params = [module.asarray(param) for param in problem.params()]
     scalars = SCALARS[problem.cls.rule](SimpleNamespace(**problem.cls.defaults))
-    largest = min(PIECE, max(param.size for param in params))
-    temporaries = np.empty((2, largest), params[0].dtype)
+    largest = min(most, max(param.size for param in params))
+    temporaries = module.empty((2, largest), params[0].dtype)
     pieces = []
-    for param, grad in zip(params, problem.grads, strict=True):
-        arrays = [param.reshape(-1), grad.reshape(-1), *np.zeros((problem.states, param.size), param.dtype)]
-        for start in range(0, param.size, PIECE):
-            cut = [array[start : start + PIECE] for array in arrays]
+    for param, grad in zip(params, map(module.asarray, problem.grads), strict=True):
+        arrays = [param.reshape(-1), grad.reshape(-1), *module.zeros((problem.states, param.size), param.dtype)]
+        for start in range(0, param.size, most):
+            cut = [array[start : start + most] for array in arrays]
             pieces.append((*cut, *temporaries[:, : cut[0].size]))
 
     def step():
@@ -123,7 +124,7 @@ def make(name: str, problem: Problem) -> Arm | None:
         for piece in pieces:
             update(*piece, *numbers)
 
-    return Arm(name, step, problem, lambda: params)
+    return Arm(name, step, problem, lambda: [library_of(param).to_numpy(param) for param in params])
 
 
 PEERS = [Peer("NumPy out=", "numpy", make)]

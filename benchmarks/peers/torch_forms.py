@@ -1,9 +1,9 @@
-"""torch's optimizers on tensors that share the memory of NumPy arrays: one by one, foreach, and fused where it is."""
+"""torch's optimizers: one by one, foreach, and fused where it is. On the processor tensors share NumPy's memory."""
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,20 +25,30 @@ OPTIMIZERS = {
 FORMS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
-def make(form: str, name: str, problem: Problem) -> Arm | None:
+def runs(cls: type[torch.optim.Optimizer], options: dict[str, Any], device: str) -> bool:
+    """Whether torch has this form on this device; some it refuses only at the first step."""
+    one = torch.zeros(1, device=device, requires_grad=True)
+    one.grad = torch.zeros_like(one)
+    try:
+        cls([one], **options).step()
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def make(form: str, device: str, name: str, problem: Problem) -> Arm | None:
     """The step in one of torch's forms."""
     cls, options = OPTIMIZERS.get(problem.cls.rule, (None, {}))
-    if cls is None or not FORMS[form].keys() <= inspect.signature(cls).parameters.keys():
+    if cls is None or not runs(cls, FORMS[form], device):
         return None
     if form == "foreach" and "nesterov" in options:
         return None  # it adds the velocity onto the caller's gradients, so a second step on them computes another thing
-    params = problem.params()
-    tensors = [torch.from_numpy(param).requires_grad_() for param in params]
+    tensors = [torch.from_numpy(param).to(device).requires_grad_() for param in problem.params()]
     for tensor, grad in zip(tensors, problem.grads, strict=True):
-        tensor.grad = torch.from_numpy(grad)
+        tensor.grad = torch.from_numpy(grad).to(device)
     opt = cls(tensors, **options, **FORMS[form])
-    return Arm(name, opt.step, problem, lambda: params)
+    return Arm(name, opt.step, problem, lambda: [tensor.detach().cpu().numpy() for tensor in tensors])
 
 
 LIMIT = limiter(torch.get_num_threads, torch.set_num_threads)
-PEERS = [Peer(f"torch {form}", "torch", partial(make, form), LIMIT) for form in FORMS]
+PEERS = [Peer(f"torch {form}", "torch", partial(make, form, "cpu"), LIMIT) for form in FORMS]

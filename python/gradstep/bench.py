@@ -59,6 +59,8 @@ class Problem:
     grads: Sequence[Array]
     options: Mapping[str, Any] = field(default_factory=dict)
     first_states: Mapping[str, float] = field(default_factory=dict)  # those of one array that do not start as usual
+    oracle: ModuleType = reference  # whose optimizers give the right answer
+    compared: int = CHUNK  # elements that the oracle takes at once; where places matter, the first so many alone
 
     @property
     def elements(self) -> int:
@@ -97,9 +99,9 @@ class Problem:
         return opt
 
     def solve(self, first: Array, grad: Array, after: Sequence[int]) -> Iterator[Array]:
-        """What the reference makes of some of the elements, after each of these rising numbers of steps."""
+        """What the oracle makes of some of the elements, after each of these rising numbers of steps."""
         param = first.copy()
-        opt = self.optimizer(param, reference)
+        opt = self.optimizer(param, self.oracle)
         for steps in after:
             while opt.step_count < steps:
                 opt.step(grad)
@@ -188,7 +190,7 @@ def take_turns(arms: Sequence[Arm], repeats: int, pause: float = 0.0) -> None:
 
 
 def check(arms: Sequence[Arm]) -> None:
-    """Compare every answer with the reference's after as many steps. Raises WrongAnswer.
+    """Compare every answer with the oracle's after as many steps. Raises WrongAnswer.
 
     Of a problem in which places matter, the first elements are compared.
     """
@@ -198,8 +200,9 @@ def check(arms: Sequence[Arm]) -> None:
             together[arm.problem].append((arm, flat(arm.answer())))
     for problem, answers in together.items():
         first, grads = flat(problem.first), flat(problem.grads)
-        for start in range(0, CHUNK if problem.depends_on_place else problem.elements, CHUNK):
-            part = slice(start, start + CHUNK)
+        chunk = problem.compared
+        for start in range(0, chunk if problem.depends_on_place else problem.elements, chunk):
+            part = slice(start, start + chunk)
             expected = problem.solve(first[part], grads[part], [arm.steps for arm, _ in answers])
             for (arm, answer), right in zip(answers, expected, strict=True):
                 if not (same_bits if arm.exact else close)(answer[part], right, first[part]):
