@@ -19,4 +19,11 @@ in the form that is best there. A cold call cannot be waited for: judge OpenMP's
 
 **The ceiling** is one in-place pass over as many streams that only adds, on the same threads, in the same trial.
 GB/s count the least traffic of the rule: the gradient read, the parameter and each state read and written.
+
+**On a GPU** (the parts cuda_large, cuda_many and cuda_storage, left out where there is none) time is taken by its
+events, on a stream that is no library's default. Before each sample a buffer larger than its cache is overwritten, for
+so long that Python has sent off the step meanwhile: what is timed is the GPU's work, not its waiting. Arms take three
+times as many turns, without rest. The ceiling is a copy within its memory that reads and writes as many bytes as the
+step. The right answer is gradstep's own on the processor, bit for bit. ``python -m benchmarks.cuda_guard`` says of kept
+results whether they are as fast as they should be.
 """

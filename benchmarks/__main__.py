@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -18,10 +18,10 @@ from gradstep.__main__ import Parser, at_least
 from gradstep.bench import WrongAnswer
 from gradstep.demo import write_whole
 
-from . import machine
+from . import gpu, machine, peers
 from .harness import Settings
-from .parts import PARTS
-from .peers import MODULES, installed, load
+from .parts import ALL, ON_GPU
+from .peers.peer import Peer
 from .render import Results, render
 
 SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 64_000_000)
@@ -38,9 +38,10 @@ def build_parser() -> Parser:
     )
     options = parser.add_argument
     rules = [cls.__name__ for cls in gs.optimizers.ALL]
+    libraries = {**peers.MODULES, **peers.ON_GPU}
     sizes = " ".join(map(str, SIZES))
     whole = at_least(1)
-    options("--parts", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    options("--parts", choices=ALL, nargs="+", default=list(ALL), metavar="PART", help=f"of {', '.join(ALL)}")
     options("--rules", choices=rules, nargs="+", default=rules, metavar="RULE", help=f"of {', '.join(rules)}")
     options(
         "--sizes",
@@ -50,12 +51,17 @@ def build_parser() -> Parser:
         help=f"elements, for the part sizes [{sizes}]",
     )
     options("--threads", type=whole, nargs="+", metavar="N", help="for the part threads [1 to all]")
-    options("--peers", choices=MODULES, nargs="*", metavar="LIBRARY", help=f"of {', '.join(MODULES)} [those installed]")
+    options(
+        "--peers", choices=libraries, nargs="*", metavar="LIBRARY", help=f"of {', '.join(libraries)} [those installed]"
+    )
     options("--repeats", type=whole, metavar="N", help="turns of every arm [11, or 3 in a quick run]")
     options("--pause", type=at_least(0), metavar="MS", help="rest before every block [40, or 5 in a quick run]")
     options("--quick", action="store_true", help="small sizes and few turns: whether it works, not how fast")
     options(
-        "--output", type=Path, metavar="FOLDER", help="of the report [benchmarks/results/ and the processor's name]"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="of the report [benchmarks/results/ and the processor's or the GPU's name]",
     )
     commands = parser.add_subparsers(dest="command", metavar="render", title="without measuring")
     again = commands.add_parser("render", help="write the report of kept results again")
@@ -65,13 +71,32 @@ def build_parser() -> Parser:
     return parser
 
 
-def settings_of(given: argparse.Namespace) -> Settings:
+def possible(parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The parts that can be measured here, and words about the others. Raises RuntimeError where there is none."""
+    on_gpu = [part for part in parts if part in ON_GPU]
+    reason = gpu.missing() if on_gpu else None
+    if reason is None:
+        return list(parts), []
+    words = f"{', '.join(on_gpu)}: {reason}"
+    if len(on_gpu) == len(parts):
+        raise RuntimeError(words)
+    return [part for part in parts if part not in ON_GPU], [words]
+
+
+def chosen_peers(given: argparse.Namespace, modules: Mapping[str, str]) -> list[Peer]:
+    """Those of the named libraries that are among the modules, or of the installed ones."""
+    names = peers.installed(modules) if given.peers is None else [name for name in given.peers if name in modules]
+    return peers.load(names, modules)
+
+
+def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
     """What the options ask for. Raises ModuleNotFoundError for a named peer that is not installed."""
     return Settings(
         rules=[cls for cls in gs.optimizers.ALL if cls.__name__ in given.rules],
         sizes=given.sizes or (QUICK_SIZES if given.quick else SIZES),
         threads=given.threads or range(1, gs.get_num_threads() + 1),
-        peers=load(installed() if given.peers is None else given.peers),
+        peers=chosen_peers(given, peers.MODULES) if set(parts) - ON_GPU.keys() else [],
+        cuda_peers=chosen_peers(given, peers.ON_GPU) if set(parts) & ON_GPU.keys() else [],
         repeats=given.repeats or (3 if given.quick else 11),
         pause=((5 if given.quick else 40) if given.pause is None else given.pause) / 1000,
         quick=given.quick,
@@ -85,34 +110,37 @@ def fitting(settings: Settings) -> tuple[Settings, list[str]]:
     return replace(settings, sizes=[size for size in settings.sizes if size <= most]), left_out
 
 
-def measure(settings: Settings, parts: Sequence[str], output: Path) -> Results:
+def measure(settings: Settings, parts: Sequence[str], left_out: list[str], output: Path) -> Results:
     """Run the trials of these parts; results.json is written after each part, in case a later one fails."""
-    settings, left_out = fitting(settings)
+    settings, too_large = fitting(settings)
+    about_gpu = {"gpu": gpu.gpu().about()} if set(parts) & ON_GPU.keys() else {}
     results: Results = {
         "date": date.today().isoformat(),
-        "machine": machine.describe(),
+        "machine": machine.describe() | about_gpu,
         "settings": {
             "parts": list(parts),
             "rules": [cls.__name__ for cls in settings.rules],
             "sizes": list(settings.sizes),
             "threads": list(settings.threads),
             "peers": [peer.name for peer in settings.peers],
+            "cuda_peers": [peer.name for peer in settings.cuda_peers],
             "repeats": settings.repeats,
             "pause": settings.pause,
             "quick": settings.quick,
         },
-        "left_out": left_out,
+        "left_out": left_out + too_large,
         "rows": [],
     }
     start = time.monotonic()
     columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         for name in parts:
-            trials = list(PARTS[name].trials(settings))
+            of_part = settings.on_gpu() if name in ON_GPU else settings
+            trials = list(ALL[name].trials(of_part))
             task = progress.add_task(name, total=len(trials))
             for trial in trials:
                 progress.update(task, description=f"{name}: {trial.title}")
-                results["rows"] += [{"part": name, **row} for row in trial.run(settings)]
+                results["rows"] += [{"part": name, **row} for row in trial.run(of_part)]
                 progress.advance(task)
             progress.update(task, description=name)
             results["minutes"] = round((time.monotonic() - start) / 60, 1)
@@ -125,9 +153,13 @@ def run(given: argparse.Namespace) -> Path:
     if given.command == "render":
         results, output = json.loads(given.results.read_text(encoding="utf-8")), given.output or given.results.parent
     else:
-        output = given.output or machine.ROOT / "benchmarks" / "results" / machine.slug()
+        parts, left_out = possible(given.parts)
+        for words in left_out:
+            print(f"Left out: {words}")
+        name = gpu.gpu().name if set(parts) <= ON_GPU.keys() else None
+        output = given.output or machine.ROOT / "benchmarks" / "results" / machine.slug(name)
         output.mkdir(parents=True, exist_ok=True)
-        results = measure(settings_of(given), given.parts, output)
+        results = measure(settings_of(given, parts), parts, left_out, output)
     render(results, output)
     return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,6 +31,11 @@ class Settings:
     repeats: int
     pause: float  # seconds before every block
     quick: bool
+    cuda_peers: Sequence[Peer] = ()
+
+    def on_gpu(self) -> Settings:
+        """Those of a part on a GPU: its peers, no rest for threads, and more turns, for a sample is one short step."""
+        return replace(self, peers=self.cuda_peers, pause=0.0, repeats=3 * self.repeats)
 
     def scaled(self, elements: int) -> int:
         """A size, or a small part of it in a quick run."""

@@ -90,7 +90,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def slug() -> str:
-    """A name of this kind of machine for a folder: the processor and its cores."""
-    words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", processor())
-    return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), str(cores()), "cores"])
+def slug(gpu: str | None = None) -> str:
+    """A name of this kind of machine for a folder: the GPU, or else the processor and its cores."""
+    words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", gpu or processor())
+    return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), *([] if gpu else [str(cores()), "cores"])])

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradstep.demo import write_whole
 
-from .parts import PARTS
+from .parts import ALL
 from .plots import PLOTS
 from .tables import markdown
 
@@ -37,6 +37,12 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
     versions = machine["versions"].items()
     yield "peers", ", ".join(f"{name} {version or 'not installed'}" for name, version in versions)
     yield "measured", f"{settings['repeats']} turns of each arm, {settings['pause'] * 1e3:.0f} ms of rest before each"
+    if "gpu" in machine:
+        gpu, cuda = machine["gpu"], config["cuda"]
+        yield "GPU", f"{gpu['name']}, {size_words(gpu['memory'])}, L2 {size_words(gpu['cache'])}"
+        names = ("driver", "runtime", "compiler", "architectures")
+        yield "CUDA", ", ".join(f"{name} {cuda[name]}" for name in names if name in cuda)
+        yield "peers on it", ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
     if results["left_out"]:
         yield "left out", "; ".join(results["left_out"])
 
@@ -52,7 +58,7 @@ def report(results: Results, plots: list[tuple[str, str]]) -> str:
         markdown(("", ""), setup(results)),
         *(f"![{words}]({name})" for name, words in plots),
     ]
-    for name, part in PARTS.items():
+    for name, part in ALL.items():
         rows = [row for row in results["rows"] if row["part"] == name]
         if rows:
             parts += [f"## {part.TITLE}", part.ABOUT, part.table(rows)]

@@ -111,7 +111,7 @@ def test_a_peer_may_round_in_another_way(off, right):
 def report(tmp_path_factory):
     """The folder of a small run of all parts."""
     folder = tmp_path_factory.mktemp("report")
-    assert main([*SMALL, "--rules", "SGD", "Adam", "--output", str(folder)]) == 0
+    assert main([*SMALL, "--parts", *PARTS, "--rules", "SGD", "Adam", "--output", str(folder)]) == 0
     return folder
 
 

@@ -1,6 +1,20 @@
 """The parts of the benchmark: one short file each, with a TITLE, ABOUT it, its `trials` and its `table`."""
 
-from . import layouts, many, memory, neighbours, options, share, sizes, storage, subnormals, threads
+from . import (
+    cuda_large,
+    cuda_many,
+    cuda_storage,
+    layouts,
+    many,
+    memory,
+    neighbours,
+    options,
+    share,
+    sizes,
+    storage,
+    subnormals,
+    threads,
+)
 
 PARTS = {
     "share": share,
@@ -14,4 +28,10 @@ PARTS = {
     "subnormals": subnormals,
     "neighbours": neighbours,
 }
+ON_GPU = {
+    "cuda_large": cuda_large,
+    "cuda_many": cuda_many,
+    "cuda_storage": cuda_storage,
+}
+ALL = {**PARTS, **ON_GPU}
 """In the order of the report."""
