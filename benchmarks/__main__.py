@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -141,6 +142,7 @@ def measure(settings: Settings, parts: Sequence[str], left_out: list[str], outpu
             for trial in trials:
                 progress.update(task, description=f"{name}: {trial.title}")
                 results["rows"] += [{"part": name, **row} for row in trial.run(of_part)]
+                gc.collect()  # optimizers of other libraries are in cycles, and hold their arrays
                 progress.advance(task)
             progress.update(task, description=name)
             results["minutes"] = round((time.monotonic() - start) / 60, 1)

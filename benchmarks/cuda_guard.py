@@ -71,7 +71,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """Print the bars, a line for each rule, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_guard", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.JSON")
-    rows = json.loads(parser.parse_args(args).results.read_text(encoding="utf-8"))["rows"]
+    try:
+        rows = json.loads(parser.parse_args(args).results.read_text(encoding="utf-8"))["rows"]
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     bars = {
         rule: {bar.what: bar for bar in bars_of(rule, [row for row in rows if row["rule"] == rule])}
         for rule in dict.fromkeys(row["rule"] for row in rows)

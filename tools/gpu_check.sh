@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# What needs a GPU, in one command and ten minutes: `bash tools/gpu_check.sh [FOLDER]`. It builds for this machine's GPU
+# with what is installed, runs the tests of the GPU, the sanitizers and the benchmark, and then all other tests as far as
+# time allows. Nothing is downloaded, and nothing installed but into a temporary folder. FOLDER (default: gpu-check/)
+# gets log.txt, summary.json, and the report of the benchmark. The exit status says whether all passed.
+set -uo pipefail
+root=$(realpath "$(dirname "$0")/..")
+mkdir -p "${1:-$root/gpu-check}" && out=$(realpath "${1:-$root/gpu-check}") || exit 2
+cd "$root" || exit 2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PATH="$PATH:/usr/local/cuda/bin" PYTHONPATH="$work/site" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+python=${PYTHON:-python3}
+pytest=("$python" -m pytest -q -p no:cacheprovider)
+parallel=()
+"$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) # most of a test is the reference, on one core
+
+all=570   # seconds for all of it
+chosen=16 # tests that are run under a sanitizer, which is slow: every n-th
+failed=0
+: >"$out/log.txt"
+: >"$work/stages"
+
+# stage NAME SECONDS COMMAND...: runs it, for so long at most, and notes how it went and what it said last.
+stage() {
+  local name=$1 most=$2 begin=$SECONDS left=$((all - SECONDS)) result
+  shift 2
+  printf '\n== %s\n' "$name"
+  ((most < left)) || most=$((left > 0 ? left : 1))
+  { timeout -s INT -k 10 "$most" "$@" >"$work/log" 2>&1 </dev/null; } 2>/dev/null # bash says what was killed
+  case $? in
+    0) result=passed ;;
+    124 | 137) result="out of time" ;;
+    *) result=failed ;;
+  esac
+  # All other tests are run as far as time allows.
+  if [[ $name == others && $result == "out of time" ]] && ! grep -qE '[0-9]+ (failed|error)' "$work/log"; then
+    result="cut short"
+  elif [[ $result != passed ]]; then
+    failed=1
+  fi
+  if [[ $result == failed || $name == speed ]]; then tail -n 20 "$work/log"; fi
+  { printf '\n== %s: %s\n' "$name" "$*" && tail -c 200000 "$work/log"; } >>"$out/log.txt"
+  note "$name" "$result" $((SECONDS - begin)) "$(grep -v '^\s*$' "$work/log" | tail -n 1)"
+}
+
+# note NAME RESULT SECONDS WORDS: a line of the table.
+note() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(cut -c -100 <<<"$4" | tr -d '\t')" >>"$work/stages"; }
+
+stage build 150 "$python" -m pip install -v . --no-build-isolation --no-deps --target "$work/site" \
+  -C build-dir="$work/build" -C cmake.define.GRADSTEP_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+stage gpu 150 "${pytest[@]}" "${parallel[@]}" tests -m gpu
+
+if command -v compute-sanitizer >/dev/null; then
+  "${pytest[@]}" tests -m gpu --collect-only 2>/dev/null | grep '::' >"$work/tests"
+  awk -v n="$(wc -l <"$work/tests")" -v k="$chosen" 'int(NR * k / n) > int((NR - 1) * k / n)' "$work/tests" >"$work/chosen"
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # each array is an allocation of its own: what lies beside it is not ours
+  for tool in memcheck racecheck initcheck; do
+    # Only our kernels are looked at; but what others write must be seen, or it would count as never written.
+    [[ $tool == initcheck ]] && kernels=() || kernels=(--kernel-name kernel_substring=gradstep)
+    stage "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 --report-api-errors no "${kernels[@]}" \
+      "${pytest[@]}" -m gpu "@$work/chosen"
+  done
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+else
+  note sanitizers "left out" 0 "compute-sanitizer is not installed"
+fi
+
+stage benchmark 220 "$python" -m benchmarks --parts cuda_large cuda_many cuda_storage --output "$work/report"
+cp "$work/report/results.json" "$work/report/README.md" "$out" 2>/dev/null
+stage speed 30 "$python" -m benchmarks.cuda_guard "$work/report/results.json"
+stage others "$all" "${pytest[@]}" tests -m "not gpu"
+
+"$python" - "$work/stages" "$out/summary.json" "$(git describe --always --dirty 2>/dev/null)" "$SECONDS" <<'PYTHON'
+import json
+import sys
+
+stages, summary, commit, seconds = sys.argv[1:]
+names = ("stage", "result", "seconds", "words")
+with open(stages, encoding="utf-8") as file:
+    rows = [dict(zip(names, line.rstrip("\n").split("\t"))) for line in file]
+with open(summary, "w", encoding="utf-8") as file:
+    json.dump({"commit": commit, "seconds": int(seconds), "stages": rows}, file, indent=2)
+print()
+for row in rows:
+    print(f"{row['stage']:12}{row['result']:14}{row['seconds']:>4} s  {row['words']}")
+PYTHON
+exit "$failed"
