@@ -179,6 +179,14 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   return array;
 }
 
+void CudaArrays::glance(const Watched& watched) {
+  Seen now;
+  if (Py_TYPE(watched.object.ptr()) != known_type_ || !see_by_exchange(watched.object, now)) return;
+  if (now.data != watched.array.data || shape_ != watched.array.shape || strides_ != watched.array.strides) {
+    throw std::invalid_argument(watched.name + " was moved or reshaped after the optimizer was made");
+  }
+}
+
 Array CudaArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   return look(object, kind, name, codes, false);
 }

@@ -35,7 +35,7 @@ class CudaArrays {
   int device() const { return device_; }
   bool is_capturing() const { return backend_->must_hold(); }
 
-  // What an array was when the optimizer was made. Its memory stays as long as the object, or what it was a view of.
+  // What an array was when the optimizer was made.
   class Watched {
    public:
     Watched(pybind11::object the_object, const Array& the_array, std::string the_name, Role)
@@ -47,6 +47,11 @@ class CudaArrays {
 
     void check_unmoved() const {}
   };
+
+  // To ask a thousand tensors where their memory is would take longer than to step them: each step asks these many, in
+  // turn. Only those with a C interface: of other libraries' arrays the memory stays.
+  static constexpr int kGlances = 8;
+  void glance(const Watched& watched);
 
  private:
   struct Seen;

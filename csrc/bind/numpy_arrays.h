@@ -25,6 +25,9 @@ class NumPyArrays {
   // What NumPy's exact test of overlap takes.
   static pybind11::object to_compare(const pybind11::object& object, const Array&) { return object; }
 
+  // Every step looks at all.
+  static constexpr int kGlances = 0;
+
   // An array as it was when the optimizer was made; every step looks whether it still is.
   class Watched {
    public:

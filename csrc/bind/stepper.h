@@ -116,6 +116,7 @@ class Stepper {
   // gradients, true) then takes it. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
   // thread that waits for its lock is unwound, and these frames would drop references without it.
   std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads, bool looked_at) {
+    glance();
     py::tuple held;
     if (grads.is_none()) {
       if (!is_bound_) throw WrongType(grads_ + " must be given, for none were bound");
@@ -211,6 +212,18 @@ class Stepper {
     return codes;
   }
 
+  // At a few of the arrays, in turn, where to look at all would take too long.
+  void glance() {
+    if constexpr (Arrays::kGlances > 0) {
+      const std::size_t count = owned_.size() + bound_.size();
+      for (std::size_t i = 0; i < std::min<std::size_t>(Arrays::kGlances, count); ++i) {
+        glanced_ = (glanced_ + 1) % count;
+        const bool owned = glanced_ < owned_.size();
+        arrays_.glance(owned ? owned_[glanced_] : bound_[glanced_ - owned_.size()].second);
+      }
+    }
+  }
+
   // Of a tensor's parameter and states.
   void check_unmoved(std::size_t tensor) const {
     for (std::size_t k = first_of_[tensor]; k < first_of_[tensor + 1]; ++k) owned_[k].check_unmoved();
@@ -257,6 +270,7 @@ class Stepper {
   step::Stepper stepper_;
   std::vector<Watched> owned_;            // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
+  std::size_t glanced_ = 0;               // the last array that was glanced at
   bool is_bound_ = false;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };

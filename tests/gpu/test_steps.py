@@ -1,5 +1,7 @@
 """What a step on a GPU does besides bits: one launch, nothing waited for; streams, graphs, refusals."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 
@@ -291,3 +293,18 @@ def test_states_are_the_librarys_own(library):
         for arrays in opt.state.values():
             assert type(arrays["w"]) is type(param)
         assert all(isinstance(array, np.ndarray) for [array] in opt.state_dict()["state"].values())
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_tensors_whose_memory_is_swapped():
+    """Seen within as many steps as it takes to look at all arrays, eight at a time."""
+    torch = pytest.importorskip("torch")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    params, grads = ([torch.ones(3, device=device) for _ in range(20)] for _ in range(2))
+    opt = optimizers.Adam(params, grads=grads)
+    for moved, name in [(params[7], r"params\[7\]"), (grads[19], r"grads\[19\]")]:
+        kept = moved.data
+        moved.data = torch.ones(3, device=device)
+        with pytest.raises(ValueError, match=name + " was moved or reshaped after the optimizer was made"):
+            deque(opt.step() for _ in range(10))
+        moved.data = kept
