@@ -19,7 +19,8 @@ if(build STREQUAL "OFF")
   return()
 endif()
 
-set(kernels csrc/cuda/held.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/runtime.cu csrc/cuda/stored.cu)
+# The one that takes longest comes first: the others are compiled beside it.
+set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/held.cu csrc/cuda/runtime.cu)
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp
@@ -44,12 +45,13 @@ endif()
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 add_library(gradstep_cuda OBJECT ${kernels})
 target_include_directories(gradstep_cuda PRIVATE csrc)
 # -fmad=false: no fused multiply-adds. The others are the defaults, against flags of the user's.
 target_compile_options(gradstep_cuda PRIVATE
   -fmad=false --prec-div=true --prec-sqrt=true --ftz=false --expt-relaxed-constexpr --compress-mode=size
-  -Xcompiler=-Wall,-Wextra,-fno-lto,-fno-fast-math,-ffp-contract=off)
+  -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-fno-lto,-fno-fast-math,-ffp-contract=off)
 target_link_libraries(_cuda PRIVATE gradstep_cuda)
 target_link_directories(_cuda PRIVATE ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${CMAKE_CUDA_HOST_LINK_DIRECTORIES})
 target_link_libraries(_cuda PRIVATE cudart_static ${CMAKE_DL_LIBS} rt)

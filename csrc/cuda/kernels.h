@@ -68,7 +68,8 @@ GS_DEVICE void flush(T (&x)[kItems], T least) {
 // the compiler spills some to fit one more.
 template <class T>
 constexpr int kFit = sizeof(T) == sizeof(float) ? 5 : 3;
-constexpr int kFitStored = 4;
+template <class Element>
+constexpr int kFitStored = Element::keeps(1) && Element::keeps(2) ? 3 : 4;
 
 // Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item.
 template <class Element, int kTensors>
@@ -122,7 +123,8 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
 
 // Tensors of which something is stored in another type than floats.
 template <class Element, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFitStored) stored(const __grid_constant__ Args<Element, kTensors> args) {
+__global__ void __launch_bounds__(kThreads, kFitStored<Element>)
+    stored(const __grid_constant__ Args<Element, kTensors> args) {
   __shared__ std::uint32_t places[kCopy][kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
   const Chunk chunk = *global(args.chunks + blockIdx.x);
