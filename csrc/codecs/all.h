@@ -55,6 +55,13 @@ constexpr DType native_of(Compute compute) { return compute == Compute::kDouble 
 constexpr bool is_native(DType dtype) { return dtype <= DType::kFloat64; }
 constexpr bool has_scales(DType dtype) { return dtype >= DType::kQ8Signed; }
 
+// The random bits that rounding a value by chance takes.
+constexpr int random_bits(DType dtype) {
+  return has_scales(dtype) ? codecs::Q8Signed::kRandomBits : codecs::BFloat16::kRandomBits;
+}
+static_assert(codecs::Q8Unsigned::kRandomBits == codecs::Q8Signed::kRandomBits &&
+              codecs::Float16::kRandomBits == codecs::BFloat16::kRandomBits);
+
 // Whether a stream of a type is rounded by chance where steps are `asked` to: codes with scales always are.
 constexpr bool by_chance(DType dtype, bool asked) { return has_scales(dtype) || (asked && !is_native(dtype)); }
 

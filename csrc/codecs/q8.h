@@ -25,7 +25,8 @@ struct Q8 {
   GS_INLINE static bool is_beyond(std::uint32_t largest) { return largest > kGreatestScale + 0x700000; }
 
   // What has no exponent: zero, and what is not finite. A block without it takes less.
-  GS_INLINE static bool is_special(Storage code) { return code == 0 || code == kNotFinite; }
+  static constexpr Storage kZero = 0, kNotFinite = kSigned ? 128 : 248;
+  GS_INLINE static bool is_special(Storage code) { return code == kZero || code == kNotFinite; }
 
   template <bool kSpecial>
   GS_INLINE static float decode(std::int32_t code, float scale) {
@@ -57,7 +58,7 @@ struct Q8 {
  private:
   static constexpr std::uint32_t kExponents = (kSigned ? 15u : 30u) << 23;  // below the scale's
   static constexpr std::uint32_t kLeastScale = (1u << 23) + kExponents, kGreatestScale = 254u << 23;
-  static constexpr std::int32_t kNotFinite = static_cast<std::int32_t>((kExponents + (1u << 23)) >> 20);
+  static_assert(kNotFinite == (kExponents + (1u << 23)) >> 20, "the exponent above the greatest");
 };
 
 using Q8Signed = Q8<std::int8_t>;

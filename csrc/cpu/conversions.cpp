@@ -157,11 +157,11 @@ constexpr Conversion conversion(codecs::Float32) { return {}; }
 constexpr Conversion conversion(codecs::Float64) { return {}; }
 template <class Codec>
 constexpr Conversion conversion(Codec) {
-  return {&decode_items<Codec>, &encode_items<Codec>, Codec::kRandomBits};
+  return {&decode_items<Codec>, &encode_items<Codec>};
 }
 template <class Code>
 constexpr Conversion conversion(codecs::Q8<Code>) {
-  return {&decode_blocks<codecs::Q8<Code>>, &encode_blocks<codecs::Q8<Code>>, codecs::Q8<Code>::kRandomBits};
+  return {&decode_blocks<codecs::Q8<Code>>, &encode_blocks<codecs::Q8<Code>>};
 }
 
 }  // namespace

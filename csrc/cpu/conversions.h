@@ -35,7 +35,6 @@ using Encode = void (*)(const float* values, std::int64_t size, const Noise* noi
 struct Conversion {
   Decode decode;  // null where the type is native
   Encode encode;
-  int random_bits;
 };
 
 // Sets to zero those of `size` values whose magnitude is below `least`.

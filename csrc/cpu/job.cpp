@@ -129,7 +129,7 @@ class Tiles {
       noise_[s].step = update_.step;
       noise_[s].tensor = job_.layout->tensor;
       noise_[s].stream = static_cast<std::uint32_t>(s);
-      noise_[s].bits = conversions_[dtype(s)].random_bits;
+      noise_[s].bits = random_bits(dtype(s));
       conversions_.draw_places(noise_[s]);
     }
   }

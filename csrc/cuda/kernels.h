@@ -58,10 +58,36 @@ GS_DEVICE const Step<Element>& step_of(const Args<Element, kTensors>& args, std:
   return *reinterpret_cast<const Step<Element>*>(args.held.steps + tensor * kMaxStep);
 }
 
+// What a thread block is to do. Without a gradient, nothing.
+template <class Element>
+struct Task {
+  Chunk chunk;
+  std::byte* gradient;
+  const Row& row;
+  const Step<Element>& step;
+
+  template <int kTensors>
+  GS_DEVICE explicit Task(const Args<Element, kTensors>& args)
+      : chunk(*global(args.chunks + blockIdx.x)),
+        gradient(args.gradients[chunk.tensor - args.first]),
+        row(*global(args.rows + chunk.tensor)),
+        step(step_of(args, chunk.tensor)) {}
+
+  GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : row.streams[s]; }
+};
+
 template <class T>
 GS_DEVICE void flush(T (&x)[kItems], T least) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) x[i] = flushed(x[i], least);
+}
+
+// Sets to zero what is behind a block's last element.
+GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (Share<float>::place(block.lane, i) >= block.count) x[i] = 0;
+  }
 }
 
 // Thread blocks that shall fit on a multiprocessor at once: it is asked for with no more than registers allow, for else
@@ -77,17 +103,17 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
     native(const __grid_constant__ Args<Element, kTensors> args) {
   using T = typename Element::T;
   using Values = Raw<T, sizeof(T), T>;
-  const Chunk chunk = *global(args.chunks + blockIdx.x);
-  std::byte* const gradient = args.gradients[chunk.tensor - args.first];
-  if (gradient == nullptr) return;
-  const Row& row = *global(args.rows + chunk.tensor);
-  const Step<Element>& step = step_of(args, chunk.tensor);
+  const Task<Element> task(args);
+  if (task.gradient == nullptr) return;
+  const Chunk chunk = task.chunk;
+  const Row& row = task.row;
+  const Step<Element>& step = task.step;
   const Element element = step.element();
 
   std::byte* streams[kCopy];
   bool in_one_piece = true;
   each_stream<Element>([&](auto s) {
-    streams[s] = global(s == kGradient ? gradient : row.streams[s]);
+    streams[s] = global(task.stream(s));
     in_one_piece = in_one_piece && !row.strided[s] && Values::aligned(streams[s]);
   });
   const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
@@ -125,31 +151,31 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
 template <class Element, int kTensors>
 __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
     stored(const __grid_constant__ Args<Element, kTensors> args) {
-  __shared__ std::uint32_t places[kCopy][kGroup];
+  __shared__ std::uint32_t places[kCopy][kGroup], groups[kCopy][kChunk / kBlock][kBlock / kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
-  const Chunk chunk = *global(args.chunks + blockIdx.x);
-  std::byte* const gradient = args.gradients[chunk.tensor - args.first];
-  if (gradient == nullptr) return;
-  const Row& row = *global(args.rows + chunk.tensor);
-  const Step<Element>& step = step_of(args, chunk.tensor);
+  const Task<Element> task(args);
+  if (task.gradient == nullptr) return;
+  const Chunk chunk = task.chunk;
+  const Row& row = task.row;
+  const Step<Element>& step = task.step;
   const Element element = step.element();
 
-  const auto chance_of = [&](int s) {
-    const bool asked = s < kCopy && by_chance(row.dtypes[s], step.stochastic);
-    const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(s)};
-    return Chance{key, places[s < kCopy ? s : 0], asked};
-  };
-  const auto counter = static_cast<std::uint32_t>(threadIdx.x % kPlaceCounters);
-  static_assert(kCopy * kPlaceCounters <= kThreads);
-  if (const auto s = static_cast<int>(threadIdx.x / kPlaceCounters); s < kCopy && s != kGradient) {
-    const Chance chance = chance_of(s);
-    if (chance.asked) {
-      const Words w = draw(chance.key, counter, upper_half(chance.key, kOfPlace, 0));
-      std::uint32_t* const at = places[s] + counter;
-      at[0] = w.w0;
-      at[kPlaceCounters] = w.w1;
-      at[2 * kPlaceCounters] = w.w2;
-      at[3 * kPlaceCounters] = w.w3;
+  const auto by_chance_in = [&](int s) { return s < kCopy && by_chance(row.dtypes[s], step.stochastic); };
+
+  // A thread draws four words of the places, and four of the groups, for one stream.
+  static_assert(kCopy * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters && kBlock == 4 * kGroup);
+  const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
+  if (drawn < kCopy && drawn != kGradient && by_chance_in(drawn)) {
+    const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
+    const int drop = 32 - random_bits(row.dtypes[drawn]);
+    const std::int64_t block = chunk.begin / kBlock + n;
+    const Words p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
+    const Words g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
+    const std::uint32_t of_places[] = {p.w0, p.w1, p.w2, p.w3}, of_groups[] = {g.w0, g.w1, g.w2, g.w3};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      places[drawn][w * kPlaceCounters + n] = of_places[w] >> drop;
+      groups[drawn][n][w] = of_groups[w] >> drop;
     }
   }
   __syncthreads();
@@ -158,13 +184,17 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     const std::int64_t left = chunk.end - begin;
     const Block block{begin, static_cast<int>(left < kBlock ? left : kBlock), lane, tiles[warp]};
+    const auto chance_of = [&](int s) {
+      const int at = s < kCopy ? s : 0;
+      return Chance{by_chance_in(s), {places[at], groups[at][(begin - chunk.begin) / kBlock], lane}};
+    };
     const auto scale_of = [&](int s) {
       return has_scales(row.dtypes[s]) ? global(row.scales[s] + begin / kBlock) : nullptr;
     };
 
     std::uint32_t raw[kCopy][kItems];
     float x[kCopy][kItems] = {};
-    each_stream<Element>([&](auto s) { fetch(row, s, s == kGradient ? gradient : row.streams[s], block, raw[s]); });
+    each_stream<Element>([&](auto s) { fetch(row, s, task.stream(s), block, raw[s]); });
     each_stream<Element>([&](auto s) {
       visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], block, scale_of(s), x[s]); });
     });
@@ -181,6 +211,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
     };
     each_written<Element>([&](auto s) {
       if (step.flush && s >= kFirstState) flush(x[s], kLeastState<float>);
+      if (block.count < kBlock) clear(x[s], block);
       write(s, x[s]);
     });
     if (row.streams[kCopy] != nullptr) write(std::integral_constant<int, kCopy>(), x[kParameter]);

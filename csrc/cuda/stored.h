@@ -100,36 +100,31 @@ GS_DEVICE void put(const Row& row, int s, std::byte* data, const Block& block, c
   }
 }
 
-// Where the random bits of a stream come from, if it is rounded by chance.
-struct Chance {
-  NoiseKey key;
-  const std::uint32_t* places;  // the words of places in a group
-  bool asked;
-};
-
-// A lane's random bits, for one block.
+// A lane's random bits for a stream of a block: words of places, and of the block's groups, in shared memory, with as
+// many bits as the codec takes.
 class Noise {
  public:
-  GS_DEVICE Noise(const Chance& chance, const Block& block) : places_(chance.places), lane_(block.lane) {
-    static_assert(kBlock == 4 * kGroup && Share<float>::kVectors == 2, "a counter has the words of a block's groups");
-    const std::int64_t counter = block.begin / kBlock;
-    const Words w = draw(chance.key, static_cast<std::uint32_t>(counter), upper_half(chance.key, kOfGroup, counter));
-    const bool upper = lane_ >= kWarp / 2;
-    groups_[0] = upper ? w.w1 : w.w0;
-    groups_[1] = upper ? w.w3 : w.w2;
+  GS_DEVICE Noise(const std::uint32_t* places, const std::uint32_t* groups, int lane)
+      : places_(places + Share<float>::place(lane, 0) % static_cast<int>(kGroup)) {
+    static_assert(kWarp * Share<float>::kVector == 2 * kGroup, "a lane's next vector is two groups further on");
+    const bool upper = lane >= kWarp / 2;
+    groups_[0] = groups[upper ? 1 : 0];
+    groups_[1] = groups[upper ? 3 : 2];
   }
 
-  // As many as a codec drops.
-  template <class Codec>
-  GS_DEVICE std::uint32_t bits(Codec, int item) const {
-    const int place = Share<float>::place(lane_, item) % static_cast<int>(kGroup);
-    return (places_[place] ^ groups_[item / Share<float>::kVector]) >> (32 - Codec::kRandomBits);
+  GS_DEVICE std::uint32_t bits(int item) const {
+    return places_[item % Share<float>::kVector] ^ groups_[item / Share<float>::kVector];
   }
 
  private:
   const std::uint32_t* places_;
   std::uint32_t groups_[Share<float>::kVectors];
-  int lane_;
+};
+
+// Whether, and by what, a stream is rounded by chance.
+struct Chance {
+  bool asked;
+  Noise noise;
 };
 
 // Floats as they are.
@@ -171,15 +166,20 @@ struct Narrow {
   GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float*,
                                std::uint32_t (&raw)[kItems]) {
     if (chance.asked) {
-      const Noise noise(chance, block);
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], noise.bits(Codec{}, i)));
+      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], chance.noise.bits(i)));
     } else {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) Width::put(raw, i, narrowed(Codec{}, x[i]));
     }
   }
 };
+
+// Whether a word has such a byte.
+GS_DEVICE bool has_byte(std::uint32_t word, std::uint8_t byte) {
+  const std::uint32_t x = word ^ (byte * 0x01010101u);
+  return ((x - 0x01010101u) & ~x & 0x80808080u) != 0;
+}
 
 // Codes under a scale, which `scale` points to: always rounded by chance.
 template <class Codec>
@@ -188,33 +188,48 @@ struct Scaled {
 
   GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float* scale,
                                float (&x)[kItems]) {
+    bool special = false;
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      x[i] = Codec::template decode<true>(static_cast<typename Codec::Number>(Width::get(raw, i)), *scale);
+    for (int word = 0; word < kItems / Width::kPerWord; ++word) {
+      special = special || has_byte(raw[word], Codec::kZero) || has_byte(raw[word], Codec::kNotFinite);
     }
+    special ? decode_as<true>(raw, *scale, x) : decode_as<false>(raw, *scale, x);
   }
+
   GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float* scale,
                                std::uint32_t (&raw)[kItems]) {
-    std::uint32_t most = largest(x, block, ~0u);
-    if (most >= kInfinity) most = largest(x, block, kInfinity);
+    std::uint32_t most = largest<false>(x);
+    const bool beyond = Codec::is_beyond(most);
+    if (most >= kInfinity) most = largest<true>(x);
     const float now = Codec::scale(most);
     if (block.lane == 0) *scale = now;
-    const Noise noise(chance, block);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      Width::put(raw, i, Codec::template encode<true>(x[i], now, noise.bits(Codec{}, i)));
-    }
+    beyond ? encode_as<true>(x, now, chance.noise, raw) : encode_as<false>(x, now, chance.noise, raw);
   }
 
  private:
-  // The bits of the largest magnitude below a limit among a block's elements.
-  GS_DEVICE static std::uint32_t largest(const float (&x)[kItems], const Block& block, std::uint32_t limit) {
+  template <bool kSpecial>
+  GS_DEVICE static void decode_as(const std::uint32_t (&raw)[kItems], float scale, float (&x)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      x[i] = Codec::template decode<kSpecial>(static_cast<typename Codec::Number>(Width::get(raw, i)), scale);
+    }
+  }
+
+  template <bool kBeyond>
+  GS_DEVICE static void encode_as(const float (&x)[kItems], float scale, const Noise& noise,
+                                  std::uint32_t (&raw)[kItems]) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::template encode<kBeyond>(x[i], scale, noise.bits(i)));
+  }
+
+  // The bits of the largest magnitude of a block, or of the largest that is finite. Behind the last element are zeros.
+  template <bool kFinite>
+  GS_DEVICE static std::uint32_t largest(const float (&x)[kItems]) {
     std::uint32_t most = 0;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const std::uint32_t u = magnitude_of(x[i]);
-      const bool counts = u < limit && Share<float>::place(block.lane, i) < block.count;
-      most = counts && u > most ? u : most;
+      most = u > most && !(kFinite && u >= kInfinity) ? u : most;
     }
     return warp_max(most);
   }
