@@ -393,12 +393,11 @@ def test_show_config(capsys):
     assert isa["chosen"] in isa["supported"]
     gs.set_num_threads(5)
     assert gs.show_config(mode="dicts")["threads"] == {"count": 5, "default": config["threads"]["default"]}
-    assert config["cuda"]["available"] is False
-    assert config["cuda"]["reason"]
+    assert config["cuda"]["available"] or config["cuda"]["reason"]
 
     assert gs.show_config() is None
     out = capsys.readouterr().out
-    for word in (gs.__version__, isa["chosen"], config["build"]["compiler"], config["cuda"]["reason"], *config):
+    for word in (gs.__version__, isa["chosen"], config["build"]["compiler"], config["cuda"].get("reason", ""), *config):
         assert word in out
     for mode in ("json", None, 1):
         with pytest.raises(ValueError, match="mode must be"):
