@@ -7,11 +7,17 @@
 
 namespace gradstep::cuda {
 
+inline const char* words_for(cudaError_t error) {
+  int driver = 1;
+  const bool none = error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0;
+  return none ? "there is no NVIDIA driver" : cudaGetErrorString(error);
+}
+
 // Throws std::runtime_error: `what` failed, and CUDA's words for it.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next call would meet it again
-  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + words_for(error));
 }
 
 // While a thread captures, CUDA refuses what could harm the capture. What is done while this lives touches no stream of
