@@ -24,8 +24,12 @@ int storage_of(dlpack::Type type) {
   return kDTypeCount;
 }
 
+std::string text_of_type(py::handle object) {
+  return py::hasattr(object, "dtype") ? std::string(py::str(object.attr("dtype"))) : "unknown";
+}
+
 // From "<f4", as NumPy writes types. NumPy knows bfloat16 as two bytes of anything.
-dlpack::Type type_of(const std::string& text, bool bfloat16) {
+dlpack::Type type_of(const std::string& text, py::handle object) {
   if (text.size() < 3 || text[0] == '>') return {};
   const auto bits = static_cast<std::uint8_t>(8 * std::atoi(text.c_str() + 2));
   switch (text[1]) {
@@ -36,17 +40,16 @@ dlpack::Type type_of(const std::string& text, bool bfloat16) {
     case 'u':
       return {dlpack::kUInt, bits, 1};
     case 'V':
-      return bfloat16 ? dlpack::Type{dlpack::kBFloat, bits, 1} : dlpack::Type{};
+      return text_of_type(object) == "bfloat16" ? dlpack::Type{dlpack::kBFloat, bits, 1} : dlpack::Type{};
     default:
       return {};
   }
 }
 
-std::string text_of_type(py::handle object) {
-  return py::hasattr(object, "dtype") ? std::string(py::str(object.attr("dtype"))) : "unknown";
-}
-
 std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
+
+// Where an array without elements is, whose pointer is null: of what is null the core thinks that it is not kept.
+std::byte* const kNoMemory = reinterpret_cast<std::byte*>(256);
 
 bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged; }
 
@@ -81,21 +84,31 @@ void CudaArrays::take(const dlpack::Tensor& tensor, Seen& seen) {
   }
 }
 
-bool CudaArrays::see_by_exchange(py::handle object, Seen& seen) {
-  PyTypeObject* const type = Py_TYPE(object.ptr());
-  if (type != known_type_) {
-    const py::handle of(reinterpret_cast<PyObject*>(type));
-    if (!py::hasattr(of, "__dlpack_c_exchange_api__")) return false;
-    const py::object capsule = of.attr("__dlpack_c_exchange_api__");
-    if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
-    const auto* api = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    while (api != nullptr && api->major != 1) api = api->older;
-    if (api == nullptr || api->view == nullptr) return false;
-    known_type_ = type;
-    known_api_ = api;
+// DLPack's C interface, which is an attribute of the type; null: there is none of a version that is known here.
+const dlpack::Exchange* CudaArrays::interface_of(py::handle object) {
+  const py::handle type = py::type::handle_of(object);
+  for (const auto& [known, interface] : interfaces_) {
+    if (known.is(type)) return interface;
   }
+  const dlpack::Exchange* found = nullptr;
+  if (py::hasattr(type, "__dlpack_c_exchange_api__")) {
+    constexpr const char* kName = "dlpack_exchange_api";
+    const py::object capsule = type.attr("__dlpack_c_exchange_api__");
+    if (PyCapsule_IsValid(capsule.ptr(), kName)) {
+      found = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), kName));
+    }
+    while (found != nullptr && found->major != 1) found = found->older;
+    if (found != nullptr && found->view == nullptr) found = nullptr;
+  }
+  interfaces_.emplace_back(py::reinterpret_borrow<py::object>(type), found);
+  return found;
+}
+
+bool CudaArrays::see_by_exchange(py::handle object, Seen& seen) {
+  const dlpack::Exchange* const interface = interface_of(object);
+  if (interface == nullptr) return false;
   dlpack::Tensor tensor;
-  if (known_api_->view(object.ptr(), &tensor) != 0) throw py::error_already_set();
+  if (interface->view(object.ptr(), &tensor) != 0) throw py::error_already_set();
   take(tensor, seen);
 #if defined(GRADSTEP_EMULATED_CUDA)
   seen.is_cuda = true;
@@ -110,7 +123,7 @@ bool CudaArrays::see_by_interface(py::handle object, Seen& seen) {
   seen.data = reinterpret_cast<std::byte*>(data[0].cast<std::uintptr_t>());
   seen.read_only = data[1].cast<bool>();
   seen.masked = about.contains("mask") && !about["mask"].is_none();
-  seen.type = type_of(about["typestr"].cast<std::string>(), text_of_type(object) == "bfloat16");
+  seen.type = type_of(about["typestr"].cast<std::string>(), object);
   shape_.clear();
   strides_.clear();
   for (const py::handle length : py::tuple(about["shape"])) shape_.push_back(length.cast<std::int64_t>());
@@ -128,12 +141,19 @@ bool CudaArrays::see_by_capsule(py::handle object, Seen& seen) {
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) return false;
   const auto device = py::tuple(object.attr("__dlpack_device__")());
   if (!is_cuda(device[0].cast<std::int32_t>())) return false;
-  // -1: the stream is the caller's affair. The object, which stays, keeps the memory.
-  const py::object capsule = object.attr("__dlpack__")(py::arg("stream") = -1);
+  // -1: the stream is the caller's affair. The object, which stays, keeps the memory. Before version 1 of DLPack
+  // objects took no version, and could not say that they are read-only.
+  py::object capsule;
+  try {
+    capsule = object.attr("__dlpack__")(py::arg("stream") = -1, py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    capsule = object.attr("__dlpack__")(py::arg("stream") = -1);
+  }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* head = static_cast<dlpack::VersionedHead*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (head->major != 1) return false;
-    seen.read_only = (head->flags & dlpack::kReadOnly) != 0;
+    seen.read_only = (head->flags & (dlpack::kReadOnly | dlpack::kCopied)) != 0;
     take(*reinterpret_cast<const dlpack::Tensor*>(head + 1), seen);
   } else {
     if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
@@ -158,14 +178,15 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   if (written && seen.read_only) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
-  const Array array{seen.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(),
-                    strides_.data()};
-  if (step::size_of(array) == 0) return array;
+  Array array{seen.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(), strides_.data()};
+  const bool empty = step::size_of(array) == 0;
+  if (empty && array.data == nullptr) array.data = kNoMemory;
+  if (empty && seen.device < 0) return array;
   const std::int64_t size = item_size(array.dtype);
   bool aligned = reinterpret_cast<std::uintptr_t>(seen.data) % static_cast<std::uintptr_t>(size) == 0;
   for (const std::int64_t stride : strides_) aligned = aligned && stride % size == 0;
   if (!aligned) throw std::invalid_argument(kind + name + " is not aligned to its items, as a GPU needs");
-  if (seen.device < 0) seen.device = cuda::device_of(seen.data);
+  if (!empty && seen.device < 0) seen.device = cuda::device_of(seen.data);
   if (seen.device < 0) throw std::invalid_argument(kind + name + " points to no memory of a GPU");
   if (device_ < 0) {
     device_ = seen.device;
@@ -179,10 +200,16 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   return array;
 }
 
+void CudaArrays::wait() const {
+  const cuda::OnDevice on_device(device_);
+  cuda::wait_for_device();
+}
+
 void CudaArrays::glance(const Watched& watched) {
   Seen now;
-  if (Py_TYPE(watched.object.ptr()) != known_type_ || !see_by_exchange(watched.object, now)) return;
-  if (now.data != watched.array.data || shape_ != watched.array.shape || strides_ != watched.array.strides) {
+  if (!see_by_exchange(watched.object, now)) return;
+  std::byte* const data = now.data == nullptr ? kNoMemory : now.data;
+  if (data != watched.array.data || shape_ != watched.array.shape || strides_ != watched.array.strides) {
     throw std::invalid_argument(watched.name + " was moved or reshaped after the optimizer was made");
   }
 }

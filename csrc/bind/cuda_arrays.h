@@ -33,6 +33,8 @@ class CudaArrays {
     backend_->use(device_, stream_);
   }
   int device() const { return device_; }
+  // Until all that was sent to the device is done.
+  void wait() const;
   bool is_capturing() const { return backend_->must_hold(); }
 
   // What an array was when the optimizer was made.
@@ -57,6 +59,7 @@ class CudaArrays {
   struct Seen;
 
   Array look(pybind11::handle object, const std::string& kind, const std::string& name, bool codes, bool written);
+  const dlpack::Exchange* interface_of(pybind11::handle object);
   bool see_by_exchange(pybind11::handle object, Seen& seen);
   bool see_by_interface(pybind11::handle object, Seen& seen);
   bool see_by_capsule(pybind11::handle object, Seen& seen);
@@ -66,8 +69,7 @@ class CudaArrays {
   int device_ = -1;    // none yet
   std::string first_;  // the array that settled it
   void* stream_ = nullptr;
-  PyTypeObject* known_type_ = nullptr;  // whose DLPack interface this is
-  const dlpack::Exchange* known_api_ = nullptr;
+  std::vector<std::pair<pybind11::object, const dlpack::Exchange*>> interfaces_;  // of types; null: it has none
   std::vector<std::int64_t> shape_, strides_;
 };
 

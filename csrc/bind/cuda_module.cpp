@@ -43,6 +43,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },
       py::arg("stream"));
+  stepper.def("wait", [](bind::Stepper<CudaArrays>& s) { s.arrays().wait(); });
   stepper.def_property_readonly("is_capturing", [](bind::Stepper<CudaArrays>& s) { return s.arrays().is_capturing(); });
   stepper.def_property_readonly("device", [](bind::Stepper<CudaArrays>& s) { return s.arrays().device(); });
 
@@ -55,6 +56,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     return reinterpret_cast<std::uintptr_t>(data);
   });
   m.def("release", [](std::uintptr_t data) { cudaFree(reinterpret_cast<void*>(data)); });
+  m.def("fail", [](bool failing) { emulated::machine.failing = failing; });
   m.def("begin_capture", &emulated::begin_capture);
   m.def("end_capture", &emulated::end_capture);
   m.def("replay", &emulated::replay);

@@ -34,7 +34,7 @@ struct VersionedHead {
   void* deleter;
   std::uint64_t flags;
 };
-inline constexpr std::uint64_t kReadOnly = 1;
+inline constexpr std::uint64_t kReadOnly = 1, kCopied = 2;
 
 // In the capsule "dlpack_exchange_api" of a type.
 struct Exchange {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <optional>
 #include <string>
 #include <utility>
@@ -25,12 +26,18 @@ namespace py = pybind11;
 template <class F>
 void without_gil(F f) {
   PyThreadState* const state = PyEval_SaveThread();
-  f();
+  std::exception_ptr error;
+  try {
+    f();
+  } catch (...) {
+    error = std::current_exception();
+  }
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
     for (;;) pause();
   }
+  if (error) std::rethrow_exception(error);
 }
 
 // An array that steps will write.
@@ -146,19 +153,25 @@ class Stepper {
     return suspects;
   }
 
-  std::int64_t step_count() { return stepper_.taken(); }
+  std::int64_t step_count() {
+    std::int64_t taken = 0;
+    may_wait([&] { taken = stepper_.taken(); });
+    return taken;
+  }
 
   // Each tensor's own step number and, of use to Nadam alone, its product of momenta.
   std::vector<std::pair<std::int64_t, double>> clocks() {
     std::vector<std::pair<std::int64_t, double>> all;
-    for (const rules::Clock& clock : stepper_.times().clocks) all.emplace_back(clock.t, clock.mu_product);
+    step::Times times;
+    may_wait([&] { times = stepper_.times(); });
+    for (const rules::Clock& clock : times.clocks) all.emplace_back(clock.t, clock.mu_product);
     return all;
   }
 
   void set_times(std::int64_t step_count, const std::vector<std::pair<std::int64_t, double>>& all) {
     std::vector<rules::Clock> clocks;
     for (const auto& [t, mu_product] : all) clocks.push_back({t, mu_product});
-    stepper_.set_times(step_count, clocks);
+    may_wait([&] { stepper_.set_times(step_count, clocks); });
   }
 
  private:
@@ -210,6 +223,12 @@ class Stepper {
     }
     codes.scales = reinterpret_cast<float*>(scales.data);
     return codes;
+  }
+
+  // Where a device has the times, it is waited for.
+  template <class F>
+  void may_wait(const F& f) {
+    stepper_.holds() ? without_gil(f) : f();
   }
 
   // At a few of the arrays, in turn, where to look at all would take too long.

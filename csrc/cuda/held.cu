@@ -18,11 +18,6 @@ __global__ void set(const __grid_constant__ Values values) {
 
 void advance_held(const Work& work) { rules::visit(work.key, LaunchAdvance{work}); }
 
-void load_held(const rules::Key& key) {
-  load(&set);
-  rules::visit(key, LoadAdvance{});
-}
-
 void set_held(double* options, const std::vector<double>& values, void* stream) {
   Values args{options, static_cast<int>(values.size()), {}};
   std::memcpy(args.of, values.data(), values.size() * sizeof(double));

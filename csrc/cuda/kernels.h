@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
     float x[kCopy][kItems] = {};
     each_stream<Element>([&](auto s) { fetch(row, s, task.stream(s), block, raw[s]); });
     each_stream<Element>([&](auto s) {
-      visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], block, scale_of(s), x[s]); });
+      visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], scale_of(s), x[s]); });
     });
 
     if (step.flush) flush(x[kGradient], kLeastGradient<float>);
@@ -238,9 +238,6 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Args
   new (step.bytes) Element(common, own, clock);
 }
 
-// The gradient of a tensor without elements, which may have no address, and yet takes part.
-std::byte* const kOfNoElements = reinterpret_cast<std::byte*>(1);
-
 // One launch after the other, each of as many neighbours as there is room for and of the thread blocks that
 // blocks(first, last) says for them.
 template <class Element, int kTensors, class Blocks>
@@ -249,7 +246,7 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
   Args<Element, kTensors> args;
   args.rows = work.rows;
   args.held = work.held;
-  if (work.fresh) load(kernel);
+  if (work.loads) return load(kernel);
   for (std::uint32_t tensor = 0; tensor < work.tensors;) {
     const Update* steps[args.kSteps];
     int known = 0;
@@ -260,17 +257,19 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
       const Job& job = work.jobs[tensor];
       args.gradients[place] = nullptr;
       if (job.update == nullptr || !(job.update->key == work.key)) continue;
-      int step = known;
-      while (step > 0 && steps[step - 1] != job.update) --step;
-      if (step == 0) {
-        if (known == args.kSteps) break;
-        static_cast<Around&>(args.steps[known]) = *job.update;
-        std::memcpy(args.steps[known].bytes, job.update->element, sizeof(Element));
-        steps[known++] = job.update;
-        step = known;
+      if (work.held.steps == nullptr) {
+        int step = known;
+        while (step > 0 && steps[step - 1] != job.update) --step;
+        if (step == 0) {
+          if (known == args.kSteps) break;
+          static_cast<Around&>(args.steps[known]) = *job.update;
+          std::memcpy(args.steps[known].bytes, job.update->element, sizeof(Element));
+          steps[known++] = job.update;
+          step = known;
+        }
+        args.step_of[place] = static_cast<std::uint8_t>(step - 1);
       }
-      args.step_of[place] = static_cast<std::uint8_t>(step - 1);
-      args.gradients[place] = job.streams[kGradient] != nullptr ? job.streams[kGradient] : kOfNoElements;
+      args.gradients[place] = job.streams[kGradient];
     }
     args.count = tensor - args.first;
     args.chunks = work.chunks + work.first_chunk[args.first];
@@ -320,13 +319,6 @@ struct LaunchAdvance {
   void visit() const {
     launch_as(work, &advance<Element, kMany>,
               [](std::uint32_t first, std::uint32_t last) { return (last - first + kThreads - 1) / kThreads; });
-  }
-};
-
-struct LoadAdvance {
-  template <class Element>
-  void visit() const {
-    load(&advance<Element, kMany>);
   }
 };
 

@@ -18,7 +18,7 @@ struct Work {
   const Chunk* chunks;
   Held held;
   void* stream;
-  bool fresh;  // whether kernels may not have been loaded
+  bool loads = false;  // the kernels, in place of launching them
 };
 
 // One launch for up to kMany tensors. They throw std::runtime_error where CUDA fails. Each is compiled by itself, for
@@ -33,12 +33,17 @@ void advance_held(const Work& work);
 // Overwrites options that the device keeps, after what is in the stream.
 void set_held(double* options, const std::vector<double>& values, void* stream);
 
-// Has the driver load what those two launch, for they may be captured at first.
-void load_held(const rules::Key& key);
-
 inline void launch(const Work& work) {
   if (work.stored) return launch_stored(work);
   work.key.compute == Compute::kDouble ? launch_native_double(work) : launch_native_float(work);
+}
+
+// Has the driver load what is to be launched. It else does so at the first launch, and may not while a stream is
+// captured.
+inline void load(Work work) {
+  work.loads = true;
+  launch(work);
+  advance_held(work);
 }
 
 }  // namespace gradstep::cuda

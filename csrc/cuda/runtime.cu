@@ -15,6 +15,7 @@ Memory::Memory(std::size_t bytes) {
 
 // Waits for kernels that still read it. At the end of the process the driver may be gone before.
 Memory::~Memory() {
+  const Relaxed relaxed;
   if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
 }
 
@@ -31,7 +32,7 @@ void Memory::fill(const void* from, std::size_t bytes) {
 
 OnDevice::OnDevice(int device) {
   check(cudaGetDevice(&before_), "the first call");
-  if (before_ == device) return;
+  if (device < 0 || before_ == device) return;
   check(cudaSetDevice(device), "the choice of a device");
   changed_ = true;
 }
@@ -46,7 +47,7 @@ bool is_capturing(void* stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-void wait_for_device() { check(cudaDeviceSynchronize(), "a step, or something before it,"); }
+void wait_for_device() { check(cudaDeviceSynchronize(), "a step, or what else the device had to do,"); }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "the copy of step numbers");

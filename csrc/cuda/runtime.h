@@ -28,7 +28,7 @@ class Memory {
   std::byte* data_ = nullptr;
 };
 
-// Makes a device the current one of this thread while it lives.
+// Makes a device the current one of this thread while it lives; of -1, leaves it to the thread.
 class OnDevice {
  public:
   explicit OnDevice(int device);

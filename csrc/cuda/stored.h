@@ -129,7 +129,7 @@ struct Chance {
 
 // Floats as they are.
 struct Native {
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float*, float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float*, float (&x)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = float_of(raw[i]);
   }
@@ -159,11 +159,11 @@ template <class Codec>
 struct Narrow {
   using Width = Raw<float, 2>;
 
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float*, float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float*, float (&x)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<std::uint16_t>(Width::get(raw, i)));
   }
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float*,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const Chance& chance, float*,
                                std::uint32_t (&raw)[kItems]) {
     if (chance.asked) {
 #pragma unroll
@@ -186,8 +186,7 @@ template <class Codec>
 struct Scaled {
   using Width = Raw<float, 1>;
 
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const Block&, const float* scale,
-                               float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float* scale, float (&x)[kItems]) {
     bool special = false;
 #pragma unroll
     for (int word = 0; word < kItems / Width::kPerWord; ++word) {

@@ -34,7 +34,7 @@ class Backend {
   virtual void take(const Plan&) {}
 
   // Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others. Where it
-  // throws, nothing was written.
+  // throws, nothing was written, but where a device fails on the way.
   virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
 
   // Whether it keeps the times itself, because a step may be replayed without a call, and whether the next run needs it

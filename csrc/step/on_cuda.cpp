@@ -73,17 +73,20 @@ void OnCuda::hold(const Times& times) {
   const std::size_t steps = tensors * cuda::kMaxStep, clocks = tensors * sizeof(rules::Clock);
   const std::size_t options = times.options.size() * rules::kMaxOptions * sizeof(double);
   std::vector<std::byte> bytes(steps + clocks + options + sizeof(std::int64_t) + tensors * sizeof(std::uint32_t));
-  if (holds()) cuda::wait_for_device();  // steps on the way have their own times
-  cuda::Memory memory = holds() ? std::move(times_) : cuda::Memory(bytes.size());
+  if (holds()) {
+    cuda::wait_for_device();  // steps on the way have their own times
+  } else {
+    times_ = cuda::Memory(bytes.size());
+  }
   cuda::Held held{};
-  held.steps = memory.data();
+  held.steps = times_.data();
   held.clocks = reinterpret_cast<rules::Clock*>(held.steps + steps);
   held.options = reinterpret_cast<double*>(held.steps + steps + clocks);
   held.taken = reinterpret_cast<std::int64_t*>(held.steps + steps + clocks + options);
   held.groups = reinterpret_cast<const std::uint32_t*>(held.taken + 1);
 
   const auto put = [&](const void* there, const void* from, std::size_t size) {
-    std::memcpy(bytes.data() + (static_cast<const std::byte*>(there) - memory.data()), from, size);
+    std::memcpy(bytes.data() + (static_cast<const std::byte*>(there) - times_.data()), from, size);
   };
   put(held.clocks, times.clocks.data(), clocks);
   for (std::size_t group = 0; group < times.options.size(); ++group) {
@@ -92,8 +95,7 @@ void OnCuda::hold(const Times& times) {
   }
   put(held.taken, &times.taken, sizeof times.taken);
   put(held.groups, times.groups.data(), tensors * sizeof times.groups[0]);
-  memory.fill(bytes.data(), bytes.size());
-  times_ = std::move(memory);
+  times_.fill(bytes.data(), bytes.size());
   held_ = held;
 }
 
@@ -111,8 +113,7 @@ void OnCuda::set_options(int group, const std::vector<double>& options) {
 
 void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
   const cuda::OnDevice on_device(device_);
-  const bool fresh = !uploaded_;
-  if (fresh) upload(plan);
+  if (!uploaded_) upload(plan);
 
   // Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
   std::vector<cuda::Work> works;
@@ -126,16 +127,18 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
       auto found = std::find_if(works.begin(), works.end(), same);
       if (found == works.end()) {
         found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()),
-                                     first_chunk_.data(), rows_, chunks_, held_, stream_, fresh});
+                                     first_chunk_.data(), rows_, chunks_, held_, stream_});
       }
       work = &*found;
       last = update;
     }
     work->stored = work->stored || tensors_[i].narrow;
   }
+  if (cuda::is_capturing(stream_)) {  // else the launches do so
+    for (const cuda::Work& one : works) cuda::load(one);
+  }
   for (cuda::Work& one : works) {
     if (&one != works.data()) one.held.taken = nullptr;  // the first has counted the step
-    if (fresh) cuda::load_held(one.key);
     if (holds()) cuda::advance_held(one);
     cuda::launch(one);
   }

@@ -10,8 +10,7 @@
 
 namespace gradstep::step {
 
-// Steps on a GPU. What does not change from step to step lies there; the rest travels with the launch. CUDA is not
-// called before the first run.
+// Steps on a GPU. What does not change from step to step lies there; the rest travels with the launch.
 class OnCuda : public Backend {
  public:
   // A piece of the plan is a thread block's.
@@ -24,7 +23,10 @@ class OnCuda : public Backend {
 
   // From the first step that is captured in a graph on, times are the device's.
   bool holds() const override { return held_.steps != nullptr; }
-  bool must_hold() const override { return cuda::is_capturing(stream_); }
+  bool must_hold() const override {
+    const cuda::OnDevice on_device(device_);
+    return cuda::is_capturing(stream_);
+  }
   void hold(const Times& times) override;
   void read(Times& times) override;
   void set_options(int group, const std::vector<double>& options) override;
@@ -44,7 +46,7 @@ class OnCuda : public Backend {
 
   void upload(const Plan& plan);
 
-  int device_ = 0;
+  int device_ = -1;
   void* stream_ = nullptr;
   std::vector<Tensor> tensors_;
   std::vector<std::uint32_t> first_chunk_;

@@ -60,15 +60,16 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
 
 void Stepper::set_options(int group, std::vector<double> options) {
   check_options(group, options);
+  if (backend_->holds()) backend_->set_options(group, options);
   groups_[static_cast<std::size_t>(group)] = std::move(options);
-  if (backend_->holds()) backend_->set_options(group, groups_[static_cast<std::size_t>(group)]);
 }
 
 void Stepper::set_lr(int group, double lr) {
   const auto& names = catalog()[static_cast<std::size_t>(rule_)].options;
   const auto place = std::find(names.begin(), names.end(), "lr") - names.begin();
-  groups_[static_cast<std::size_t>(group)][static_cast<std::size_t>(place)] = lr;
-  if (backend_->holds()) backend_->set_options(group, groups_[static_cast<std::size_t>(group)]);
+  std::vector<double>& options = groups_[static_cast<std::size_t>(group)];
+  options[static_cast<std::size_t>(place)] = lr;
+  if (backend_->holds()) backend_->set_options(group, options);
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,

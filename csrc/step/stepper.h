@@ -59,6 +59,7 @@ class Stepper {
   // Where the steps have come to: each tensor's clock, and how many the optimizer took.
   Times times();
   void set_times(std::int64_t taken, const std::vector<rules::Clock>& clocks);
+  bool holds() const { return backend_->holds(); }
   std::int64_t taken() { return backend_->holds() ? times().taken : taken_; }
 
  private:

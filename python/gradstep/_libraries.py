@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final
 
@@ -68,6 +69,10 @@ class Library:
         back: Array = self.module.transpose(zeros, [axes.index(axis) for axis in range(array.ndim)])
         return back
 
+    def fill(self, array: Array, value: float) -> None:
+        """Sets all elements."""
+        array[...] = value
+
     def copy(self, array: Array) -> Array:
         """A copy that lies as the array does."""
         copy: Array = array.copy(order="K")
@@ -123,32 +128,49 @@ class CuPy(OnGpu):
         return own
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array) -> Array:
-        with self.module.cuda.Device(self._device(beside)):
+        with self._device_of(beside):
             return super().zeros(shape, dtype, beside)
 
-    def assign(self, to: Array, values: Array) -> None:
-        to[...] = self.module.asarray(values)
+    def fill(self, array: Array, value: float) -> None:
+        with self._device_of(array):
+            super().fill(array, value)
 
-    def from_numpy(self, to: Array, values: Array) -> None:
-        with self.module.cuda.Device(self._device(to)):
+    def copy(self, array: Array) -> Array:
+        with self._device_of(array):
+            return super().copy(array)
+
+    def assign(self, to: Array, values: Array) -> None:
+        with self._device_of(to):
             to[...] = self.module.asarray(values)
 
+    def from_numpy(self, to: Array, values: Array) -> None:
+        self.assign(to, values)
+
     def to_numpy(self, array: Array) -> Array:
-        values: Array = self.module.asnumpy(array)
+        with self._device_of(array):
+            values: Array = self.module.asnumpy(array)
         return values
 
     def stream(self, device: int) -> int:
-        with self.module.cuda.Device(device):
+        with self.module.cuda.Device(device) if device >= 0 else nullcontext():
             return int(self.module.cuda.get_current_stream().ptr)
 
-    def _device(self, array: Any) -> int:
-        return int(array.device.id)
+    def _device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """Within which CuPy works on an array's device."""
+        scope: AbstractContextManager[Any] = self.module.cuda.Device(array.device.id)
+        return scope
 
 
 class Torch(OnGpu):
-    """torch."""
+    """torch, from the version on that shows tensors by DLPack's C interface."""
 
     name = "torch"
+
+    @property
+    def core(self) -> Any:
+        if not hasattr(self.module.Tensor, "__dlpack_c_exchange_api__"):
+            raise RuntimeError("tensors on a GPU need torch 2.10 or newer, with DLPack's C interface")
+        return super().core
 
     def has(self, tensor: Any) -> bool:
         """Whether it is on a GPU."""
@@ -173,19 +195,22 @@ class Torch(OnGpu):
         to.detach().copy_(self._tensor(values))
 
     def to_numpy(self, array: Any) -> Array:
-        array = array.detach().cpu()
-        if self.dtype(array) != "bfloat16":  # which torch does not give to NumPy
-            return np.array(array.numpy())
-        return np.array(array.view(self.module.int16).numpy()).view(bfloat16())
+        array = array.detach().to("cpu", copy=True)
+        values: Array
+        if self.dtype(array) == "bfloat16":  # which torch does not give to NumPy
+            values = array.view(self.module.int16).numpy().view(bfloat16())
+        else:
+            values = array.numpy()
+        return values
 
     def _tensor(self, values: Array) -> Any:
-        values = np.ascontiguousarray(values)
+        values = np.require(values, requirements=["C", "W"])  # torch warns of what may not be written
         if values.dtype.name != "bfloat16":
             return self.module.from_numpy(values)
         return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
 
     def stream(self, device: int) -> int:
-        return int(self.module.cuda.current_stream(device).cuda_stream)
+        return int(self.module.cuda.current_stream(device if device >= 0 else None).cuda_stream)
 
 
 NUMPY: Final = Library()
@@ -212,8 +237,7 @@ def library_of(array: Any) -> Library:
     """The library of an array; NumPy for what is none, whose core says so."""
     if isinstance(array, np.ndarray):
         return NUMPY
-    package = type(array).__module__.partition(".")[0]
-    if package == TORCH.name:
+    if TORCH.name in (base.__module__.partition(".")[0] for base in type(array).__mro__):
         return TORCH if TORCH.has(array) else NUMPY
     return CUPY if hasattr(array, "__cuda_array_interface__") or _is_on_cuda(array) else NUMPY
 

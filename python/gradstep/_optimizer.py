@@ -204,6 +204,7 @@ class Optimizer:
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
         check_apart(self._stepper.suspects())
+        self._wait()
         self._bound = arguments["grads"] is not None
         if self._bound:
             check_apart(self._stepper.bind(self._flatten(arguments["grads"])))
@@ -282,6 +283,11 @@ class Optimizer:
         elif stream is not None:
             raise TypeError(f"{type(self).__name__}: a stream is for arrays on a GPU, and these are NumPy's")
 
+    def _wait(self) -> None:
+        """Until a GPU is done: states are made and copied in the library's stream, and steps may go to another."""
+        if self._library.on_gpu:
+            self._stepper.wait()  # type: ignore[attr-defined]
+
     def _check_not_captured(self) -> None:
         """Raises RuntimeError where a replay would go on with the rate that a schedule says now."""
         if self._library.on_gpu and self._stepper.is_capturing:  # type: ignore[attr-defined]
@@ -325,7 +331,8 @@ class Optimizer:
     @property
     def step_count(self) -> int:
         """The number of steps taken."""
-        return self._stepper.step_count
+        with self._lock:
+            return self._stepper.step_count
 
     @property
     def lr(self) -> Rate:
@@ -363,6 +370,7 @@ class Optimizer:
         The parameters themselves are not in it. A schedule is saved as None, and the new optimizer's own stays.
         """
         with self._lock:
+            self._wait()
             return _checkpoint.save(self)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -372,7 +380,9 @@ class Optimizer:
         nothing is cast or broadcast.
         """
         with self._lock:
+            self._wait()
             _checkpoint.load(self, saved)
+            self._wait()
             self._asked.clear()
 
     def _names(self) -> list[tuple[int, str]]:

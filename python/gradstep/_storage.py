@@ -67,7 +67,7 @@ def make(
             bfloat = options["state_dtype"] == "bfloat16" and not double
             kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32")
             if first:
-                kept[state][...] = first
+                library.fill(kept[state], first)
     if options["master"] and is_16_bit(param):
         kept[MASTER] = library.zeros_like(param, "float32")
         library.assign(kept[MASTER], param)

@@ -60,6 +60,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.set_times(step - 1, [(step - 1, product)])
         if library.on_gpu:
             use_stream(library, stepper)
+            if stepper.is_capturing:  # type: ignore[attr-defined]
+                raise RuntimeError(f"{name}: a captured step needs an optimizer, which keeps what replays read")
         take(stepper, [g])
         return stepper.clocks[0][1] if cls.has_mu_product else None
 

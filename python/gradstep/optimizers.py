@@ -161,9 +161,8 @@ class NAG(Optimizer):
     ) -> None:
         self._begin(locals())
         self._is_ahead = False
-        self._move: _core.Stepper = self._library.core.Stepper(
-            "sgd"
-        )  # p -= shift * v is a step of SGD along the velocity
+        # p -= shift * v is a step of SGD along the velocity.
+        self._move: _core.Stepper = self._library.core.Stepper("sgd")
         for _ in self._groups:
             self._move.add_group(self._sgd_options(0.0))
         for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):

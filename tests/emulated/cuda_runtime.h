@@ -50,7 +50,7 @@ struct Machine {
   std::mutex lock;
   std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // begin: size, device
   int devices = 2;
-  bool capturing = false;
+  bool capturing = false, failing = false;
   std::vector<std::function<void()>> graph;  // what the last capture recorded
   long launches = 0, allocations = 0, copies = 0, waits = 0;
   void* last_stream = nullptr;
@@ -180,6 +180,7 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 template <class Args>
 cudaError_t cudaLaunchKernel(void (*kernel)(Args), dim3 blocks, dim3 threads, void** parameters, std::size_t,
                              cudaStream_t stream) {
+  if (emulated::machine.failing) return cudaErrorInvalidValue;
   const auto run = [=, args = *static_cast<const Args*>(parameters[0])] {
     ++emulated::machine.launches;
     emulated::machine.last_stream = stream;

@@ -33,16 +33,23 @@ class ndarray:
     def __cuda_array_interface__(self):
         about = self.host.__array_interface__
         strides = None if self.host.flags.c_contiguous else self.host.strides
-        return {**about, "strides": strides, "version": 3, "stream": 1}
+        data = (about["data"][0] if self.size else 0, False)
+        return {**about, "data": data, "strides": strides, "version": 3, "stream": 1}
 
     def __getitem__(self, key):
         return ndarray(self.host[key], self.base, self.device.id)
 
     def __setitem__(self, key, value):
+        self.check_device()
         self.host[key] = value.host if isinstance(value, ndarray) else value
 
     def copy(self, order="C"):
+        self.check_device()
         return asarray(self.host.copy(order=order))
+
+    def check_device(self):
+        """CuPy computes on the current device alone."""
+        assert self.device.id == _devices[-1]
 
 
 class _Block:
@@ -83,14 +90,17 @@ def transpose(array, axes):
 
 
 def asnumpy(array):
-    return array.host.copy(order="K")
+    return array.host.copy(order="C")
 
 
 @contextmanager
 def _device(number):
+    assert number >= 0
     _devices.append(number)
-    yield
-    _devices.pop()
+    try:
+        yield
+    finally:
+        _devices.pop()
 
 
 cuda = SimpleNamespace(Device=_device, get_current_stream=lambda: SimpleNamespace(ptr=STREAM))

@@ -1,5 +1,6 @@
 """The libraries whose GPU arrays are tested: CuPy and torch, on a GPU, or on the processor where CUDA is emulated."""
 
+import os
 import sys
 
 import numpy as np
@@ -26,6 +27,8 @@ class CuPy:
 
             sys.modules["cupy"] = cupy
         self.module = pytest.importorskip("cupy")
+        if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:  # for compute-sanitizer each array is to be by itself
+            self.module.cuda.set_allocator(None)
 
     def array(self, values):
         """A copy on the GPU that lies as NumPy's array does."""
@@ -51,7 +54,7 @@ class Torch:
         packed = np.array(values.transpose(axes), order="C")  # a copy that may be written
         tensor = self.module.from_numpy(packed.view(np.int16) if bfloat16 else packed)
         tensor = tensor.view(self.module.bfloat16) if bfloat16 else tensor
-        return tensor.to(self.device, copy=True).permute(*np.argsort(axes).tolist())
+        return tensor.to(self.device, copy=True).permute(np.argsort(axes).tolist())
 
     def numpy(self, array):
         return _libraries.TORCH.to_numpy(array)

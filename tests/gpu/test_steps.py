@@ -1,11 +1,12 @@
 """What a step on a GPU does besides bits: one launch, nothing waited for; streams, graphs, refusals."""
 
+import pickle
 from collections import deque
 
 import numpy as np
 import pytest
 
-from gradstep import optimizers, show_config
+from gradstep import functional, optimizers, show_config
 from tests.table import REFERENCE, RULES, SHORT, leaves, problem, same_bits, schedule
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
@@ -284,6 +285,14 @@ def test_another_device(gpu):
     with gpu.module.cuda.Device(1):
         opt.step(gpu.array(np.ones(3, np.float32)))
     assert opt.state["exp_avg"].device.id == 1
+    opt.load_state_dict(opt.state_dict())
+    with gpu.module.cuda.Device(1):
+        half, grad = gpu.array(np.ones(3, np.float16)), gpu.array(np.ones(3, np.float16))
+    optimizers.AdaGrad(half, master=True, initial_accumulator=0.1).step(grad)
+    nag = optimizers.NAG(half, lookahead=True)
+    nag.step(grad)
+    with nag.lookahead():
+        pass
 
 
 def test_states_are_the_librarys_own(library):
@@ -296,11 +305,14 @@ def test_states_are_the_librarys_own(library):
 
 
 @pytest.mark.usefixtures("_cuda")
-def test_tensors_whose_memory_is_swapped():
+@pytest.mark.parametrize("kind", ["Tensor", "Parameter"])
+def test_tensors_whose_memory_is_swapped(kind):
     """Seen within as many steps as it takes to look at all arrays, eight at a time."""
     torch = pytest.importorskip("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     params, grads = ([torch.ones(3, device=device) for _ in range(20)] for _ in range(2))
+    if kind == "Parameter":
+        params = [torch.nn.Parameter(param) for param in params]
     opt = optimizers.Adam(params, grads=grads)
     for moved, name in [(params[7], r"params\[7\]"), (grads[19], r"grads\[19\]")]:
         kept = moved.data
@@ -308,3 +320,56 @@ def test_tensors_whose_memory_is_swapped():
         with pytest.raises(ValueError, match=name + " was moved or reshaped after the optimizer was made"):
             deque(opt.step() for _ in range(10))
         moved.data = kept
+
+
+def test_a_failure_of_cuda_is_an_error_and_no_step(gpu, emulated):
+    param, grad = (gpu.array(np.ones(3, np.float32)) for _ in range(2))
+    opt = optimizers.Adam(param)
+    emulated.fail(True)
+    try:
+        refused(RuntimeError, "CUDA: a step's launch failed", lambda: opt.step(grad), gpu, param)
+    finally:
+        emulated.fail(False)
+    assert (opt.step_count, opt.state_dict()["steps"]) == (0, [0])
+    opt.step(grad)
+    assert opt.step_count == 1
+
+
+def test_arrays_without_elements_or_axes(library):
+    """Alone, and through a checkpoint."""
+    for shape in [(0,), (3, 0), ()]:
+        param, grad = (library.array(np.ones(shape, np.float32)) for _ in range(2))
+        opt, cpu = optimizers.Adam(param), optimizers.Adam(np.ones(shape, np.float32))
+        for _ in range(2):
+            opt.step(grad)
+            cpu.step(np.ones(shape, np.float32))
+            saved = pickle.loads(pickle.dumps(opt.state_dict()))
+            opt.load_state_dict(saved)
+        assert saved["steps"] == [2]
+        assert saved["state"]["exp_avg"][0].shape == shape
+        assert same_bits(saved["state"]["exp_avg"][0], cpu.state["exp_avg"])
+
+
+def test_a_checkpoint_that_is_read_only(library):
+    opt = optimizers.Adam(library.array(np.ones(3, np.float32)))
+    saved = opt.state_dict()
+    for arrays in saved["state"].values():
+        arrays[0].flags.writeable = False
+    opt.load_state_dict(saved)
+
+
+def test_a_bare_kernel_is_not_captured(gpu):
+    param, grad = (gpu.array(np.ones(3, np.float32)) for _ in range(2))
+    with pytest.raises(RuntimeError, match="sgd_: a captured step needs an optimizer"):
+        Graph(gpu, lambda: functional.sgd_(param, grad))
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_tensors_of_a_class_of_the_users():
+    torch = pytest.importorskip("torch")
+
+    class Weight(torch.nn.Parameter):
+        pass
+
+    opt = optimizers.Adam(Weight(torch.ones(3, device="cuda" if torch.cuda.is_available() else "cpu")))
+    assert isinstance(opt.state["exp_avg"], torch.Tensor)
