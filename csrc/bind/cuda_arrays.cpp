@@ -1,7 +1,6 @@
 #include "bind/cuda_arrays.h"
 
-#include <cctype>
-#include <cstring>
+#include <cstdlib>
 
 #include "bind/dlpack.h"
 #include "cuda/runtime.h"
@@ -76,12 +75,16 @@ void CudaArrays::take(const dlpack::Tensor& tensor, Seen& seen) {
   seen.device = tensor.device.id;
   seen.is_cuda = is_cuda(tensor.device.type);
   shape_.assign(tensor.shape, tensor.shape + tensor.rank);
+  if (tensor.strides == nullptr) return pack(tensor.type);
+  strides_.assign(tensor.strides, tensor.strides + tensor.rank);
+  for (std::int64_t& stride : strides_) stride *= tensor.type.bits / 8;
+}
+
+// The strides of an array that says none.
+void CudaArrays::pack(dlpack::Type type) {
   strides_.resize(shape_.size());
-  const std::int64_t size = tensor.type.bits / 8;
-  std::int64_t packed = size;
-  for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) {
-    strides_[axis] = tensor.strides == nullptr ? packed : tensor.strides[axis] * size;
-  }
+  std::int64_t packed = type.bits / 8;
+  for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) strides_[axis] = packed;
 }
 
 // DLPack's C interface, which is an attribute of the type; null: there is none of a version that is known here.
@@ -130,9 +133,7 @@ bool CudaArrays::see_by_interface(py::handle object, Seen& seen) {
   if (about.contains("strides") && !about["strides"].is_none()) {
     for (const py::handle stride : py::tuple(about["strides"])) strides_.push_back(stride.cast<std::int64_t>());
   } else {
-    strides_.resize(shape_.size());
-    std::int64_t packed = seen.type.bits / 8;
-    for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) strides_[axis] = packed;
+    pack(seen.type);
   }
   return true;
 }

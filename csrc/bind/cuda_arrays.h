@@ -64,6 +64,7 @@ class CudaArrays {
   bool see_by_interface(pybind11::handle object, Seen& seen);
   bool see_by_capsule(pybind11::handle object, Seen& seen);
   void take(const dlpack::Tensor& tensor, Seen& seen);
+  void pack(dlpack::Type type);
 
   step::OnCuda* backend_ = nullptr;
   int device_ = -1;    // none yet

@@ -31,14 +31,6 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     return info;
   });
   m.def("device_count", &cuda::device_count);
-  m.def(
-      "check_param",
-      [](const py::object& param, const std::string& name) {
-        CudaArrays arrays;
-        const auto backend = arrays.backend();
-        bind::target_view(arrays, param, "params", name);
-      },
-      py::arg("param"), py::arg("name"));
   auto stepper = bind::register_stepper<CudaArrays>(m);
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },

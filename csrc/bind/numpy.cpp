@@ -75,13 +75,6 @@ void encode(const py::object& values, const py::object& stored, const std::optio
 }  // namespace
 
 void register_numpy(py::module_& m) {
-  m.def(
-      "check_param",
-      [](const py::object& param, const std::string& name) {
-        NumPyArrays arrays;
-        target_view(arrays, param, "params", name);
-      },
-      py::arg("param"), py::arg("name"));
   m.attr("BLOCK") = kBlock;
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));

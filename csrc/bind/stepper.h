@@ -294,7 +294,7 @@ class Stepper {
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
 
-// Adds the class to a module.
+// Adds the class to a module, and the look that it takes at a parameter.
 template <class Arrays>
 py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
   using Steps = Stepper<Arrays>;
@@ -305,6 +305,15 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       PyErr_SetString(PyExc_TypeError, wrong.what());
     }
   });
+
+  m.def(
+      "check_param",
+      [](const py::object& param, const std::string& name) {
+        Arrays arrays;
+        const auto backend = arrays.backend();
+        target_view(arrays, param, "params", name);
+      },
+      py::arg("param"), py::arg("name"));
 
   py::class_<Steps> stepper(m, "Stepper");
   stepper

@@ -134,7 +134,7 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
     }
     work->stored = work->stored || tensors_[i].narrow;
   }
-  if (cuda::is_capturing(stream_)) {  // else the launches do so
+  if (holds() && cuda::is_capturing(stream_)) {  // else the launches do so
     for (const cuda::Work& one : works) cuda::load(one);
   }
   for (cuda::Work& one : works) {

@@ -42,7 +42,7 @@ class CuPy:
 
 
 class Torch:
-    """Tensors of torch, which need gradients as parameters do."""
+    """Tensors of torch."""
 
     def __init__(self):
         self.module = pytest.importorskip("torch")
