@@ -17,6 +17,7 @@ REFERENCE = {rule: getattr(reference, cls.__name__, None) for rule, cls in RULES
 DTYPES = ("float32", "float64")
 ISAS = _core.supported_isas()
 THREADS = (1, 2, 3, 8)
+WHOLE = ("params", "clip_norm", "grads")  # what the classes take besides options of groups
 STEPS = 24
 SHORT = 3  # steps where storage is crossed with all else
 CHECKPOINTS = (1, 2, SHORT, STEPS)

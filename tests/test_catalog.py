@@ -28,7 +28,8 @@ CONTRACT = {
 }
 COMMON = (
     "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "
-    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, grads=None"
+    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, clip_norm=None, "
+    "grads=None"
 )
 
 

@@ -137,7 +137,9 @@ def test_a_state_dict_is_plain_and_apart(rule):
     opt.step(g)
     saved = opt.state_dict()
     assert plain(saved)
-    assert list(saved) == ["rule", "step_count", "steps", "groups", "state"] + ["mu_product"] * (rule == "nadam")
+    assert list(saved) == ["rule", "step_count", "clip_norm", "steps", "groups", "state"] + ["mu_product"] * (
+        rule == "nadam"
+    )
     before, states = bits(opt, [p]), opt.state
     opt.load_state_dict(saved)
     for arrays in saved["state"].values():

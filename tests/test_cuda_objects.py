@@ -157,6 +157,8 @@ def test_machine_code_fuses_nothing(sass, ptx):
         counts, found = ptx[name], mnemonics(body)
         if not any(word.startswith(("div.rn.f", "rcp.rn.f", "sqrt.rn.f")) for word in counts):
             assert not list(filter(FUSED.match, body)), name
+            if not isinstance(name, Kernel):
+                continue  # it may have sums twice, in copies of a piece of code
         for dtype, addition in (("f32", "FADD"), ("f64", "DADD")):
             sums = counts[f"add.rn.{dtype}"] + counts[f"sub.rn.{dtype}"]
             # What all roots of doubles share has a sum of its own, of a NaN with itself.
@@ -175,14 +177,15 @@ def test_nothing_is_kept_in_local_memory(architecture, sass):
 
 def test_streams_are_moved_128_bits_at_a_time(sass):
     for name, body in sass.items():
-        if not isinstance(name, Kernel) or name.kind == "advance":
-            continue
         counts = mnemonics(body)
         loads, stores = (
             sum(counts[word] for word in counts if re.match(rf"{move}G\.E\.128", word)) for move in ("LD", "ST")
         )
-        assert loads >= name.vectors * (2 + name.states), name  # parameter, gradient and states
-        assert stores >= name.vectors * (1 + name.states), name
+        if "add_chunks" in name:
+            assert loads >= 2 + 4, name  # of floats, and of doubles
+        if isinstance(name, Kernel) and name.kind != "advance":
+            assert loads >= name.vectors * (2 + name.states), name  # parameter, gradient and states
+            assert stores >= name.vectors * (1 + name.states), name
 
 
 def test_the_module_is_small_shows_its_entry_alone_and_needs_no_library_of_cuda():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from tests.table import RULES, knobs, same_bits, schedule
+from tests.table import RULES, WHOLE, knobs, same_bits, schedule
 from tests.test_refusals import frozen
 
 FIRST_EIGHT = ["sgd", "momentum", "nag", "adagrad", "rmsprop", "adadelta", "adam", "nadam"]
@@ -75,11 +75,7 @@ PRESETS = {
 
 
 def defaults(rule):
-    return {
-        name: p.default
-        for name, p in inspect.signature(RULES[rule]).parameters.items()
-        if name not in ("params", "grads")
-    }
+    return {name: p.default for name, p in inspect.signature(RULES[rule]).parameters.items() if name not in WHOLE}
 
 
 def test_the_classes():

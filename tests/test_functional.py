@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradstep import _storage, functional
-from tests.table import CASES, RULES, problem, same_bits
+from tests.table import CASES, RULES, WHOLE, problem, same_bits
 
 FUNCTIONS = {rule: getattr(functional, f"{rule}_") for rule in RULES}
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
@@ -55,7 +55,7 @@ def test_the_signature_is_the_classes(rule):
     function, cls = FUNCTIONS[rule], RULES[rule]
     shown = inspect.signature(function).parameters
     options = inspect.signature(cls).parameters
-    settled = ("params", "grads", *_storage.FIXED, *FIRST.get(rule, {}).values())  # the arrays themselves tell
+    settled = (*WHOLE, *_storage.FIXED, *FIRST.get(rule, {}).values())  # the arrays themselves tell
     expected = {name: option.default for name, option in options.items() if name not in settled} | {"master": None}
     positional = ["p", "g", *state_names(rule)]
     clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 
 import gradstep as gs
 from gradstep import _storage, functional
-from tests.table import REFERENCE, RULES, knobs, same_bits, schedule
+from tests.table import REFERENCE, RULES, WHOLE, knobs, same_bits, schedule
 
 SUPPORTED = "supported are float32, float64, float16, bfloat16"
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
@@ -419,7 +419,7 @@ BAD_OPTIONS = {
 
 
 def option_names(rule):
-    return [name for name in inspect.signature(RULES[rule]).parameters if name not in ("params", "grads")]
+    return [name for name in inspect.signature(RULES[rule]).parameters if name not in WHOLE]
 
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in RULES for name in option_names(rule)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..tables import group, markdown, percent, timed, words
 TITLE = "What options cost"
 ABOUT = """\
 Each option beside the plain rule, in time and in the bytes that it must move. An option that adds a state pays for its
-bytes, the others should cost nothing."""
+bytes, `clip_norm` for reading the gradient twice, the others should cost nothing."""
 
 SIZES = (100_000, 16_000_000)
 PLAIN = "plain"
@@ -26,6 +27,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"maximize": True},
         {"eps_root": 1e-8},
         {"flush_subnormals": True},
+        {"clip_norm": 1.0},
         {"amsgrad": True},
     ],
     "RMSProp": [{"centered": True}, {"momentum": 0.9}, {"centered": True, "momentum": 0.9}],
@@ -36,6 +38,8 @@ def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
     cases = {}
     for options in ({}, *OPTIONS[cls.__name__]):
         one = problem(cls, (1, size), **options)
+        if "clip_norm" in options:
+            one = replace(one, compared=size)  # the norm is of all elements
         cases[", ".join(options) or PLAIN] = [gradstep_arm(one), ceiling_arm(one)]
     return cases
 

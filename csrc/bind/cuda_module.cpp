@@ -31,6 +31,14 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     return info;
   });
   m.def("device_count", &cuda::device_count);
+  m.def(
+      "global_norm",
+      [](const py::tuple& objects, const std::vector<std::string>& names, const py::function& stream_of) {
+        CudaArrays arrays;
+        return bind::global_norm(arrays, objects, names,
+                                 [&] { arrays.use_stream(stream_of(arrays.device()).cast<std::uintptr_t>()); });
+      },
+      py::arg("arrays"), py::arg("names"), py::arg("stream_of"));
   auto stepper = bind::register_stepper<CudaArrays>(m);
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },

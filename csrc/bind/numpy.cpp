@@ -79,6 +79,13 @@ void register_numpy(py::module_& m) {
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   m.def("run_additions", &run_additions, py::arg("streams"));
+  m.def(
+      "global_norm",
+      [](const py::tuple& arrays, const std::vector<std::string>& names) {
+        NumPyArrays numpy;
+        return global_norm(numpy, arrays, names, [] {});
+      },
+      py::arg("arrays"), py::arg("names"));
   register_stepper<NumPyArrays>(m);
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "bind/arrays.h"
 #include "bind/options.h"
 #include "step/catalog.h"
+#include "step/norm.h"
 #include "step/stepper.h"
 
 namespace gradstep::bind {
@@ -73,6 +75,17 @@ class Stepper {
     stepper_.check_options(group, in_order(rule_, options));
   }
   void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
+
+  // None: no more of it.
+  void set_clip_norm(const std::optional<double>& limit) {
+    stepper_.set_clip_norm(limit.value_or(std::numeric_limits<double>::quiet_NaN()));
+  }
+
+  double grad_norm() {
+    double norm = 0;
+    without_gil([&] { norm = stepper_.grad_norm(); });
+    return norm;
+  }
 
   // One entry of `states` for each of the rule's states: an array, codes with their scales, or None where it is not
   // kept. With a master, steps update that, and the parameter becomes its rounding.
@@ -294,6 +307,25 @@ class Stepper {
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
 
+// The norm of all elements of some arrays together, None among them left out; `names` follow "arrays" in messages.
+// seen() is called once it is known where they are.
+template <class Arrays, class Seen>
+double global_norm(Arrays& arrays, const py::tuple& objects, const std::vector<std::string>& names, const Seen& seen) {
+  const auto backend = arrays.backend();
+  std::vector<step::KeptArray> kept;
+  std::vector<Array> views;
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    const py::handle object = PyTuple_GET_ITEM(objects.ptr(), static_cast<py::ssize_t>(i));
+    kept.emplace_back(object.is_none() ? step::KeptArray{}
+                                       : step::KeptArray(arrays.view(object, "arrays", names.at(i))));
+  }
+  for (const step::KeptArray& array : kept) views.push_back(array.view());
+  seen();
+  double norm = 0;
+  without_gil([&] { norm = step::global_norm(*backend, views); });
+  return norm;
+}
+
 // Adds the class to a module, and the look that it takes at a parameter.
 template <class Arrays>
 py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
@@ -323,6 +355,8 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("check_options", &Steps::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Steps::set_lr, py::arg("group"), py::arg("lr"))
+      .def("set_clip_norm", &Steps::set_clip_norm, py::arg("limit"))
+      .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensor", &Steps::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),
            py::arg("master") = py::none())

@@ -3,6 +3,7 @@
 #include "cpu/conversions.h"
 
 #include "base/subnormals.h"
+#include "cpu/ahead.h"
 #include "cpu/lanes.h"
 
 namespace gradstep::cpu {
@@ -152,6 +153,25 @@ void flush(std::byte* values, std::int64_t size, double least) {
   for (std::int64_t i = 0; i < size; ++i) x[i] = flushed(x[i], limit);
 }
 
+template <class T>
+void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT lanes) {
+  constexpr std::int64_t kRun = kAtOnce / static_cast<std::int64_t>(sizeof(T));
+  static_assert(kSumLanes % kRun == 0);
+  const T* const GS_RESTRICT x = reinterpret_cast<const T*>(values);
+  const auto add = [=](std::int64_t begin, std::int64_t first, std::int64_t count) GS_ALWAYS_INLINE {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double value = x[begin + i];
+      lanes[first + i] = lanes[first + i] + value * value;
+    }
+  };
+  std::int64_t begin = 0;
+  for (; begin + kRun <= size; begin += kRun) {
+    fetch(x + begin);
+    add(begin, begin % kSumLanes, kRun);
+  }
+  add(begin, begin % kSumLanes, size - begin);
+}
+
 // The loops that a codec needs; the native ones need none.
 constexpr Conversion conversion(codecs::Float32) { return {}; }
 constexpr Conversion conversion(codecs::Float64) { return {}; }
@@ -173,7 +193,8 @@ constexpr Conversion conversion(codecs::Q8<Code>) {
 const Conversions& GS_JOIN(conversions_, GS_ISA)() {
 #define GS_CONVERSION(name, Codec) conversion(codecs::Codec{}),
   static constexpr Conversions all{
-      {GS_CODECS(GS_CONVERSION)}, &draw_places, &draw_groups, &flush<float>, &flush<double>};
+      {GS_CODECS(GS_CONVERSION)}, &draw_places,        &draw_groups, &flush<float>, &flush<double>,
+      &add_squares<float>,        &add_squares<double>};
 #undef GS_CONVERSION
   return all;
 }

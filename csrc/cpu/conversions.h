@@ -5,9 +5,10 @@
 
 #include "codecs/all.h"
 #include "codecs/noise.h"
+#include "job/norm.h"
 
-// Between what is stored and the tiles of floats that kernels work on. csrc/cpu/conversions.cpp is compiled once per
-// instruction set.
+// Between what is stored and the tiles of values that kernels work on, and what else is done to tiles.
+// csrc/cpu/conversions.cpp is compiled once per instruction set.
 namespace gradstep::cpu {
 
 // The random bits of a stream in one step, as far as they are drawn: of each word the upper `bits`, as its codec takes
@@ -40,12 +41,17 @@ struct Conversion {
 // Sets to zero those of `size` values whose magnitude is below `least`.
 using Flush = void (*)(std::byte* values, std::int64_t size, double least);
 
+// Adds the squares of values to the sum's lanes, of which the first gets the first. Each is that of a value as a
+// double.
+using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes);
+
 // What one instruction set has.
 struct Conversions {
   Conversion of[kDTypeCount];
   DrawPlaces draw_places;
   DrawGroups draw_groups;
   Flush flush_floats, flush_doubles;
+  AddSquares add_squares_floats, add_squares_doubles;
 
   const Conversion& operator[](DType dtype) const { return of[static_cast<int>(dtype)]; }
 };

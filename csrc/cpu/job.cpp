@@ -6,6 +6,7 @@
 
 #include "base/subnormals.h"
 #include "cpu/isa.h"
+#include "job/norm.h"
 
 namespace gradstep::cpu {
 namespace {
@@ -122,7 +123,10 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
 template <class T>
 class Tiles {
  public:
-  explicit Tiles(const Job& job) : job_(job), update_(*job.update) {
+  explicit Tiles(const Job& job) : job_(job), update_(*job.update) {}
+
+  // Before the first tile.
+  void draw_places() {
     for (int s = 0; s < kCopy; ++s) {
       if (!stochastic(s)) continue;
       noise_[s].seed = update_.seed;
@@ -158,10 +162,16 @@ class Tiles {
     if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter]);
   }
 
+  void add_squares(std::int64_t begin, std::int64_t end, double* lanes) {
+    begin_ = begin;
+    size_ = end - begin;
+    (kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats)(load(kGradient), size_, lanes);
+  }
+
  private:
   DType dtype(int s) const { return job_.layout == nullptr ? native_ : job_.layout->dtypes[s]; }
   bool stochastic(int s) const {
-    if (kComputeOf<T> == Compute::kDouble) return false;  // what is not native is computed with in floats
+    if (kDouble) return false;  // what is not native is computed with in floats
     const bool written = job_.streams[s] != nullptr && s != kGradient && s != kCopy;
     return written && by_chance(dtype(s), update_.stochastic);
   }
@@ -208,10 +218,10 @@ class Tiles {
   }
 
   void flush(std::byte* values, double least) {
-    constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
     (kDouble ? conversions_.flush_doubles : conversions_.flush_floats)(values, size_, least);
   }
 
+  static constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
   static constexpr DType native_ = native_of(kComputeOf<T>);
 
   const Job& job_;
@@ -227,6 +237,7 @@ template <class T>
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
   if (run_rows<T>(job, begin, end)) return;
   Tiles<T> tiles(job);
+  tiles.draw_places();
   while (begin < end) {
     const std::int64_t span_end = std::min(end, (begin / Noise::kSpan + 1) * Noise::kSpan);
     tiles.draw_groups(begin, span_end);
@@ -235,7 +246,21 @@ void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
   }
 }
 
+template <class T>
+double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end) {
+  static_assert(kTile % kSumLanes == 0);
+  alignas(64) double lanes[kSumLanes] = {};
+  Tiles<T> tiles(job);
+  for (; begin < end; begin += kTile) tiles.add_squares(begin, std::min(begin + kTile, end), lanes);
+  return fold(lanes);
+}
+
 }  // namespace
+
+double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end) {
+  return job.update->key.compute == Compute::kDouble ? sum_of_squares<double>(job, begin, end)
+                                                     : sum_of_squares<float>(job, begin, end);
+}
 
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
   return job.update->key.compute == Compute::kDouble ? run_tiles<double>(job, begin, end)

@@ -11,6 +11,9 @@ inline Kernel kernel_of(const Update& update) { return reinterpret_cast<Kernel>(
 
 void run_tiles(const Job& job, std::int64_t begin, std::int64_t end);
 
+// The sum of the gradient's squares over elements [begin, end), a chunk or the last of it.
+double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end);
+
 // Updates elements [begin, end) of a tensor: row by row where the rows of all streams are long, native and packed.
 // Else streams that are strided or stored in another type pass through a tile in L1: gathered and decoded before,
 // encoded and scattered after, these elements and no byte between them. Where subnormals are flushed, the gradient

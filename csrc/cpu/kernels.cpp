@@ -1,21 +1,11 @@
 // THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
 // namespace and always inlined, so that nothing compiled for one instruction set can be linked into another's code (a
 // test reads the symbols).
+#include "cpu/ahead.h"
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {
 namespace {
-
-// How far ahead of their use a stream's bytes are asked for, and how many at a time. The hardware asks too, but later:
-// without, 16 M elements took 5 to 15 % longer (2 cores of a Xeon, AVX-512, 2 threads), and in cache none took less.
-constexpr std::int64_t kAhead = 2048, kAtOnce = 512, kCacheLine = 64;
-
-template <class T>
-GS_INLINE void fetch(const T* stream) {
-  for (std::int64_t byte = 0; byte < kAtOnce; byte += kCacheLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(stream) + kAhead + byte);
-  }
-}
 
 template <class Element, class T = typename Element::T>
 void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* GS_RESTRICT g, T* GS_RESTRICT s0,

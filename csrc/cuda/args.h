@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "job/job.h"
+#include "job/norm.h"
 
 // What the host hands to a kernel.
 namespace gradstep::cuda {
@@ -13,10 +14,10 @@ inline constexpr int kWarp = 32;
 inline constexpr int kItems = kBlock / kWarp;  // elements of a lane
 inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kWarp;
-// Elements of a large tensor to a thread block: each of its warps goes around four times. Not yet measured on a GPU.
-inline constexpr std::int64_t kChunk = 4 * kWarps * kBlock;
+// Each warp of a thread block goes around a chunk four times. Not yet measured on a GPU.
+static_assert(kChunk == 4 * kWarps * kBlock);
 
-// Elements [begin, end) of one tensor, for one thread block.
+// Elements [begin, end) of one tensor, kChunk at most, for one thread block.
 struct Chunk {
   std::uint32_t tensor;
   std::int64_t begin, end;
@@ -52,6 +53,19 @@ struct Held {
   std::int64_t* taken;          // the number of steps
 };
 
+// How gradients are clipped.
+struct Clip {
+  double limit, norm, factor;
+};
+
+// Sums of squares on the way to a norm.
+struct Sums {
+  double *of_chunks, *of_tensors;
+  const std::uint32_t* first_chunk;  // of each tensor, and one more
+  std::uint32_t tensors;
+  Clip* clip;
+};
+
 // A launch: neighbours among the tensors, and few different steps. They travel with the launch, so that a step neither
 // copies nor waits.
 template <class Element, int kTensors>
@@ -61,6 +75,7 @@ struct Args {
   const Row* rows;             // of all tensors
   const Chunk* chunks;         // from this launch's first
   Held held;                   // in place of `steps`
+  const Clip* clip;            // null: gradients are taken as they are
   std::uint32_t first, count;  // tensors
   Step<Element> steps[kSteps];
   std::byte* gradients[kTensors];  // null: the tensor takes no part

@@ -65,15 +65,23 @@ struct Task {
   std::byte* gradient;
   const Row& row;
   const Step<Element>& step;
+  const Clip* clip;
 
   template <int kTensors>
   GS_DEVICE explicit Task(const Args<Element, kTensors>& args)
       : chunk(*global(args.chunks + blockIdx.x)),
         gradient(args.gradients[chunk.tensor - args.first]),
         row(*global(args.rows + chunk.tensor)),
-        step(step_of(args, chunk.tensor)) {}
+        step(step_of(args, chunk.tensor)),
+        clip(args.clip) {}
 
   GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : row.streams[s]; }
+
+  GS_DEVICE Element element() const {
+    Element element = step.element();
+    if (clip != nullptr) element.rescale(global(clip)->factor);
+    return element;
+  }
 };
 
 template <class T>
@@ -108,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
   const Chunk chunk = task.chunk;
   const Row& row = task.row;
   const Step<Element>& step = task.step;
-  const Element element = step.element();
+  const Element element = task.element();
 
   std::byte* streams[kCopy];
   bool in_one_piece = true;
@@ -158,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   const Chunk chunk = task.chunk;
   const Row& row = task.row;
   const Step<Element>& step = task.step;
-  const Element element = step.element();
+  const Element element = task.element();
 
   const auto by_chance_in = [&](int s) { return s < kCopy && by_chance(row.dtypes[s], step.stochastic); };
 
@@ -246,6 +254,7 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
   Args<Element, kTensors> args;
   args.rows = work.rows;
   args.held = work.held;
+  args.clip = work.clip;
   if (work.loads) return load(kernel);
   for (std::uint32_t tensor = 0; tensor < work.tensors;) {
     const Update* steps[args.kSteps];
@@ -285,8 +294,9 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
 // A thread block for each chunk.
 template <class Element, int kTensors>
 void launch_chunks(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
-  launch_as(work, kernel,
-            [&](std::uint32_t first, std::uint32_t last) { return work.first_chunk[last] - work.first_chunk[first]; });
+  launch_as(work, kernel, [&](std::uint32_t first, std::uint32_t last) {
+    return static_cast<std::uint32_t>(work.first_chunk[last] - work.first_chunk[first]);
+  });
 }
 
 // What rules::visit() takes: each launches the kernel of an element, if that is of its kind.

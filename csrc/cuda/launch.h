@@ -13,10 +13,11 @@ struct Work {
   bool stored;      // whether something is stored in another type
   const Job* jobs;  // of all tensors; those with another key are left out
   std::uint32_t tensors;
-  const std::uint32_t* first_chunk;  // of each tensor, and one more
-  const Row* rows;                   // on the device, as are
+  const std::size_t* first_chunk;  // of each tensor, and one more
+  const Row* rows;                 // on the device, as are
   const Chunk* chunks;
   Held held;
+  const Clip* clip;
   void* stream;
   bool loads = false;  // the kernels, in place of launching them
 };
@@ -32,6 +33,20 @@ void advance_held(const Work& work);
 
 // Overwrites options that the device keeps, after what is in the stream.
 void set_held(double* options, const std::vector<double>& values, void* stream);
+
+// The norm of the gradients of one step.
+struct NormWork {
+  const Job* jobs;
+  const std::size_t* first_chunk;
+  const Row* rows;  // on the device, as are
+  const Chunk* chunks;
+  Sums sums;
+  void* stream;
+  bool loads = false;  // the kernels, in place of launching them
+};
+
+// Finds the norm and the factor.
+void launch_norm(const NormWork& work);
 
 inline void launch(const Work& work) {
   if (work.stored) return launch_stored(work);

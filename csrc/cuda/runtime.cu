@@ -50,7 +50,7 @@ bool is_capturing(void* stream) {
 void wait_for_device() { check(cudaDeviceSynchronize(), "a step, or what else the device had to do,"); }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
-  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "the copy of step numbers");
+  check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "the copy of what a step keeps");
 }
 
 int device_of(const void* pointer) {

@@ -33,7 +33,9 @@ GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool ze
     using Item = decltype(item);
     *reinterpret_cast<Item*>(to) = zero ? Item{0} : *reinterpret_cast<const Item*>(from);
   };
-  if (size == 4) {
+  if (size == 8) {
+    move(std::uint64_t{});
+  } else if (size == 4) {
     move(std::uint32_t{});
   } else if (size == 2) {
     move(std::uint16_t{});

@@ -57,8 +57,8 @@ struct Clock {
   double mu_product;  // Nadam's product of momenta; 1 before the first step
 };
 
-// What comes before every rule: sign, L2, decoupled decay. Subnormals are flushed, and what is stored is rounded,
-// around it (cpu/job.h).
+// What comes before every rule: sign and factor, L2, decoupled decay. Subnormals are flushed, and what is stored is
+// rounded, around it (cpu/job.h).
 struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
@@ -76,18 +76,21 @@ struct Element {
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
   static constexpr bool not_negative(int state) { return Rule::kStates[state].not_negative; }
 
-  T sign, l2, decay;
+  T scale, l2, decay;
   typename Rule::template Update<T, kVariant> update;
 
   GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock)
-      : sign(c.maximize != 0 ? T(-1) : T(1)),
+      : scale(c.maximize != 0 ? T(-1) : T(1)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
         update(o, clock) {}
 
+  // Once the gradients' factor is known.
+  GS_INLINE void rescale(double factor) { scale = scale * static_cast<T>(factor); }
+
   template <class... States>
   GS_INLINE void operator()(T& p, T g, States&... states) const {
-    g = sign * g;
+    g = scale * g;
     if constexpr (kL2) g = g + l2 * p;
     p = decay * p;
     update(p, g, states...);

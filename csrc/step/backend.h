@@ -37,6 +37,12 @@ class Backend {
   // throws, nothing was written, but where a device fails on the way.
   virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
 
+  // The norm of the gradients of all jobs with an update, and what those of this step are to be multiplied by to keep
+  // it at the limit; 1 where run() knows more. Throws as run() does. A limit of NaN: no more of this.
+  virtual void set_limit(double limit) = 0;
+  virtual double clip(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
+  virtual double norm() = 0;  // that clip() found
+
   // Whether it keeps the times itself, because a step may be replayed without a call, and whether the next run needs it
   // to. Then run() takes of updates what is done, not their scalars, and advances the clocks.
   virtual bool holds() const { return false; }

@@ -62,6 +62,16 @@ struct Prepare {
   }
 };
 
+struct Rescale {
+  double factor;
+  std::byte* element;
+
+  template <class Element>
+  void visit() const {
+    reinterpret_cast<Element*>(element)->rescale(factor);
+  }
+};
+
 template <class... Rules>
 constexpr int length(rules::List<Rules...>) {
   return sizeof...(Rules);
@@ -96,7 +106,10 @@ rules::Common::Options common(const std::vector<double>& options) {
 }
 
 // Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
-[[gnu::noinline]] static void compute(const rules::Key& key, const Prepare& prepare) { rules::visit(key, prepare); }
+template <class F>
+[[gnu::noinline]] static void compute(const rules::Key& key, const F& f) {
+  rules::visit(key, f);
+}
 
 bool rounds_stochastically(const std::vector<double>& options) { return Around(common(options), 0).stochastic; }
 
@@ -107,6 +120,11 @@ Update make_update(const rules::Key& key, const std::vector<double>& options, ru
   const IeeeMode ieee;
   compute(key, Prepare{options.data(), clock, update.element});
   return update;
+}
+
+void rescale(Update& update, double factor) {
+  const IeeeMode ieee;
+  compute(update.key, Rescale{factor, update.element});
 }
 
 }  // namespace gradstep::step

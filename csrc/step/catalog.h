@@ -35,4 +35,7 @@ inline bool keeps(const rules::Key& key, std::size_t state) { return (key.varian
 // the backend.
 Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock);
 
+// Has an update that was just made multiply gradients by a factor.
+void rescale(Update& update, double factor);
+
 }  // namespace gradstep::step

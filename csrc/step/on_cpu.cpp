@@ -1,12 +1,15 @@
 #include "step/on_cpu.h"
 
 #include <algorithm>
+#include <cmath>
+#include <vector>
 
 #include "base/ieee_mode.h"
 #include "cpu/isa.h"
 #include "cpu/job.h"
 #include "cpu/pool.h"
 #include "cpu/threads.h"
+#include "job/norm.h"
 
 namespace gradstep::step {
 namespace {
@@ -15,6 +18,33 @@ namespace {
 constexpr std::int64_t kWorthSharing = 16384;
 // and from here on with those that sleep: one needs some 10 to 50 us to come.
 constexpr std::int64_t kWorthWaking = 65536;
+
+// visit(job, piece) for every piece of a plan whose tensor takes part, by all threads.
+template <class Visit>
+void share(const Plan& plan, const Job* jobs, std::int64_t elements, const Visit& visit) noexcept {
+  struct Step {
+    const Plan& plan;
+    const Job* jobs;
+    const Visit& visit;
+  } step{plan, jobs, visit};
+  const auto task = [](void* context, std::size_t index) {
+    const IeeeMode ieee;
+    const auto& [the_plan, the_jobs, the_visit] = *static_cast<const Step*>(context);
+    for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
+      const Piece& piece = the_plan.pieces[i];
+      const Job& job = the_jobs[piece.tensor];
+      if (job.update != nullptr) the_visit(job, piece);
+    }
+  };
+  const int threads = elements < kWorthSharing ? 1 : cpu::threads();
+  cpu::parallel_for(plan.task_count(), threads, elements >= kWorthWaking, task, &step);
+}
+
+void run_jobs(const Plan& plan, const Job* jobs, std::int64_t elements) noexcept {
+  share(plan, jobs, elements, [](const Job& job, const Piece& piece) { cpu::run(job, piece.begin, piece.end); });
+}
+
+AnyKernel any(cpu::Kernel kernel) { return reinterpret_cast<AnyKernel>(kernel); }
 
 class OnCpu : public Backend {
  public:
@@ -28,25 +58,36 @@ class OnCpu : public Backend {
 
   void run(const Plan& plan, const Job* jobs, std::int64_t elements) override { run_jobs(plan, jobs, elements); }
 
-  static AnyKernel any(cpu::Kernel kernel) { return reinterpret_cast<AnyKernel>(kernel); }
+  void set_limit(double limit) override { limit_ = limit; }
 
-  static void run_jobs(const Plan& plan, const Job* jobs, std::int64_t elements) noexcept {
-    struct Step {
-      const Plan& plan;
-      const Job* jobs;
-    } step{plan, jobs};
-    const auto task = [](void* context, std::size_t index) {
-      const IeeeMode ieee;
-      const auto& [the_plan, the_jobs] = *static_cast<const Step*>(context);
-      for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
-        const Piece& piece = the_plan.pieces[i];
-        const Job& job = the_jobs[piece.tensor];
-        if (job.update != nullptr) cpu::run(job, piece.begin, piece.end);
+  double clip(const Plan& plan, const Job* jobs, std::int64_t elements) override {
+    of_chunks_.resize(plan.first_chunk.back());
+    of_tensors_.resize(plan.first_chunk.size() - 1);
+    share(plan, jobs, elements, [&](const Job& job, const Piece& piece) {
+      double* to = &of_chunks_[plan.first_chunk[piece.tensor]] + piece.begin / kChunk;
+      for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
+        *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end));
       }
-    };
-    const int threads = elements < kWorthSharing ? 1 : cpu::threads();
-    cpu::parallel_for(plan.task_count(), threads, elements >= kWorthWaking, task, &step);
+    });
+    const IeeeMode ieee;
+    return add_up(plan, jobs);
   }
+
+  double norm() override { return norm_; }
+
+ private:
+  // Apart from its caller, as all arithmetic in another floating-point mode.
+  [[gnu::noinline]] double add_up(const Plan& plan, const Job* jobs) {
+    for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
+      const std::size_t first = plan.first_chunk[i], count = plan.first_chunk[i + 1] - first;
+      of_tensors_[i] = jobs[i].update == nullptr ? 0 : sum(of_chunks_.data() + first, count);
+    }
+    norm_ = std::sqrt(sum(of_tensors_.data(), of_tensors_.size()));
+    return clip_factor(norm_, limit_);
+  }
+
+  double limit_ = 0, norm_ = 0;
+  std::vector<double> of_chunks_, of_tensors_;  // sums of squares
 };
 
 }  // namespace
@@ -57,11 +98,11 @@ void run_additions(const std::vector<Array>& streams, std::int64_t size) {
   Update addition{};
   addition.key.compute = compute_of(streams[0].dtype);
   const auto states = static_cast<int>(streams.size()) - kFirstState;
-  addition.kernel = OnCpu::any(cpu::find_addition(states, addition.key.compute));
+  addition.kernel = any(cpu::find_addition(states, addition.key.compute));
   Job job;
   job.update = &addition;
   for (std::size_t s = 0; s < streams.size(); ++s) job.streams[s] = streams[s].data;
-  OnCpu::run_jobs(make_plan(&size, 1, OnCpu().grain(size)), &job, size);
+  run_jobs(make_plan(&size, 1, OnCpu().grain(size)), &job, size);
 }
 
 }  // namespace gradstep::step

@@ -28,36 +28,41 @@ void OnCuda::lay_out(std::size_t tensor, const Job& job, const Layout& layout) {
   uploaded_ = false;
 }
 
-void OnCuda::take(const Plan& plan) {
-  first_chunk_.assign(tensors_.size() + 1, 0);
-  for (const Piece& piece : plan.pieces) ++first_chunk_[piece.tensor + 1];
-  for (std::size_t i = 0; i < tensors_.size(); ++i) first_chunk_[i + 1] += first_chunk_[i];
-  uploaded_ = false;
-}
-
-// Rows, chunks, and the walks to which rows point.
+// Rows, chunks, the walks to which rows point, and sums where they are asked for, with which chunks are whose.
 void OnCuda::upload(const Plan& plan) {
+  const bool clips = limit_ == limit_;
+  const std::size_t tensors = plan.first_chunk.size() - 1;
   const std::size_t rows = tensors_.size() * sizeof(cuda::Row), chunks = plan.pieces.size() * sizeof(cuda::Chunk);
+  const std::size_t sums = clips ? (plan.pieces.size() + tensors) * sizeof(double) : 0;
   std::size_t walks = 0;
   for (const Tensor& t : tensors_) walks += t.walk.size() * sizeof(std::int64_t);
-  std::vector<std::byte> bytes(rows + chunks + walks);
+  std::vector<std::byte> bytes(rows + chunks + walks + sums + (clips ? (tensors + 1) * sizeof(std::uint32_t) : 0));
   cuda::Memory tables(bytes.size());
 
   std::size_t end = rows;
+  const auto put = [&](const auto* from, std::size_t count) {
+    std::byte* const there = tables.data() + end;
+    std::memcpy(bytes.data() + end, from, count * sizeof *from);
+    end += count * sizeof *from;
+    return there;
+  };
   for (const Piece& piece : plan.pieces) {
     const cuda::Chunk chunk{piece.tensor, piece.begin, piece.end};
-    std::memcpy(bytes.data() + end, &chunk, sizeof chunk);
-    end += sizeof chunk;
+    put(&chunk, 1);
   }
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     cuda::Row row = tensors_[i].row;
     const std::vector<std::int64_t>& walk = tensors_[i].walk;
-    if (!walk.empty()) {
-      row.walk = reinterpret_cast<const std::int64_t*>(tables.data() + end);
-      std::memcpy(bytes.data() + end, walk.data(), walk.size() * sizeof walk[0]);
-      end += walk.size() * sizeof walk[0];
-    }
+    if (!walk.empty()) row.walk = reinterpret_cast<const std::int64_t*>(put(walk.data(), walk.size()));
     std::memcpy(bytes.data() + i * sizeof row, &row, sizeof row);
+  }
+  if (clips) {
+    sums_.of_tensors = reinterpret_cast<double*>(tables.data() + end);
+    sums_.of_chunks = sums_.of_tensors + tensors;
+    end += sums;
+    const std::vector<std::uint32_t> first_chunk(plan.first_chunk.begin(), plan.first_chunk.end());
+    sums_.first_chunk = reinterpret_cast<const std::uint32_t*>(put(first_chunk.data(), first_chunk.size()));
+    sums_.tensors = static_cast<std::uint32_t>(tensors);
   }
   tables.fill(bytes.data(), bytes.size());
   if (holds()) replaced_.push_back(std::move(tables_));
@@ -65,6 +70,41 @@ void OnCuda::upload(const Plan& plan) {
   rows_ = reinterpret_cast<const cuda::Row*>(tables_.data());
   chunks_ = reinterpret_cast<const cuda::Chunk*>(tables_.data() + rows);
   uploaded_ = true;
+}
+
+void OnCuda::set_limit(double limit) {
+  limit_ = limit;
+  if (clip_.data() == nullptr || limit != limit) return;
+  const cuda::OnDevice on_device(device_);
+  cuda::set_held(&reinterpret_cast<cuda::Clip*>(clip_.data())->limit, {limit}, stream_);
+}
+
+double OnCuda::clip(const Plan& plan, const Job* jobs, std::int64_t) {
+  const cuda::OnDevice on_device(device_);
+  if (clip_.data() == nullptr) {
+    cuda::Memory memory(sizeof(cuda::Clip));
+    const cuda::Clip clip{limit_, 0, 1};
+    memory.fill(&clip, sizeof clip);
+    clip_ = std::move(memory);
+  }
+  if (!uploaded_) upload(plan);
+  sums_.clip = reinterpret_cast<cuda::Clip*>(clip_.data());
+  cuda::NormWork work{jobs, plan.first_chunk.data(), rows_, chunks_, sums_, stream_};
+  if (cuda::is_capturing(stream_)) {
+    work.loads = true;
+    cuda::launch_norm(work);
+    work.loads = false;
+  }
+  cuda::launch_norm(work);
+  return 1;
+}
+
+double OnCuda::norm() {
+  const cuda::OnDevice on_device(device_);
+  cuda::wait_for_device();
+  cuda::Clip clip;
+  cuda::copy_to_host(&clip, clip_.data(), sizeof clip);
+  return clip.norm;
 }
 
 void OnCuda::hold(const Times& times) {
@@ -115,6 +155,8 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
   const cuda::OnDevice on_device(device_);
   if (!uploaded_) upload(plan);
 
+  const auto* const clip = limit_ == limit_ ? reinterpret_cast<const cuda::Clip*>(clip_.data()) : nullptr;
+
   // Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
   std::vector<cuda::Work> works;
   const Update* last = nullptr;
@@ -127,7 +169,7 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
       auto found = std::find_if(works.begin(), works.end(), same);
       if (found == works.end()) {
         found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()),
-                                     first_chunk_.data(), rows_, chunks_, held_, stream_});
+                                     plan.first_chunk.data(), rows_, chunks_, held_, clip, stream_});
       }
       work = &*found;
       last = update;

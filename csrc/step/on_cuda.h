@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "cuda/launch.h"
@@ -14,12 +15,16 @@ namespace gradstep::step {
 class OnCuda : public Backend {
  public:
   // A piece of the plan is a thread block's.
-  std::int64_t grain(std::int64_t) const override { return cuda::kChunk; }
+  std::int64_t grain(std::int64_t) const override { return kChunk; }
   AnyKernel find_kernel(const rules::Key&) const override { return nullptr; }
 
   void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override;
-  void take(const Plan& plan) override;
+  void take(const Plan&) override { uploaded_ = false; }
   void run(const Plan& plan, const Job* jobs, std::int64_t elements) override;
+
+  void set_limit(double limit) override;
+  double clip(const Plan& plan, const Job* jobs, std::int64_t elements) override;
+  double norm() override;
 
   // From the first step that is captured in a graph on, times are the device's.
   bool holds() const override { return held_.steps != nullptr; }
@@ -49,12 +54,14 @@ class OnCuda : public Backend {
   int device_ = -1;
   void* stream_ = nullptr;
   std::vector<Tensor> tensors_;
-  std::vector<std::uint32_t> first_chunk_;
   bool uploaded_ = false;
   cuda::Memory tables_;
   std::vector<cuda::Memory> replaced_;   // tables that a graph may still read
   const cuda::Row* rows_ = nullptr;      // in the tables,
-  const cuda::Chunk* chunks_ = nullptr;  // and after them
+  const cuda::Chunk* chunks_ = nullptr;  // and after them,
+  cuda::Sums sums_{};                    // where gradients are clipped
+  double limit_ = std::numeric_limits<double>::quiet_NaN();
+  cuda::Memory clip_;  // cuda::Clip, with the limit
   cuda::Memory times_;
   cuda::Held held_{};  // in it
 };

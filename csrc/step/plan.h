@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "codecs/all.h"
+#include "job/norm.h"
 
 namespace gradstep::step {
 
-// Elements [begin, end) of one tensor. A piece begins at a multiple of kBlock, so that no scale is shared by two
-// threads.
+// Elements [begin, end) of one tensor. A piece begins at a multiple of kChunk, and so of kBlock: no chunk of a norm and
+// no scale is shared by two threads.
 struct Piece {
   std::uint32_t tensor;
   std::int64_t begin, end;
@@ -20,13 +20,14 @@ struct Piece {
 struct Plan {
   std::vector<Piece> pieces;
   std::vector<std::size_t> tasks;
+  std::vector<std::size_t> first_chunk{0};  // of each tensor, where all are counted; and one more, the number of chunks
 
   std::size_t task_count() const { return tasks.size() - 1; }
 };
 
-// Lays the tensors end to end and cuts about every `grain` elements (rounded up to a multiple of kBlock), by elements
+// Lays the tensors end to end and cuts about every `grain` elements (rounded up to a multiple of kChunk), by elements
 // and not by tensors: a large tensor spans tasks, small ones share one. Every element is in one piece, in order; an
-// empty tensor has none. A task holds at most `grain` elements, and each but the last more than grain - kBlock.
+// empty tensor has none. A task holds at most `grain` elements, and each but the last more than grain - kChunk.
 Plan make_plan(const std::int64_t* sizes, std::size_t tensors, std::int64_t grain);
 
 }  // namespace gradstep::step

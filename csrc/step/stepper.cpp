@@ -72,6 +72,25 @@ void Stepper::set_lr(int group, double lr) {
   if (backend_->holds()) backend_->set_options(group, options);
 }
 
+void Stepper::set_clip_norm(double limit) {
+  const bool clipped = clips(), clipping = limit == limit;
+  if (backend_->holds() && clipped != clipping) {
+    throw std::invalid_argument(
+        "a step was captured, and it cannot begin or end to clip; capture again with an optimizer of its own");
+  }
+  backend_->set_limit(limit);
+  limit_ = limit;
+  if (clipped == clipping) return;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) lay_out(i, tensors_[i].streams[kGradient].view());
+}
+
+double Stepper::grad_norm() {
+  if (!clips() || !has_norm_) {
+    throw std::invalid_argument("the norm of " + grads_ + " is known after a step with clip_norm");
+  }
+  return backend_->norm();
+}
+
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
                          const Array& master) {
   Tensor t;
@@ -109,7 +128,7 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(slot.group)]);
   Array arrays[kMaxStreams];
   const Array* streams[kMaxStreams];
-  bool in_order = false;
+  bool in_order = clips();  // as the norm's additions are
   for (int s = 0; s < kMaxStreams; ++s) {
     arrays[s] = t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
@@ -231,6 +250,10 @@ void Stepper::run() {
     elements += slot.size;
   }
   try {
+    const double factor = clips() ? backend_->clip(plan_, jobs_.data(), elements) : 1;
+    if (factor != 1) {
+      for (Prepared& p : prepared_) rescale(p, factor);
+    }
     backend_->run(plan_, jobs_.data(), elements);
   } catch (...) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -238,6 +261,7 @@ void Stepper::run() {
     }
     throw;
   }
+  has_norm_ = clips();
   if (!held) ++taken_;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -40,6 +41,12 @@ class Stepper {
   void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
   void set_lr(int group, double lr);
+
+  // From now on the gradients of a step are multiplied by what makes the norm of all of them together `limit` at most.
+  // NaN: by nothing. Throws where it would take other layouts than a captured step's.
+  void set_clip_norm(double limit);
+  // The norm of the last step's. Throws where none was limited yet.
+  double grad_norm();
 
   // `name` follows what the arrays are called: "[3]", "['w']". A state, or a master, that is not kept has null data.
   // With a master, steps update that, and the parameter becomes its rounding.
@@ -93,6 +100,7 @@ class Stepper {
     rules::Clock before, after;
   };
 
+  bool clips() const { return limit_ == limit_; }
   void lay_out(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
   const Prepared& prepare(const Slot& slot);
@@ -109,6 +117,8 @@ class Stepper {
   Ranges owned_;  // parameters and states
   Plan plan_;     // empty until the first step
   std::int64_t taken_ = 0;
+  bool has_norm_ = false;
+  double limit_ = std::numeric_limits<double>::quiet_NaN();  // of the norm; NaN: none
 };
 
 }  // namespace gradstep::step

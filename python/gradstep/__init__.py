@@ -9,6 +9,7 @@
 from . import functional, optimizers, q8, reference
 from ._config import get_num_threads, set_num_threads, show_config
 from ._core import __version__
+from ._norm import global_norm
 from ._optimizer import Optimizer
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "functional",
     "get_num_threads",
+    "global_norm",
     "q8",
     "reference",
     "set_num_threads",

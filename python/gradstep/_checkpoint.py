@@ -21,6 +21,7 @@ def contents(opt: Optimizer) -> dict[str, Any]:
     data: dict[str, Any] = {
         "rule": opt.rule,
         "step_count": opt.step_count,
+        "clip_norm": opt.clip_norm,
         "steps": [t for t, _ in clocks],
         "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in opt._groups],
         "state": {name: [states.get(name) for states in opt._states] for name in opt.state_names()},
@@ -52,6 +53,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         for i, scales in enumerate(saved["state"].get(_storage.scale_of(name), [])):
             if scales is not None:
                 _storage.check_scales(arrays[i], scales, f"the state dict['state'][{_storage.scale_of(name)!r}][{i}]")
+    clip_norm = _options.limit(saved["clip_norm"], "the state dict's clip_norm")
     step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
     steps = [_options.whole_number(t, 0, f"the state dict's steps[{i}]") for i, t in enumerate(saved["steps"])]
     products = [
@@ -59,6 +61,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         for i, product in enumerate(saved.get("mu_product", [1.0] * len(steps)))
     ]
 
+    opt._take_clip_norm(clip_norm)  # first, for it may be refused
     for group, values in zip(opt._groups, options, strict=True):
         group.take_over({k: v for k, v in values.items() if k not in _storage.FIXED})  # the arrays fit, so these do
     for name, arrays in ours["state"].items():

@@ -249,11 +249,13 @@ def _is_on_cuda(array: Any) -> bool:
 
 def use_stream(library: Library, stepper: Any, stream: Any = None) -> None:
     """Sends a stepper's next step to a stream, by default the library's current one. Raises TypeError for no stream."""
-    stepper.use_stream(library.stream(stepper.device) if stream is None else _handle(stream))
+    stepper.use_stream(stream_handle(library, stream, stepper.device))
 
 
-def _handle(stream: Any) -> int:
-    """The handle of a stream of any library. Raises TypeError for something else."""
+def stream_handle(library: Library, stream: Any = None, device: int = -1) -> int:
+    """The handle of a stream of any library, or of the current one. Raises TypeError for something else."""
+    if stream is None:
+        return library.stream(device)
     for name in ("ptr", "cuda_stream", "handle"):
         if isinstance(getattr(stream, name, None), int):
             return int(getattr(stream, name))

@@ -18,6 +18,9 @@ RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
 
+NO_OPTIONS: Final = ("self", "params", "clip_norm", "grads")
+"""What the classes take besides options of groups."""
+
 REQUIRED: Final = inspect.Parameter.empty
 """In a preset: the framework has no default."""
 
@@ -126,6 +129,11 @@ class Optimizer:
         in the optimizer, its step number and the element alone. Not to be turned on or off later.
     min_8bit_size : int
         An array of fewer elements keeps float32 states under "q8".
+    clip_norm : float or None
+        The most that the Euclidean norm of all gradients of a step together, groups and all, may be, > 0: where it is
+        more, the step is one with `clip_norm / norm` times the gradients, which stay as they are. A norm that is NaN or
+        infinite is not hidden. It is a pass over the gradients more; where one is not in C order, the step is slower.
+        To be set later as `opt.clip_norm`; `opt.grad_norm` is the norm of the last step.
     grads : the structure of params
         Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
         are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves
@@ -162,7 +170,7 @@ class Optimizer:
         if "rule" not in vars(cls):
             return  # derived from one of the optimizers: the options are those of that
         parameters = inspect.signature(cls.__init__).parameters.values()
-        cls.defaults = {p.name: p.default for p in parameters if p.name not in ("self", "params", "grads")}
+        cls.defaults = {p.name: p.default for p in parameters if p.name not in NO_OPTIONS}
 
     def __init__(self, params: Params) -> None:  # noqa: ARG002
         raise TypeError("Optimizer is the base of the optimizers; make one of them")
@@ -172,7 +180,7 @@ class Optimizer:
         owner = type(self).__name__
         params = arguments["params"]
         defaults = _options.check_all(
-            {name: value for name, value in arguments.items() if name not in ("self", "params", "grads")},
+            {name: value for name, value in arguments.items() if name not in NO_OPTIONS},
             self.defaults,
             owner,
         )
@@ -186,6 +194,8 @@ class Optimizer:
         self._states: list[dict[str, Array]] = []
         self._asked: list[tuple[Callable[[int], float], int, float]] = []  # schedules, the step, what they said
         self._lock = threading.RLock()  # one step, or one checkpoint, at a time
+        self._clip_norm: float | None = None
+        self.clip_norm = arguments["clip_norm"]
         idle: list[dict[str, Exception]] = []  # of each group, but for what it has of its own
         for number, group in enumerate(groups):
             if not isinstance(group, Mapping) or "params" not in group:
@@ -345,6 +355,31 @@ class Optimizer:
         with self._lock:
             for group in self._groups:
                 group["lr"] = value
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The most that the norm of all gradients of a step together may be; None: they are taken as they are."""
+        return self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        with self._lock:
+            self._take_clip_norm(_options.limit(value, f"{type(self).__name__}: clip_norm"))
+
+    def _take_clip_norm(self, checked: float | None) -> None:
+        if self._library.on_gpu:  # where the limit may be after a capture
+            use_stream(self._library, self._stepper)
+        self._stepper.set_clip_norm(checked)
+        self._clip_norm = checked
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of all gradients of the last step together, before they were clipped. A GPU is waited for.
+
+        Raises ValueError without `clip_norm`, or before the first step: `gradstep.global_norm` gives it of any arrays.
+        """
+        with self._lock:
+            return self._stepper.grad_norm
 
     @property
     def groups(self) -> list[OptionGroup]:

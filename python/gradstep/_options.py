@@ -20,6 +20,7 @@ class Domain(NamedTuple):
 
 
 NON_NEGATIVE = Domain(lambda x: x >= 0, "a finite number >= 0")
+POSITIVE = Domain(lambda x: x > 0, "a finite number > 0")
 UP_TO_ONE = Domain(lambda x: 0 <= x <= 1, "a number from 0 to 1")
 BELOW_ONE = Domain(lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
@@ -64,6 +65,11 @@ def whole_number(value: object, least: int, name: str, most: int = 2**62) -> int
     if not least <= int(value) <= most:
         raise ValueError(words)
     return int(value)
+
+
+def limit(value: object, name: str) -> float | None:
+    """`value` as a float above 0, or None. Raises TypeError or ValueError."""
+    return None if value is None else number(value, POSITIVE, name)
 
 
 def check(name: str, value: Any, default: Any, owner: str) -> Any:

@@ -79,7 +79,8 @@ class Problem:
         kept = self.cls(param, **{**self.options, "min_8bit_size": 0}).state
         written = sum(array.nbytes for array in kept.values()) + (0 if "master" in kept else param.nbytes)
         only = _core.BLOCK * self.grads[0].itemsize + (param.nbytes if "master" in kept else 0)  # read, or written
-        moved: float = (2 * written + only) / _core.BLOCK
+        again = self.grads[0].itemsize if "clip_norm" in self.options else 0
+        moved: float = (2 * written + only) / _core.BLOCK + again
         return moved
 
     @property

@@ -27,7 +27,7 @@ class SGD(Optimizer):
     State: none.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "sgd"
@@ -51,6 +51,7 @@ class SGD(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -76,7 +77,7 @@ class Momentum(Optimizer):
     State: `momentum_buffer` (v), zero at first.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "momentum"
@@ -104,6 +105,7 @@ class Momentum(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -130,7 +132,7 @@ class NAG(Optimizer):
     State: `momentum_buffer` (v), zero at first.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nag"
@@ -157,6 +159,7 @@ class NAG(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -241,7 +244,7 @@ class AdaGrad(Optimizer):
     State: `sum` (a).
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adagrad"
@@ -270,6 +273,7 @@ class AdaGrad(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -299,7 +303,7 @@ class RMSProp(Optimizer):
     first.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "rmsprop"
@@ -330,6 +334,7 @@ class RMSProp(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -352,7 +357,7 @@ class AdaDelta(Optimizer):
     States: `square_avg` (a), `acc_delta` (u), zero at first.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adadelta"
@@ -378,6 +383,7 @@ class AdaDelta(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -409,7 +415,7 @@ class Adam(Optimizer):
     States: `exp_avg` (m), `exp_avg_sq` (v); `max_exp_avg_sq` where amsgrad. All zero at first.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "adam"
@@ -441,6 +447,7 @@ class Adam(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -468,7 +475,7 @@ class Nadam(Optimizer):
     States: `exp_avg` (m), `exp_avg_sq` (v), zero at first; and the product P of each tensor.
 
     `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `grads` and what is raised: see `Optimizer`.
+    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
     rule = "nadam"
@@ -497,6 +504,7 @@ class Nadam(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())

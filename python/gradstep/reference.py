@@ -49,6 +49,29 @@ def momentum_schedule(x: float) -> float:
     return power(0.96, whole) * series
 
 
+def lane_sums(x: Array) -> Array:
+    """The sum of every row of float64, none of them negative, by 128 lanes."""
+    lanes = np.zeros((len(x), 128))
+    for column in np.split(np.pad(x, ((0, 0), (0, -x.shape[1] % 128))), -(-x.shape[1] // 128), axis=1):
+        lanes = lanes + column
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def global_norm(arrays: Sequence[Array | None]) -> float:
+    """The Euclidean norm of all elements together: chunks of 4096 are added up, then tensors, then the whole."""
+    sums = np.zeros((1, len(arrays)))
+    with np.errstate(all="ignore"):
+        for i, array in enumerate(arrays):
+            if array is not None and array.size > 0:
+                x = widened(array).reshape(-1).astype(np.float64)
+                chunks = np.pad(x * x, (0, -x.size % 4096)).reshape(-1, 4096)
+                [sums[0, i]] = lane_sums(lane_sums(chunks).reshape(1, -1))
+        return math.sqrt(lane_sums(sums)[0])
+
+
 # Storage. The codecs below take and give arrays of one dimension, of all elements in C order; codes are of the unsigned
 # integers that they fit into, and ``r`` holds the random bits of every element.
 
@@ -209,11 +232,12 @@ class Optimizer:
         self._groups: list[_Group] = []
         for spec in params if self._grouped else [{}]:
             self._groups.append(self._group({**given, **spec}))
+        self.clip_norm = given["clip_norm"]
         self._bound = given["grads"]
 
     def _group(self, given: dict[str, Any]) -> _Group:
         params = given["params"]
-        given = {name: value for name, value in given.items() if name not in ("self", "params", "grads")}
+        given = {name: value for name, value in given.items() if name not in NO_OPTIONS}
         o = Options(**{name: value if name in EXACT else _plain(value) for name, value in given.items()})
         first = sum(len(group.slots) for group in self._groups)
         return _Group(params, o, [self._slot(p, first + i, o) for i, p in enumerate(_leaves(params, params))])
@@ -264,25 +288,35 @@ class Optimizer:
         if (grads is ...) is not (self._bound is not None):
             raise TypeError("step() takes gradients where none were bound, and only there")
         grads = self._bound if grads is ... else grads
+        trees = grads if self._grouped else [grads]
+        leaves = [_leaves(tree, group.params) for group, tree in zip(self._groups, trees, strict=True)]
+        factor = self._factor([g for flat in leaves for g in flat])
         with np.errstate(all="ignore"):
-            for group, tree in zip(self._groups, grads if self._grouped else [grads], strict=True):
+            for group, flat in zip(self._groups, leaves, strict=True):
                 o = group.at(self.step_count)
-                for s, g in zip(group.slots, _leaves(tree, group.params), strict=True):
+                for s, g in zip(group.slots, flat, strict=True):
                     if g is not None:
-                        self._step_one(g, o, s)
+                        self._step_one(g, factor, o, s)
         self.step_count += 1
 
-    def _step_one(self, g: Array, o: Options, s: Slot) -> None:
+    def _factor(self, grads: Sequence[Array | None]) -> float:
+        """What clips all gradients together."""
+        if self.clip_norm is None:
+            return 1.0
+        norm = self.grad_norm = global_norm(grads)
+        return 1.0 if norm <= self.clip_norm else self.clip_norm / norm
+
+    def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
         s.t += 1
         wide = self._widened(o, s)
         p, T, g = wide.p, wide.p.dtype.type, widened(g)
-        sign = T(-1.0 if o.maximize else 1.0)
+        scale = T(-factor if o.maximize else factor)
         l2 = T(o.l2)
         decay = T(1.0 - o.lr * o.weight_decay)
 
         if o.flush_subnormals:
             g = np.where(np.abs(g) < (2.0**-56 if T is np.float32 else 2.0**-500), T(0), g)
-        g = sign * g
+        g = scale * g
         if o.l2 != 0:
             g = g + l2 * p
         p = self.update(decay * p, g, o, wide)
@@ -329,6 +363,7 @@ class SGD(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -362,6 +397,7 @@ class Momentum(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -404,6 +440,7 @@ class NAG(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -464,6 +501,7 @@ class AdaGrad(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -508,6 +546,7 @@ class RMSProp(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -561,6 +600,7 @@ class AdaDelta(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -609,6 +649,7 @@ class Adam(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -669,6 +710,7 @@ class Nadam(Optimizer):
         master: bool = False,
         stochastic_rounding: int | None = None,
         min_8bit_size: int = 4096,
+        clip_norm: float | None = None,
         grads: Grads = None,
     ) -> None:
         self._begin(locals())
@@ -700,6 +742,7 @@ class Nadam(Optimizer):
         return p - (momentum_rate * m + gradient_rate * g) / (np.sqrt(v * unbias + eps_root) + eps)
 
 
+NO_OPTIONS = ("self", "params", "clip_norm", "grads")  # of __init__
 EXACT = ("state_dtype", "master", "stochastic_rounding", "min_8bit_size")  # options that are no numbers of the page
 RULES: dict[str, type[Any]] = {rule.__name__.lower(): rule for rule in Optimizer.__subclasses__()}
 

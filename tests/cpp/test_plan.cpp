@@ -1,4 +1,4 @@
-// The planner: whatever the sizes, every element once, in order, in tasks of bounded size, cut only at blocks.
+// The planner: whatever the sizes, every element once, in order, in tasks of bounded size, cut only at chunks.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -12,22 +12,25 @@
 namespace {
 
 using gradstep::kBlock;
+using gradstep::kChunk;
 using gradstep::step::make_plan;
 using gradstep::step::Piece;
 using gradstep::step::Plan;
 using Sizes = std::vector<std::int64_t>;
 
+static_assert(kChunk == 4096 && kChunk % kBlock == 0);
 constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 
 Plan plan_of(const Sizes& sizes, std::int64_t grain) { return make_plan(sizes.data(), sizes.size(), grain); }
 
-// The grain that counts: at least one block, a multiple of it. (Unsigned, so that it cannot overflow.)
+// The grain that counts: at least one chunk, a multiple of it. (Unsigned, so that it cannot overflow.)
 std::uint64_t effective(std::int64_t grain) {
-  const std::uint64_t block = kBlock, wanted = grain < 1 ? 1 : static_cast<std::uint64_t>(grain);
-  return std::min((wanted + block - 1) / block, static_cast<std::uint64_t>(kMax) / block) * block;
+  const std::uint64_t chunk = kChunk, wanted = grain < 1 ? 1 : static_cast<std::uint64_t>(grain);
+  return std::min((wanted + chunk - 1) / chunk, static_cast<std::uint64_t>(kMax) / chunk) * chunk;
 }
 
-// Pieces cover every tensor from 0 to its size without gap or overlap, in order, and begin at blocks.
+// Pieces cover every tensor from 0 to its size without gap or overlap, in order, and begin at chunks, which are
+// counted.
 bool covers(const Plan& plan, const Sizes& sizes) {
   std::size_t p = 0;
   for (std::size_t tensor = 0; tensor < sizes.size(); ++tensor) {
@@ -35,14 +38,16 @@ bool covers(const Plan& plan, const Sizes& sizes) {
       if (p == plan.pieces.size()) return false;
       const Piece& piece = plan.pieces[p];
       if (piece.tensor != tensor || piece.begin != done || piece.end <= piece.begin) return false;
-      if (piece.end > sizes[tensor] || piece.begin % kBlock != 0) return false;
+      if (piece.end > sizes[tensor] || piece.begin % kChunk != 0) return false;
       done = piece.end;
     }
+    const std::size_t chunks = plan.first_chunk[tensor + 1] - plan.first_chunk[tensor];
+    if (chunks != static_cast<std::uint64_t>(sizes[tensor]) / kChunk + (sizes[tensor] % kChunk != 0)) return false;
   }
-  return p == plan.pieces.size();
+  return p == plan.pieces.size() && plan.first_chunk.size() == sizes.size() + 1 && plan.first_chunk[0] == 0;
 }
 
-// Tasks divide the pieces, none is empty, and each holds (grain - kBlock, grain] elements; the last may hold fewer.
+// Tasks divide the pieces, none is empty, and each holds (grain - kChunk, grain] elements; the last may hold fewer.
 bool shares(const Plan& plan, std::int64_t grain) {
   const std::uint64_t most = effective(grain);
   if (plan.tasks.empty() || plan.tasks.front() != 0 || plan.tasks.back() != plan.pieces.size()) return false;
@@ -53,7 +58,7 @@ bool shares(const Plan& plan, std::int64_t grain) {
       elements += static_cast<std::uint64_t>(plan.pieces[p].end - plan.pieces[p].begin);
     }
     if (elements > most) return false;
-    if (k + 1 < plan.task_count() && elements + kBlock <= most) return false;
+    if (k + 1 < plan.task_count() && elements + kChunk <= most) return false;
   }
   return true;
 }
@@ -95,13 +100,14 @@ TEST(nothing_to_do) {
     CHECK(plan.pieces.empty());
     CHECK(plan.tasks == std::vector<std::size_t>{0});
     CHECK(plan.task_count() == 0);
+    CHECK(plan.first_chunk == std::vector<std::size_t>(sizes.size() + 1, 0));
   }
   CHECK(make_plan(nullptr, 0, 1024).tasks.size() == 1);
 }
 
 TEST(one_tensor_at_the_boundaries) {
-  for (const std::int64_t size : boundaries(0, 14)) {
-    for (const std::int64_t grain : {256, 512, 768, 4096, 16384}) {
+  for (const std::int64_t size : boundaries(0, 18)) {
+    for (const std::int64_t grain : {kChunk, 2 * kChunk, 3 * kChunk, 16 * kChunk, 64 * kChunk}) {
       check_plan({size}, grain);
       const std::int64_t tasks = size / grain + (size % grain != 0);
       CHECK(plan_of({size}, grain).task_count() == static_cast<std::size_t>(tasks));
@@ -110,10 +116,10 @@ TEST(one_tensor_at_the_boundaries) {
 }
 
 TEST(two_tensors_at_the_boundaries) {
-  const Sizes sizes = boundaries(0, 11);
+  const Sizes sizes = boundaries(4, 15);
   for (const std::int64_t a : sizes) {
     for (const std::int64_t b : sizes) {
-      for (const std::int64_t grain : {256, 1024}) {
+      for (const std::int64_t grain : {kChunk, 4 * kChunk}) {
         check_plan({a, b}, grain);
         check_plan({a, 0, b, 0}, grain);  // empty in the middle, and last
       }
@@ -122,10 +128,14 @@ TEST(two_tensors_at_the_boundaries) {
 }
 
 TEST(a_worked_example) {
-  // 100 leaves 924 of 1024: 768 of the large tensor fit in whole blocks. Its last 256 then share a task with the rest.
-  const Plan plan = plan_of({100, 0, 3072, 24}, 1000);  // 1000 counts as 1024
-  const std::vector<Piece> expected{{0, 0, 100},     {2, 0, 768},     {2, 768, 1792},
-                                    {2, 1792, 2816}, {2, 2816, 3072}, {3, 0, 24}};
+  // 100 leaves room for three chunks of the large tensor. Its last then shares a task with the rest.
+  const Plan plan = plan_of({100, 0, 12 * kChunk, 24}, 4 * kChunk - 96);  // which counts as 4 chunks
+  const std::vector<Piece> expected{{0, 0, 100},
+                                    {2, 0, 3 * kChunk},
+                                    {2, 3 * kChunk, 7 * kChunk},
+                                    {2, 7 * kChunk, 11 * kChunk},
+                                    {2, 11 * kChunk, 12 * kChunk},
+                                    {3, 0, 24}};
   CHECK(plan.pieces.size() == expected.size());
   for (std::size_t p = 0; p < std::min(expected.size(), plan.pieces.size()); ++p) {
     CHECK(plan.pieces[p].tensor == expected[p].tensor);
@@ -133,16 +143,17 @@ TEST(a_worked_example) {
     CHECK(plan.pieces[p].end == expected[p].end);
   }
   CHECK((plan.tasks == std::vector<std::size_t>{0, 2, 3, 4, 6}));
+  CHECK((plan.first_chunk == std::vector<std::size_t>{0, 1, 1, 13, 14}));
 }
 
 TEST(small_tensors_share_a_task) {
   const Plan plan = plan_of(Sizes(1000, 10), 4096);
   check_plan(Sizes(1000, 10), 4096);
   CHECK(plan.pieces.size() == 1000);
-  CHECK(plan.task_count() == 3);                        // 409 tensors fit in 4096, and are not cut
-  CHECK(plan_of({100, 924}, 1024).pieces.size() == 2);  // a tensor that just fits is not cut either
-  // A tensor that the room does not take moves on whole rather than leaving less than a block behind.
-  CHECK(plan_of({200, 200}, 256).pieces.size() == 2);
+  CHECK(plan.task_count() == 3);                         // 409 tensors fit in 4096, and are not cut
+  CHECK(plan_of({100, 3996}, 4096).pieces.size() == 2);  // a tensor that just fits is not cut either
+  // A tensor that the room does not take moves on whole rather than leaving less than a chunk behind.
+  CHECK(plan_of({3000, 3000}, 4096).pieces.size() == 2);
 }
 
 TEST(random_sizes) {
@@ -153,19 +164,18 @@ TEST(random_sizes) {
   for (int round = 0; round < 3000; ++round) {
     Sizes sizes(static_cast<std::size_t>(below(40)));
     for (std::int64_t& size : sizes) size = below(5) == 0 ? 0 : below(std::int64_t{1} << below(18));
-    check_plan(sizes, std::max<std::int64_t>(1 + below(1 << 15), 300));
+    check_plan(sizes, 1 + below(1 << 17));
   }
 }
 
 TEST(any_grain) {
-  const Sizes sizes{1000, 1, 255, 256, 257, 70000};
-  for (const std::int64_t grain :
-       {-kMax - 1, -kMax, std::int64_t{-1}, std::int64_t{0}, std::int64_t{1}, std::int64_t{255}, std::int64_t{256},
-        std::int64_t{257}, kMax - 256, kMax - 255, kMax - 1, kMax}) {
+  const Sizes sizes{1000, 1, 4095, 4096, 4097, 70000};
+  for (const std::int64_t grain : {-kMax - 1, -kMax, std::int64_t{-1}, std::int64_t{0}, std::int64_t{1}, kChunk - 1,
+                                   kChunk, kChunk + 1, kMax - kChunk, kMax - kChunk + 1, kMax - 1, kMax}) {
     check_plan(sizes, grain);
   }
   CHECK(plan_of(sizes, kMax).task_count() == 1);
-  CHECK(plan_of(sizes, 0).pieces.size() == plan_of(sizes, kBlock).pieces.size());
+  CHECK(plan_of(sizes, 0).pieces.size() == plan_of(sizes, kChunk).pieces.size());
 }
 
 TEST(beyond_32_bits) {
@@ -182,9 +192,9 @@ TEST(beyond_32_bits) {
 }
 
 TEST(near_the_last_integer) {
-  // Sizes whose sum is beyond 64 bits, and cuts within a block of the end.
-  const Sizes sizes{kMax, kMax, kMax - 1, 1, kMax - 255, 300, kMax};
-  for (const std::int64_t grain : {kMax, kMax - 256, kMax / 2, kMax / 1000, std::int64_t{1} << 55}) {
+  // Sizes whose sum is beyond 64 bits, and cuts within a chunk of the end.
+  const Sizes sizes{kMax, kMax, kMax - 1, 1, kMax - 4095, 5000, kMax};
+  for (const std::int64_t grain : {kMax, kMax - kChunk, kMax / 2, kMax / 1000, std::int64_t{1} << 55}) {
     check_plan(sizes, grain);
   }
 }
