@@ -68,9 +68,9 @@ class Case:
 
 _TORCH = {"lr": "lr", "l2": "weight_decay", "maximize": "maximize"}
 _TORCH_DECOUPLED = {"lr": "lr", "weight_decay": "weight_decay", "maximize": "maximize"}
-_KERAS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
-# "l2" is no argument of optax' optimizers: peers.py puts optax.add_decayed_weights before them.
-_OPTAX = {"lr": "learning_rate", "l2": "l2"}
+_KERAS = {"lr": "learning_rate", "weight_decay": "weight_decay", "clip_norm": "global_clipnorm"}
+# "clip_norm" and "l2" are no arguments of optax' optimizers: peers.py puts transformations before them.
+_OPTAX = {"lr": "learning_rate", "clip_norm": "clip_norm", "l2": "l2"}
 _OPTAX_ADAM = _OPTAX | {"betas": ("b1", "b2"), "eps": "eps", "eps_root": "eps_root"}
 
 PEERS: dict[str, dict[str, Peer]] = {
@@ -227,7 +227,12 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
         "NadamW64": [{"weight_decay": 0.01}, {"lr": 0.04, "weight_decay": 0.1, "schedule": True}],
     },
     "keras": {
-        "SGD": [{}, {"lr": 0.1, "weight_decay": 0.01}, {"lr": 0.2, "schedule": True}],
+        "SGD": [
+            {},
+            {"lr": 0.1, "weight_decay": 0.01},
+            {"lr": 0.2, "schedule": True},
+            {"lr": 0.1, "weight_decay": 0.01, "clip_norm": 1.0},
+        ],
         "Momentum": [
             {},
             {"lr": 0.05, "momentum": 0.9},
@@ -261,6 +266,7 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
             {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
             {"lr": 0.02, "betas": (0.9, 0.9), "amsgrad": True, "eps": 1e-2},
             {"lr": 0.04, "betas": (0.5, 0.99), "schedule": True},
+            {"lr": 0.04, "clip_norm": 0.5},
         ],
         "Nadam": [
             {},
@@ -269,7 +275,12 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
         ],
     },
     "optax": {
-        "SGD": [{"lr": 0.01}, {"lr": 0.1, "l2": 0.01}, {"lr": 0.2, "schedule": True}],
+        "SGD": [
+            {"lr": 0.01},
+            {"lr": 0.1, "l2": 0.01},
+            {"lr": 0.2, "schedule": True},
+            {"lr": 0.1, "l2": 0.01, "clip_norm": 1.0},
+        ],
         "Momentum": [
             {"lr": 0.01, "momentum": 0.9},
             {"lr": 0.05, "momentum": 0.8, "l2": 0.02},
@@ -302,6 +313,7 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
             {"lr": 0.01},
             {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "eps_root": 1e-5, "l2": 0.01},
             {"lr": 0.04, "betas": (0.5, 0.99), "schedule": True},
+            {"lr": 0.04, "clip_norm": 0.5},
         ],
         "AdamW": [
             {"lr": 0.01, "weight_decay": 1e-4},
@@ -342,6 +354,7 @@ _RATES = {
     "Nadam": (0.001, 0.03),
 }
 _RANGES = {
+    "clip_norm": ("log", 0.1, 5.0),
     "l2": ("log", 1e-4, 0.05),
     "weight_decay": ("log", 1e-4, 0.05),
     "momentum": ("linear", 0.3, 0.95),

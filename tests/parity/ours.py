@@ -12,7 +12,7 @@ def run(case: Case, reference: bool = False) -> problem.Trajectory:
     p = problem.START.copy()
     opt = getattr(gradstep, case.peer.cls).preset(case.framework, p, **case.ours)
     if reference:
-        opt = getattr(gradstep.reference, case.peer.cls)(p, **opt.groups[0])
+        opt = getattr(gradstep.reference, case.peer.cls)(p, **opt.groups[0], clip_norm=opt.clip_norm)
     if case.schedule:
         lr = opt.lr
         opt.lr = lambda step: problem.scheduled(lr, step)

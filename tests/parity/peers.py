@@ -76,13 +76,15 @@ def optax(case: Case) -> Trajectory:
     import optax
 
     arguments = dict(case.theirs)
-    l2 = arguments.pop("l2", None)
+    limit, l2 = (arguments.pop(name, None) for name in ("clip_norm", "l2"))
     if case.schedule:
         rates = jax.numpy.array([problem.scheduled(arguments["learning_rate"], k) for k in range(problem.STEPS)])
         arguments["learning_rate"] = lambda count: rates[count]
     opt = getattr(optax, case.peer.name)(**arguments)
     if l2 is not None:
         opt = optax.chain(optax.add_decayed_weights(l2), opt)
+    if limit is not None:
+        opt = optax.chain(optax.clip_by_global_norm(limit), opt)
 
     @jax.jit
     def compiled(p, g, state):
