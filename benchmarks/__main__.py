@@ -111,11 +111,10 @@ def fitting(settings: Settings) -> tuple[Settings, list[str]]:
     return replace(settings, sizes=[size for size in settings.sizes if size <= most]), left_out
 
 
-def measure(settings: Settings, parts: Sequence[str], left_out: list[str], output: Path) -> Results:
-    """Run the trials of these parts; results.json is written after each part, in case a later one fails."""
-    settings, too_large = fitting(settings)
+def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Results:
+    """Results without any rows yet."""
     about_gpu = {"gpu": gpu.gpu().about()} if set(parts) & ON_GPU.keys() else {}
-    results: Results = {
+    return {
         "date": date.today().isoformat(),
         "machine": machine.describe() | about_gpu,
         "settings": {
@@ -129,9 +128,14 @@ def measure(settings: Settings, parts: Sequence[str], left_out: list[str], outpu
             "pause": settings.pause,
             "quick": settings.quick,
         },
-        "left_out": left_out + too_large,
+        "left_out": left_out,
+        "failed": [],
         "rows": [],
     }
+
+
+def measure(settings: Settings, parts: Sequence[str], results: Results, output: Path) -> None:
+    """Run the trials of these parts; after each, results.json is written. One that fails does not keep others."""
     start = time.monotonic()
     columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
@@ -141,19 +145,26 @@ def measure(settings: Settings, parts: Sequence[str], left_out: list[str], outpu
             task = progress.add_task(name, total=len(trials))
             for trial in trials:
                 progress.update(task, description=f"{name}: {trial.title}")
-                results["rows"] += [{"part": name, **row} for row in trial.run(of_part)]
+                try:
+                    results["rows"] += [{"part": name, **row} for row in trial.run(of_part)]
+                except (RuntimeError, TypeError, ValueError, MemoryError, WrongAnswer) as error:
+                    results["failed"].append(f"{name}, {trial.title}: {error}")
+                    progress.console.print(f"Failed: {results['failed'][-1]}")
                 gc.collect()  # optimizers of other libraries are in cycles, and hold their arrays
+                results["minutes"] = round((time.monotonic() - start) / 60, 1)
+                write_whole(output / "results.json", (json.dumps(results) + "\n").encode())
                 progress.advance(task)
             progress.update(task, description=name)
-            results["minutes"] = round((time.monotonic() - start) / 60, 1)
-            write_whole(output / "results.json", (json.dumps(results) + "\n").encode())
-    return results
 
 
 def run(given: argparse.Namespace) -> Path:
-    """Measure, or take kept results, and write the report; its folder."""
+    """Measure, or take kept results, and write the report, also of a run that was cut short; its folder.
+
+    Raises RuntimeError where a trial failed, in the end.
+    """
     if given.command == "render":
-        results, output = json.loads(given.results.read_text(encoding="utf-8")), given.output or given.results.parent
+        output: Path = given.output or given.results.parent
+        render(json.loads(given.results.read_text(encoding="utf-8")), output)
     else:
         parts, left_out = possible(given.parts)
         for words in left_out:
@@ -161,8 +172,14 @@ def run(given: argparse.Namespace) -> Path:
         name = gpu.gpu().name if set(parts) <= ON_GPU.keys() else None
         output = given.output or machine.ROOT / "benchmarks" / "results" / machine.slug(name)
         output.mkdir(parents=True, exist_ok=True)
-        results = measure(settings_of(given, parts), parts, left_out, output)
-    render(results, output)
+        settings, too_large = fitting(settings_of(given, parts))
+        results = about(settings, parts, left_out + too_large)
+        try:
+            measure(settings, parts, results, output)
+        finally:
+            render(results, output)
+        if results["failed"]:
+            raise RuntimeError("; ".join(results["failed"]))
     return output
 
 

@@ -45,6 +45,8 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
         yield "peers on it", ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
     if results["left_out"]:
         yield "left out", "; ".join(results["left_out"])
+    if results.get("failed"):
+        yield "failed", "; ".join(results["failed"])
 
 
 def report(results: Results, plots: list[tuple[str, str]]) -> str:

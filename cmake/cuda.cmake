@@ -45,9 +45,9 @@ if(build STREQUAL "EMULATED")
   return()
 endif()
 
-# Machine code for what is in use, and the last one's PTX for what is to come.
+# Machine code for what is in use; and PTX, from which drivers make the code of what is to come, and of 11.0.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-  set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)
+  set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100 120-real)
 endif()
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)

@@ -152,7 +152,19 @@ def test_a_report_is_written_again_without_measuring(report, tmp_path, monkeypat
 def test_a_wrong_bit_fails_the_run(tmp_path, capsys):
     assert main([*SMALL, "--parts", "sizes", "--rules", "Adam", "--output", str(tmp_path)]) == 1
     assert "adam: gradstep computed something else" in capsys.readouterr().err
-    assert not (tmp_path / "README.md").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == []
+    assert "| failed | sizes, Adam, 1000, warm: adam: gradstep computed" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("adam_is_off")
+def test_a_trial_that_fails_does_not_keep_others(tmp_path):
+    assert main([*SMALL, "--parts", "sizes", "--rules", "Adam", "SGD", "--output", str(tmp_path)]) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {row["rule"] for row in results["rows"]} == {"SGD"}
+    assert [words.partition(": ")[0] for words in results["failed"]] == [
+        "sizes, Adam, 1000, warm",
+        "sizes, Adam, 1000, cold",
+    ]
 
 
 def test_a_wrong_peer_fails_the_run(tmp_path, monkeypatch, capsys):

@@ -288,13 +288,70 @@ def test_refusals(rule):
     with pytest.raises(ValueError, match="clip_norm must be"):
         opt.clip_norm = -1
     assert opt.clip_norm == 1
-    with pytest.raises(ValueError, match="the norm of grads is known after a step with clip_norm"):
-        _ = opt.grad_norm
+    for bad, error in ((10**400, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="clip_norm must be"):
+            opt.clip_norm = bad
+    assert opt.clip_norm == 1
+    assert repr(opt).endswith(", clip_norm=1.0)")
+    opt.clip_norm = None
+    assert "clip_norm" not in repr(opt)
+
+
+def test_the_norm_of_the_last_step():
+    """None where there is none: also after a run was replaced by a saved one."""
+    p = np.ones(3, np.float32)
+    opt = gradstep.Adam(p, clip_norm=1)
+    assert opt.grad_norm is None
+    saved = opt.state_dict()
     opt.step(p.copy())
     assert opt.grad_norm == math.sqrt(3)
+    opt.step([np.zeros(3, np.float32)][0])
+    assert opt.grad_norm == 0.0
+    opt.load_state_dict(saved)
+    assert opt.grad_norm is None
+    opt.step(p.copy())
     opt.clip_norm = None
-    with pytest.raises(ValueError, match="the norm of grads is known after a step with clip_norm"):
-        _ = opt.grad_norm
+    assert opt.grad_norm is None
+    opt.clip_norm = 2.0
+    opt.step(np.ones(3, np.float32))
+    assert opt.grad_norm == math.sqrt(3)
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(np.ones(4, np.float32))
+    assert opt.grad_norm == math.sqrt(3)
+
+
+def test_limits_of_numpy():
+    """They are float64, whatever they were."""
+    p, g = numbers(13, [700] * 2, "float32")
+    for limit in (np.float32(0.1), np.float16(0.7), np.int64(2), np.float64(0.3)):
+        ours, theirs = p.copy(), p.copy()
+        gradstep.SGD(ours, lr=1.0, clip_norm=limit).step(g)
+        reference.SGD(theirs, lr=1.0, clip_norm=limit).step(g)
+        assert same_bits(ours, theirs)
+
+
+def test_lookahead():
+    p, *grads = numbers(14, [700] * 4, "float32")
+    ours, theirs = p.copy(), p.copy()
+    options = {"lookahead": True, "clip_norm": 0.1}
+    opt, ref = gradstep.NAG(ours, **options), reference.NAG(theirs, **options)
+    for g in grads:
+        with opt.lookahead(), ref.lookahead():
+            assert same_bits(ours, theirs)
+        opt.step(g)
+        ref.step(g)
+    assert same_bits(ours, theirs)
+
+
+def test_keys_that_look_the_same():
+    class Key:
+        def __repr__(self):
+            return "key"
+
+    arrays = {Key(): np.ones(9), Key(): np.ones(16)}
+    assert gradstep.global_norm(arrays) == 5.0
+    with pytest.raises(ValueError, match=r"params has two keys that look the same: params\[key\]"):
+        gradstep.SGD(arrays)
 
 
 def test_norm_refusals():

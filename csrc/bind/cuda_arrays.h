@@ -50,6 +50,8 @@ class CudaArrays {
     void check_unmoved() const {}
   };
 
+  static constexpr bool kOnDevice = true;
+
   // To ask a thousand tensors where their memory is would take longer than to step them: each step asks these many, in
   // turn. Only those with a C interface: of other libraries' arrays the memory stays.
   static constexpr int kGlances = 8;

@@ -35,15 +35,18 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       "global_norm",
       [](const py::tuple& objects, const std::vector<std::string>& names, const py::function& stream_of) {
         CudaArrays arrays;
-        return bind::global_norm(arrays, objects, names,
-                                 [&] { arrays.use_stream(stream_of(arrays.device()).cast<std::uintptr_t>()); });
+        return bind::global_norm(arrays, objects, names, [&] {
+          arrays.use_stream(stream_of(arrays.device()).cast<std::uintptr_t>());
+          if (arrays.is_capturing())
+            throw std::runtime_error("global_norm: it waits, and cannot be captured in a graph");
+        });
       },
       py::arg("arrays"), py::arg("names"), py::arg("stream_of"));
   auto stepper = bind::register_stepper<CudaArrays>(m);
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },
       py::arg("stream"));
-  stepper.def("wait", [](bind::Stepper<CudaArrays>& s) { s.arrays().wait(); });
+  stepper.def("wait", [](bind::Stepper<CudaArrays>& s) { bind::without_gil([&] { s.arrays().wait(); }); });
   stepper.def_property_readonly("is_capturing", [](bind::Stepper<CudaArrays>& s) { return s.arrays().is_capturing(); });
   stepper.def_property_readonly("device", [](bind::Stepper<CudaArrays>& s) { return s.arrays().device(); });
 

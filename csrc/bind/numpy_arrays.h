@@ -25,6 +25,8 @@ class NumPyArrays {
   // What NumPy's exact test of overlap takes.
   static pybind11::object to_compare(const pybind11::object& object, const Array&) { return object; }
 
+  static constexpr bool kOnDevice = false;
+
   // Every step looks at all.
   static constexpr int kGlances = 0;
 

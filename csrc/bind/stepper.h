@@ -65,6 +65,13 @@ class Stepper {
         grads_(grads),
         stepper_(rule_, arrays_.backend(), params, grads) {}
 
+  // A device waits for steps that still read its memory, and they may wait for whoever waits for the lock.
+  ~Stepper() {
+    if constexpr (Arrays::kOnDevice) without_gil([this] { stepper_.release(); });
+  }
+  Stepper(const Stepper&) = delete;
+  Stepper& operator=(const Stepper&) = delete;
+
   Arrays& arrays() { return arrays_; }
 
   int add_group(const Options& options) { return stepper_.add_group(in_order(rule_, options)); }
@@ -81,8 +88,8 @@ class Stepper {
     stepper_.set_clip_norm(limit.value_or(std::numeric_limits<double>::quiet_NaN()));
   }
 
-  double grad_norm() {
-    double norm = 0;
+  std::optional<double> grad_norm() {
+    std::optional<double> norm;
     without_gil([&] { norm = stepper_.grad_norm(); });
     return norm;
   }
@@ -311,7 +318,7 @@ class Stepper {
 // seen() is called once it is known where they are.
 template <class Arrays, class Seen>
 double global_norm(Arrays& arrays, const py::tuple& objects, const std::vector<std::string>& names, const Seen& seen) {
-  const auto backend = arrays.backend();
+  auto backend = arrays.backend();
   std::vector<step::KeptArray> kept;
   std::vector<Array> views;
   for (std::size_t i = 0; i < objects.size(); ++i) {
@@ -322,7 +329,10 @@ double global_norm(Arrays& arrays, const py::tuple& objects, const std::vector<s
   for (const step::KeptArray& array : kept) views.push_back(array.view());
   seen();
   double norm = 0;
-  without_gil([&] { norm = step::global_norm(*backend, views); });
+  without_gil([&] {
+    norm = step::global_norm(*backend, views);
+    backend.reset();
+  });
   return norm;
 }
 

@@ -53,16 +53,17 @@ struct Held {
   std::int64_t* taken;          // the number of steps
 };
 
-// How gradients are clipped.
+// How gradients were clipped, and the limit for steps that are captured.
 struct Clip {
   double limit, norm, factor;
 };
 
 // Sums of squares on the way to a norm.
 struct Sums {
-  double *of_chunks, *of_tensors;
+  double *of_chunks, *of_tensors;    // what is in them before does not matter
   const std::uint32_t* first_chunk;  // of each tensor, and one more
   std::uint32_t tensors;
+  double limit;  // NaN: the clip's
   Clip* clip;
 };
 

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -39,6 +40,14 @@ void load(Kernel* kernel) {
   const Relaxed relaxed;
   cudaFuncAttributes about;
   check(cudaFuncGetAttributes(&about, kernel), "the loading of a kernel");
+}
+
+template <class Args>
+void start(void (*kernel)(Args), Args& args, std::uint32_t blocks, int threads, void* stream, const char* what) {
+  void* parameters[] = {&args};
+  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(static_cast<unsigned>(threads)), parameters, 0,
+                         static_cast<cudaStream_t>(stream)),
+        what);
 }
 
 }  // namespace gradstep::cuda

@@ -14,16 +14,22 @@ __global__ void set(const __grid_constant__ Values values) {
   if (i < values.count) values.to[i] = values.of[i];
 }
 
+__global__ void count(std::int64_t* taken) { ++*taken; }
+
 }  // namespace
 
 void advance_held(const Work& work) { rules::visit(work.key, LaunchAdvance{work}); }
 
+void count_held(const Held& held, void* stream) {
+  load(&count);
+  std::int64_t* taken = held.taken;
+  start(&count, taken, 1, 1, stream, "a step's launch");
+}
+
 void set_held(double* options, const std::vector<double>& values, void* stream) {
   Values args{options, static_cast<int>(values.size()), {}};
   std::memcpy(args.of, values.data(), values.size() * sizeof(double));
-  void* parameters[] = {&args};
-  check(cudaLaunchKernel(&set, dim3(1), dim3(kWarp), parameters, 0, static_cast<cudaStream_t>(stream)),
-        "the change of an option");
+  start(&set, args, 1, kWarp, stream, "the change of an option");
   static_assert(rules::kMaxOptions <= kWarp);
 }
 

@@ -283,9 +283,7 @@ void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const 
     args.count = tensor - args.first;
     args.chunks = work.chunks + work.first_chunk[args.first];
     if (const std::uint32_t count = blocks(args.first, tensor); count > 0) {
-      void* parameters[] = {&args};
-      const auto stream = static_cast<cudaStream_t>(work.stream);
-      check(cudaLaunchKernel(kernel, dim3(count), dim3(kThreads), parameters, 0, stream), "a step's launch");
+      start(kernel, args, count, kThreads, work.stream, "a step's launch");
     }
     args.held.taken = nullptr;  // the first has counted
   }

@@ -31,6 +31,9 @@ void launch_stored(const Work& work);
 // Advances the clocks that the device keeps, of tensors that have a gradient, and computes their steps.
 void advance_held(const Work& work);
 
+// Counts a step in which no tensor takes part.
+void count_held(const Held& held, void* stream);
+
 // Overwrites options that the device keeps, after what is in the stream.
 void set_held(double* options, const std::vector<double>& values, void* stream);
 

@@ -132,17 +132,13 @@ __global__ void __launch_bounds__(kWarp) finish(const Sums sums) {
   const double norm = sqrt(sum(sums.of_tensors, sums.tensors, lane_of_thread(), lanes));
   if (lane_of_thread() != 0) return;
   sums.clip->norm = norm;
-  sums.clip->factor = clip_factor(norm, sums.clip->limit);
+  sums.clip->factor = clip_factor(norm, sums.limit == sums.limit ? sums.limit : sums.clip->limit);
 }
 
 template <class Args>
 void launch(void (*kernel)(Args), Args& args, std::uint32_t blocks, int threads, const NormWork& work) {
   if (work.loads) return load(kernel);
-  if (blocks == 0) return;
-  void* parameters[] = {&args};
-  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(static_cast<unsigned>(threads)), parameters, 0,
-                         static_cast<cudaStream_t>(work.stream)),
-        "a norm's launch");
+  if (blocks > 0) start(kernel, args, blocks, threads, work.stream, "a norm's launch");
 }
 
 constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }

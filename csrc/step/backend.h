@@ -37,6 +37,9 @@ class Backend {
   // throws, nothing was written, but where a device fails on the way.
   virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
 
+  // The same of a tensor's gradient alone, as clip() is to go along it.
+  virtual void lay_out_gradient(std::size_t, const Job&, const Layout&) {}
+
   // The norm of the gradients of all jobs with an update, and what those of this step are to be multiplied by to keep
   // it at the limit; 1 where run() knows more. Throws as run() does. A limit of NaN: no more of this.
   virtual void set_limit(double limit) = 0;

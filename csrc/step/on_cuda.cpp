@@ -2,95 +2,101 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
 
 namespace gradstep::step {
 
-void OnCuda::lay_out(std::size_t tensor, const Job& job, const Layout& layout) {
-  if (tensor >= tensors_.size()) tensors_.resize(tensor + 1);
-  Tensor& t = tensors_[tensor];
-  t = {};
-  t.narrow = !layout.native();
+OnCuda::Tensor::Tensor(const Job& job, const Layout& layout) : narrow(!layout.native()) {
   for (int s = 0; s < kMaxStreams; ++s) {
-    t.row.streams[s] = job.streams[s];
-    t.row.scales[s] = layout.scales[s];
-    t.row.dtypes[s] = layout.dtypes[s];
-    t.row.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
-    t.row.strided[s] = !layout.strides[s].empty();
+    row.streams[s] = job.streams[s];
+    row.scales[s] = layout.scales[s];
+    row.dtypes[s] = layout.dtypes[s];
+    row.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
+    row.strided[s] = !layout.strides[s].empty();
   }
-  if (std::any_of(std::begin(t.row.strided), std::end(t.row.strided), [](bool strided) { return strided; })) {
-    t.walk.push_back(static_cast<std::int64_t>(layout.shape.size()));
-    t.walk.insert(t.walk.end(), layout.shape.begin(), layout.shape.end());
-    for (std::vector<std::int64_t> strides : layout.strides) {
-      strides.resize(layout.shape.size());
-      t.walk.insert(t.walk.end(), strides.begin(), strides.end());
-    }
+  if (std::none_of(std::begin(row.strided), std::end(row.strided), [](bool strided) { return strided; })) return;
+  walk.push_back(static_cast<std::int64_t>(layout.shape.size()));
+  walk.insert(walk.end(), layout.shape.begin(), layout.shape.end());
+  for (std::vector<std::int64_t> strides : layout.strides) {
+    strides.resize(layout.shape.size());
+    walk.insert(walk.end(), strides.begin(), strides.end());
   }
+}
+
+void OnCuda::put(std::vector<Tensor>& tensors, std::size_t place, Tensor tensor) {
+  if (place >= tensors.size()) tensors.resize(place + 1);
+  tensors[place] = std::move(tensor);
   uploaded_ = false;
 }
 
-// Rows, chunks, the walks to which rows point, and sums where they are asked for, with which chunks are whose.
+// What does not change from step to step, the walks first, to which rows point.
 void OnCuda::upload(const Plan& plan) {
-  const bool clips = limit_ == limit_;
-  const std::size_t tensors = plan.first_chunk.size() - 1;
-  const std::size_t rows = tensors_.size() * sizeof(cuda::Row), chunks = plan.pieces.size() * sizeof(cuda::Chunk);
-  const std::size_t sums = clips ? (plan.pieces.size() + tensors) * sizeof(double) : 0;
+  const std::size_t tensors = plan.first_chunk.size() - 1, count = plan.pieces.size();
+  std::vector<cuda::Chunk> chunks;
+  for (const Piece& piece : plan.pieces) chunks.push_back({piece.tensor, piece.begin, piece.end});
+  const std::vector<std::uint32_t> first_chunk(plan.first_chunk.begin(), plan.first_chunk.end());
+  const std::vector<double> sums(gradients_.empty() ? 0 : tensors + count);
   std::size_t walks = 0;
-  for (const Tensor& t : tensors_) walks += t.walk.size() * sizeof(std::int64_t);
-  std::vector<std::byte> bytes(rows + chunks + walks + sums + (clips ? (tensors + 1) * sizeof(std::uint32_t) : 0));
+  for (const auto* rows : {&tensors_, &gradients_}) {
+    for (const Tensor& t : *rows) walks += t.walk.size();
+  }
+  std::vector<std::byte> bytes(walks * sizeof(std::int64_t) +
+                               (tensors_.size() + gradients_.size()) * sizeof(cuda::Row) + count * sizeof(cuda::Chunk) +
+                               sums.size() * sizeof(double) + first_chunk.size() * sizeof(std::uint32_t));
   cuda::Memory tables(bytes.size());
 
-  std::size_t end = rows;
-  const auto put = [&](const auto* from, std::size_t count) {
-    std::byte* const there = tables.data() + end;
-    std::memcpy(bytes.data() + end, from, count * sizeof *from);
-    end += count * sizeof *from;
+  std::size_t end = 0;
+  const auto add = [&](const auto& values) {
+    using Value = typename std::decay_t<decltype(values)>::value_type;
+    auto* const there = reinterpret_cast<Value*>(tables.data() + end);
+    const std::size_t size = values.size() * sizeof(Value);
+    if (size > 0) std::memcpy(bytes.data() + end, values.data(), size);
+    end += size;
     return there;
   };
-  for (const Piece& piece : plan.pieces) {
-    const cuda::Chunk chunk{piece.tensor, piece.begin, piece.end};
-    put(&chunk, 1);
-  }
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    cuda::Row row = tensors_[i].row;
-    const std::vector<std::int64_t>& walk = tensors_[i].walk;
-    if (!walk.empty()) row.walk = reinterpret_cast<const std::int64_t*>(put(walk.data(), walk.size()));
-    std::memcpy(bytes.data() + i * sizeof row, &row, sizeof row);
-  }
-  if (clips) {
-    sums_.of_tensors = reinterpret_cast<double*>(tables.data() + end);
-    sums_.of_chunks = sums_.of_tensors + tensors;
-    end += sums;
-    const std::vector<std::uint32_t> first_chunk(plan.first_chunk.begin(), plan.first_chunk.end());
-    sums_.first_chunk = reinterpret_cast<const std::uint32_t*>(put(first_chunk.data(), first_chunk.size()));
-    sums_.tensors = static_cast<std::uint32_t>(tensors);
-  }
+  const auto add_rows = [&](const std::vector<Tensor>& from) {
+    std::vector<cuda::Row> rows;
+    for (const Tensor& t : from) {
+      rows.push_back(t.row);
+      if (!t.walk.empty()) rows.back().walk = add(t.walk);
+    }
+    return add(rows);
+  };
+  rows_ = add_rows(tensors_);
+  gradient_rows_ = add_rows(gradients_);
+  chunks_ = add(chunks);
+  sums_.of_chunks = add(sums);
+  sums_.of_tensors = sums_.of_chunks + count;
+  sums_.first_chunk = add(first_chunk);
+  sums_.tensors = static_cast<std::uint32_t>(tensors);
   tables.fill(bytes.data(), bytes.size());
   if (holds()) replaced_.push_back(std::move(tables_));
   tables_ = std::move(tables);
-  rows_ = reinterpret_cast<const cuda::Row*>(tables_.data());
-  chunks_ = reinterpret_cast<const cuda::Chunk*>(tables_.data() + rows);
   uploaded_ = true;
 }
 
 void OnCuda::set_limit(double limit) {
+  if (holds_clip_) set_held(&reinterpret_cast<cuda::Clip*>(clip_.data())->limit, {limit});
   limit_ = limit;
-  if (clip_.data() == nullptr || limit != limit) return;
-  const cuda::OnDevice on_device(device_);
-  cuda::set_held(&reinterpret_cast<cuda::Clip*>(clip_.data())->limit, {limit}, stream_);
 }
 
 double OnCuda::clip(const Plan& plan, const Job* jobs, std::int64_t) {
   const cuda::OnDevice on_device(device_);
-  if (clip_.data() == nullptr) {
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  if (clip_.data() == nullptr || holds_clip_ != holds()) {
     cuda::Memory memory(sizeof(cuda::Clip));
-    const cuda::Clip clip{limit_, 0, 1};
+    const cuda::Clip clip{limit_, kNone, 1};
     memory.fill(&clip, sizeof clip);
-    clip_ = std::move(memory);
+    replaced_.push_back(std::exchange(clip_, std::move(memory)));  // which steps on the way may still read
+    holds_clip_ = holds();
   }
   if (!uploaded_) upload(plan);
   sums_.clip = reinterpret_cast<cuda::Clip*>(clip_.data());
-  cuda::NormWork work{jobs, plan.first_chunk.data(), rows_, chunks_, sums_, stream_};
-  if (cuda::is_capturing(stream_)) {
+  sums_.limit = holds_clip_ ? kNone : limit_;
+  cuda::NormWork work{jobs, plan.first_chunk.data(), gradient_rows_, chunks_, sums_, stream_};
+  if (cuda::is_capturing(stream_)) {  // else the launches do so
     work.loads = true;
     cuda::launch_norm(work);
     work.loads = false;
@@ -147,8 +153,13 @@ void OnCuda::read(Times& times) {
 }
 
 void OnCuda::set_options(int group, const std::vector<double>& options) {
+  set_held(held_.options + group * rules::kMaxOptions, options);
+}
+
+void OnCuda::set_held(double* there, const std::vector<double>& values) const {
   const cuda::OnDevice on_device(device_);
-  cuda::set_held(held_.options + group * rules::kMaxOptions, options, stream_);
+  if (cuda::is_capturing(stream_)) throw std::runtime_error("options cannot be set while a step is captured");
+  cuda::set_held(there, values, stream_);
 }
 
 void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
@@ -176,6 +187,7 @@ void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
     }
     work->stored = work->stored || tensors_[i].narrow;
   }
+  if (holds() && works.empty()) cuda::count_held(held_, stream_);
   if (holds() && cuda::is_capturing(stream_)) {  // else the launches do so
     for (const cuda::Work& one : works) cuda::load(one);
   }

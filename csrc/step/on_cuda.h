@@ -18,7 +18,12 @@ class OnCuda : public Backend {
   std::int64_t grain(std::int64_t) const override { return kChunk; }
   AnyKernel find_kernel(const rules::Key&) const override { return nullptr; }
 
-  void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override;
+  void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override {
+    put(tensors_, tensor, Tensor(job, layout));
+  }
+  void lay_out_gradient(std::size_t tensor, const Job& job, const Layout& layout) override {
+    put(gradients_, tensor, Tensor(job, layout));
+  }
   void take(const Plan&) override { uploaded_ = false; }
   void run(const Plan& plan, const Job* jobs, std::int64_t elements) override;
 
@@ -46,22 +51,29 @@ class OnCuda : public Backend {
   struct Tensor {
     cuda::Row row{};
     std::vector<std::int64_t> walk;  // see cuda::Row
-    bool narrow;                     // whether something is stored in another type than the rule's
+    bool narrow = false;             // whether something is stored in another type than the rule's
+
+    Tensor() = default;
+    Tensor(const Job& job, const Layout& layout);
   };
 
+  void put(std::vector<Tensor>& tensors, std::size_t place, Tensor tensor);
   void upload(const Plan& plan);
+  void set_held(double* there, const std::vector<double>& values) const;
 
   int device_ = -1;
   void* stream_ = nullptr;
-  std::vector<Tensor> tensors_;
+  std::vector<Tensor> tensors_, gradients_;  // the latter where they are clipped: as the norm goes along them
   bool uploaded_ = false;
   cuda::Memory tables_;
-  std::vector<cuda::Memory> replaced_;   // tables that a graph may still read
-  const cuda::Row* rows_ = nullptr;      // in the tables,
-  const cuda::Chunk* chunks_ = nullptr;  // and after them,
-  cuda::Sums sums_{};                    // where gradients are clipped
-  double limit_ = std::numeric_limits<double>::quiet_NaN();
-  cuda::Memory clip_;  // cuda::Clip, with the limit
+  std::vector<cuda::Memory> replaced_;  // what a graph may still read
+  // In the tables:
+  const cuda::Row *rows_ = nullptr, *gradient_rows_ = nullptr;
+  const cuda::Chunk* chunks_ = nullptr;
+  cuda::Sums sums_{};
+  double limit_ = std::numeric_limits<double>::quiet_NaN();  // of the norm; NaN: none
+  cuda::Memory clip_;                                        // cuda::Clip,
+  bool holds_clip_ = false;                                  // whose limit counts, not what launches bring
   cuda::Memory times_;
   cuda::Held held_{};  // in it
 };

@@ -73,22 +73,20 @@ void Stepper::set_lr(int group, double lr) {
 }
 
 void Stepper::set_clip_norm(double limit) {
-  const bool clipped = clips(), clipping = limit == limit;
-  if (backend_->holds() && clipped != clipping) {
+  const bool clipping = limit == limit;
+  if (backend_->holds() && clips() != clipping) {
     throw std::invalid_argument(
         "a step was captured, and it cannot begin or end to clip; capture again with an optimizer of its own");
   }
+  for (std::size_t i = 0; clipping && !clips() && i < tensors_.size(); ++i) {
+    gradients_.lay_out(*backend_, i, tensors_[i].streams[kGradient].view());
+  }
   backend_->set_limit(limit);
   limit_ = limit;
-  if (clipped == clipping) return;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) lay_out(i, tensors_[i].streams[kGradient].view());
 }
 
-double Stepper::grad_norm() {
-  if (!clips() || !has_norm_) {
-    throw std::invalid_argument("the norm of " + grads_ + " is known after a step with clip_norm");
-  }
-  return backend_->norm();
+std::optional<double> Stepper::grad_norm() {
+  return clips() && has_norm_ ? std::optional(backend_->norm()) : std::nullopt;
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
@@ -128,7 +126,7 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(slot.group)]);
   Array arrays[kMaxStreams];
   const Array* streams[kMaxStreams];
-  bool in_order = clips();  // as the norm's additions are
+  bool in_order = false;
   for (int s = 0; s < kMaxStreams; ++s) {
     arrays[s] = t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
@@ -143,6 +141,7 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   slot.aligned = aligned(grad);
   put<const Layout*>(jobs_[tensor].layout, t.layout.plain() ? nullptr : &t.layout);
   backend_->lay_out(tensor, jobs_[tensor], t.layout);
+  if (clips()) gradients_.lay_out(*backend_, tensor, grad);
 }
 
 void Stepper::begin() {
@@ -233,6 +232,7 @@ void Stepper::set_times(std::int64_t taken, const std::vector<rules::Clock>& clo
   now.taken = taken_ = taken;
   now.clocks = clocks;
   for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].clock = clocks[i];
+  has_norm_ = false;
   if (backend_->holds()) backend_->hold(now);
 }
 
@@ -250,10 +250,8 @@ void Stepper::run() {
     elements += slot.size;
   }
   try {
-    const double factor = clips() ? backend_->clip(plan_, jobs_.data(), elements) : 1;
-    if (factor != 1) {
-      for (Prepared& p : prepared_) rescale(p, factor);
-    }
+    has_norm_ = false;
+    if (clips()) clip(elements);
     backend_->run(plan_, jobs_.data(), elements);
   } catch (...) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -263,6 +261,16 @@ void Stepper::run() {
   }
   has_norm_ = clips();
   if (!held) ++taken_;
+}
+
+void Stepper::clip(std::int64_t elements) {
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    put(gradients_.jobs[i].update, jobs_[i].update);
+    put(gradients_.jobs[i].streams[kGradient], jobs_[i].streams[kGradient]);
+  }
+  const double factor = backend_->clip(plan_, gradients_.jobs.data(), elements);
+  if (factor == 1) return;
+  for (Prepared& p : prepared_) rescale(p, factor);
 }
 
 }  // namespace gradstep::step

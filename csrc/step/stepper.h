@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -14,6 +15,7 @@
 #include "step/backend.h"
 #include "step/catalog.h"
 #include "step/layout.h"
+#include "step/norm.h"
 #include "step/plan.h"
 #include "step/ranges.h"
 
@@ -43,10 +45,10 @@ class Stepper {
   void set_lr(int group, double lr);
 
   // From now on the gradients of a step are multiplied by what makes the norm of all of them together `limit` at most.
-  // NaN: by nothing. Throws where it would take other layouts than a captured step's.
+  // NaN: by nothing. Throws where a captured step does otherwise, or the backend does; then nothing has changed.
   void set_clip_norm(double limit);
-  // The norm of the last step's. Throws where none was limited yet.
-  double grad_norm();
+  // The norm of the last step's gradients, if it was limited, before it was.
+  std::optional<double> grad_norm();
 
   // `name` follows what the arrays are called: "[3]", "['w']". A state, or a master, that is not kept has null data.
   // With a master, steps update that, and the parameter becomes its rounding.
@@ -59,6 +61,9 @@ class Stepper {
   bool set_gradient(std::size_t tensor, const Array& grad);
   // Throws where the backend does: it writes nothing then, and the step is not counted.
   void run();
+
+  // Lets go of what the backend has, for which it may wait; nothing but the end can follow.
+  void release() { backend_.reset(); }
 
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
@@ -105,6 +110,7 @@ class Stepper {
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
   const Prepared& prepare(const Slot& slot);
   void finish_plan();
+  void clip(std::int64_t elements);
 
   int rule_;
   std::unique_ptr<Backend> backend_;
@@ -117,6 +123,7 @@ class Stepper {
   Ranges owned_;  // parameters and states
   Plan plan_;     // empty until the first step
   std::int64_t taken_ = 0;
+  Gradients gradients_;  // where they are clipped
   bool has_norm_ = false;
   double limit_ = std::numeric_limits<double>::quiet_NaN();  // of the norm; NaN: none
 };

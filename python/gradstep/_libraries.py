@@ -252,6 +252,12 @@ def use_stream(library: Library, stepper: Any, stream: Any = None) -> None:
     stepper.use_stream(stream_handle(library, stream, stepper.device))
 
 
+def refuse_capture(library: Library, stepper: Any, words: str) -> None:
+    """Raises RuntimeError, in these words, where the stepper's stream is captured in a graph."""
+    if library.on_gpu and stepper.is_capturing:
+        raise RuntimeError(words)
+
+
 def stream_handle(library: Library, stream: Any = None, device: int = -1) -> int:
     """The handle of a stream of any library, or of the current one. Raises TypeError for something else."""
     if stream is None:

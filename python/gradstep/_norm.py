@@ -10,10 +10,11 @@ from ._structure import Grads, is_array
 
 
 def global_norm(arrays: Grads, *, stream: Any = None) -> float:
-    """The Euclidean norm of all elements of some arrays together: what `clip_norm` of the optimizers compares.
+    """The Euclidean norm of all elements of some arrays together.
 
-    Squares are added up in float64, in an order that depends on shapes alone: the bits are the same on every
-    instruction set, number of threads, layout, and on a GPU (`docs/numerics.md`).
+    It is what the optimizers' `clip_norm` limits, to the bit where the arrays are in the order of params. Squares are
+    added up in float64, in an order that depends on shapes alone: the bits are the same on every instruction set,
+    number of threads, layout, and on a GPU (`docs/numerics.md`). An array that is not in C order takes longer.
 
     Parameters
     ----------
@@ -22,6 +23,11 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
         stands for an array of zeros.
     stream : a stream of CUDA, or its handle
         Where arrays on a GPU are read; by default the current stream of their library. It is waited for.
+
+    Returns
+    -------
+    float
+        0 where there are no elements; infinity where squares of float64, of numbers from 1e154 on, are beyond it.
 
     Raises
     ------
@@ -32,9 +38,9 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
     RuntimeError
         Where CUDA fails.
     """
-    named = dict(_leaves(arrays, ""))
-    library = library_of(next((array for array in named.values() if array is not None), None))
-    values, names = tuple(named.values()), list(named)
+    leaves = list(_leaves(arrays, ""))
+    names, values = [name for name, _ in leaves], tuple(array for _, array in leaves)
+    library = library_of(next((array for array in values if array is not None), None))
     if library.on_gpu:
         norm: float = library.core.global_norm(values, names, lambda device: stream_handle(library, stream, device))
         return norm

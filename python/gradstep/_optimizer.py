@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from . import _checkpoint, _core, _options, _storage
-from ._libraries import Library, library_of, use_stream
+from ._libraries import Library, library_of, refuse_capture, use_stream
 from ._options import Rate
 from ._step import check_apart, take
 from ._structure import Array, Grads, Params, Structure, first_array, is_groups
@@ -114,8 +114,8 @@ class Optimizer:
         Ascend instead of descending.
     flush_subnormals : bool
         Take for zero what is so small that processors are many times slower on it: of the gradient, what is below
-        2**-56 (1.4e-17) in float32 or 2**-500 in float64, and of the states what became subnormal (below 1.2e-38 or
-        2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
+        2**-56 (1.4e-17) in float32 or 2**-500 in float64, before it is clipped, and of the states what became subnormal
+        (below 1.2e-38 or 2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
     state_dtype : str or None
         What states are stored as: "float32" (None: the same; float64 for float64 parameters), "bfloat16", or "q8", one
         byte an element and a float32 for each 256; q8 rounds stochastically. `opt.state` has the codes of q8 under
@@ -131,9 +131,10 @@ class Optimizer:
         An array of fewer elements keeps float32 states under "q8".
     clip_norm : float or None
         The most that the Euclidean norm of all gradients of a step together, groups and all, may be, > 0: where it is
-        more, the step is one with `clip_norm / norm` times the gradients, which stay as they are. A norm that is NaN or
-        infinite is not hidden. It is a pass over the gradients more; where one is not in C order, the step is slower.
-        To be set later as `opt.clip_norm`; `opt.grad_norm` is the norm of the last step.
+        more, the step is one with `clip_norm / norm` times the gradients, which stay as they are (Pascanu, Mikolov and
+        Bengio, 2013). By default they are not clipped. A norm that is NaN makes all parameters NaN; an infinite one, of
+        gradients that are infinite or beyond 1e154, counts all finite gradients as zero. `opt.clip_norm` may be set
+        between steps; `opt.grad_norm` is the norm of the last one.
     grads : the structure of params
         Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
         are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves
@@ -164,7 +165,7 @@ class Optimizer:
     """Whether each tensor carries one number from step to step besides its step number."""
 
     defaults: ClassVar[dict[str, Any]]
-    """The options of the class with their defaults, as its signature has them."""
+    """The options of groups with their defaults, as the signature of the class has them."""
 
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):
@@ -282,7 +283,8 @@ class Optimizer:
             flat = None if self._bound else self._flatten(grads)
             for group in self._groups:
                 if callable(group["lr"]):
-                    self._check_not_captured()
+                    words = f"{type(self).__name__}: lr is a schedule, which a replay cannot ask; set lr between them"
+                    refuse_capture(self._library, self._stepper, words)
                     group.set_rate(self._rate(group))
             take(self._stepper, flat)
 
@@ -297,13 +299,6 @@ class Optimizer:
         """Until a GPU is done: states are made and copied in the library's stream, and steps may go to another."""
         if self._library.on_gpu:
             self._stepper.wait()  # type: ignore[attr-defined]
-
-    def _check_not_captured(self) -> None:
-        """Raises RuntimeError where a replay would go on with the rate that a schedule says now."""
-        if self._library.on_gpu and self._stepper.is_capturing:  # type: ignore[attr-defined]
-            raise RuntimeError(
-                f"{type(self).__name__}: lr is a schedule, which a replay cannot ask; set lr between them"
-            )
 
     def _rate(self, group: OptionGroup) -> float:
         """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""
@@ -373,10 +368,11 @@ class Optimizer:
         self._clip_norm = checked
 
     @property
-    def grad_norm(self) -> float:
+    def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step together, before they were clipped. A GPU is waited for.
 
-        Raises ValueError without `clip_norm`, or before the first step: `gradstep.global_norm` gives it of any arrays.
+        None without `clip_norm`, and before the first step since `load_state_dict`. NaN where that step was captured in
+        a graph and not replayed yet.
         """
         with self._lock:
             return self._stepper.grad_norm
@@ -447,4 +443,5 @@ class Optimizer:
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._groups[0].items())
         count = len(self._params)
-        return f"{type(self).__name__}({count} array{'s' * (count != 1)}, {options})"
+        clipped = "" if self._clip_norm is None else f", clip_norm={self._clip_norm!r}"
+        return f"{type(self).__name__}({count} array{'s' * (count != 1)}, {options}{clipped})"

@@ -61,6 +61,9 @@ class Structure:
                 f"params{prefix} must be an array, a list or dict of arrays, or a list of groups, "
                 f"not {type(arrays).__name__}"
             )
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise ValueError(f"params{prefix} has two keys that look the same: params{twice}")
         self.prefix = prefix
 
     def flatten(self, values: Any, what: str) -> Sequence[Any]:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _core, _options, _storage
-from ._libraries import library_of, use_stream
+from ._libraries import library_of, refuse_capture, use_stream
 from ._optimizer import RULES, Optimizer
 from ._step import check_apart, take
 from .optimizers import ALL
@@ -60,8 +60,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.set_times(step - 1, [(step - 1, product)])
         if library.on_gpu:
             use_stream(library, stepper)
-            if stepper.is_capturing:  # type: ignore[attr-defined]
-                raise RuntimeError(f"{name}: a captured step needs an optimizer, which keeps what replays read")
+        refuse_capture(library, stepper, f"{name}: a captured step needs an optimizer, which keeps what replays read")
         take(stepper, [g])
         return stepper.clocks[0][1] if cls.has_mu_product else None
 

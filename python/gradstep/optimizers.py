@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 from . import _core, _storage
+from ._libraries import refuse_capture
 from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
 from ._step import take
@@ -183,6 +184,8 @@ class NAG(Optimizer):
                 raise RuntimeError("lookahead() is for NAG(lookahead=True)")
             if self._is_ahead:
                 raise RuntimeError("the parameters are already at the point ahead")
+            self._use(None, self._move)
+            refuse_capture(self._library, self._move, "lookahead() cannot be captured in a graph: its shift would stay")
             for number, group in enumerate(self._groups):
                 shift = group["momentum"] if group["lr_in_velocity"] else self._rate(group) * group["momentum"]
                 self._move.set_options(number, self._sgd_options(shift))
@@ -202,7 +205,6 @@ class NAG(Optimizer):
         try:
             try:
                 with self._lock:
-                    self._use(None, self._move)
                     take(self._move, velocities)
                     for master, bits in masters:  # of which the parameter is now the rounding, but which stays
                         assign(master, bits)

@@ -52,8 +52,9 @@ def momentum_schedule(x: float) -> float:
 def lane_sums(x: Array) -> Array:
     """The sum of every row of float64, none of them negative, by 128 lanes."""
     lanes = np.zeros((len(x), 128))
-    for column in np.split(np.pad(x, ((0, 0), (0, -x.shape[1] % 128))), -(-x.shape[1] // 128), axis=1):
-        lanes = lanes + column
+    for first in range(0, x.shape[1], 128):
+        some = x[:, first : first + 128]
+        lanes[:, : some.shape[1]] += some
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
@@ -303,8 +304,9 @@ class Optimizer:
         """What clips all gradients together."""
         if self.clip_norm is None:
             return 1.0
-        norm = self.grad_norm = global_norm(grads)
-        return 1.0 if norm <= self.clip_norm else self.clip_norm / norm
+        norm, limit = global_norm(grads), float(self.clip_norm)
+        self.grad_norm = norm
+        return 1.0 if norm <= limit else limit / norm
 
     def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
         s.t += 1

@@ -63,7 +63,7 @@ std::vector<double> adam_options() {
     stepper.set_gradient(0, g.view());
     stepper.run();
   }
-  const double norm = stepper.grad_norm();
+  const double norm = stepper.grad_norm().value();
   p.values.insert(p.values.end(), v.values.begin(), v.values.end());
   p.values.resize(p.values.size() + 2);
   std::memcpy(&*(p.values.end() - 2), &norm, sizeof norm);

@@ -178,6 +178,35 @@ def test_what_a_graph_cannot_replay(gpu):
         opt.groups[0]["l2"] = 0.1
     assert opt.groups[0]["l2"] == 0.0
 
+    def change():
+        opt.step(grad)
+        opt.lr = 0.5
+
+    with pytest.raises(RuntimeError, match="options cannot be set while a step is captured"):
+        Graph(gpu, change)
+    assert opt.lr == 1e-3
+    nag = optimizers.NAG(gpu.array(np.ones(3, np.float32)), lookahead=True)
+
+    def ahead():
+        with nag.lookahead():
+            pass
+
+    ahead()
+    with pytest.raises(RuntimeError, match=r"lookahead\(\) cannot be captured in a graph"):
+        Graph(gpu, ahead)
+    ahead()
+
+
+def test_a_captured_step_of_which_all_gradients_are_none_counts(gpu):
+    opt = optimizers.Adam([gpu.array(np.ones(3, np.float32))])
+    graph = Graph(gpu, lambda: opt.step([None]))
+    for count in (1, 2):
+        graph.replay()
+        assert opt.step_count == count
+    opt.step([None])
+    assert opt.step_count == 3
+    assert opt.state_dict()["steps"] == [0]
+
 
 def test_a_first_step_may_be_captured(gpu):
     p, grads = problem(300, "float32")
