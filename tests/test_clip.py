@@ -141,17 +141,22 @@ def test_clipped_steps(case):
             assert_same(ours, expected, f"{isa}, {threads} threads, limit {limit}")
 
 
-@pytest.mark.parametrize("case", stored_cases(settings=("flush", "widest")), ids=str)
-def test_clipped_steps_of_stored_arrays(case):
+def clipped(case):
+    """Parameters, made anew at each call, gradients whose norm is a number, and options of a case of storage."""
     sizes = [5, 4500, 300]
     p, grads = case.problem(sum(sizes))
     p = np.where(np.isfinite(p), p, 1).astype(p.dtype)
     grads = [split(np.where(np.abs(g.astype(np.float32)) < 1e4, g, 1).astype(g.dtype), sizes) for g in grads]
-    knobs = case.options() | {"clip_norm": 3.0}
-    expected = run(REFERENCE[case.rule], split(p.copy(), sizes), grads, knobs)
+    return lambda: split(p.copy(), sizes), grads, case.options() | {"clip_norm": 3.0}
+
+
+@pytest.mark.parametrize("case", stored_cases(settings=("flush", "widest")), ids=str)
+def test_clipped_steps_of_stored_arrays(case):
+    params, grads, knobs = clipped(case)
+    expected = run(REFERENCE[case.rule], params(), grads, knobs)
     for isa in ISAS:
         _core.use_isa(isa)
-        assert_same(run(RULES[case.rule], split(p.copy(), sizes), grads, knobs), expected, isa)
+        assert_same(run(RULES[case.rule], params(), grads, knobs), expected, isa)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -22,7 +22,7 @@ from tests.table import (
     stored_cases,
 )
 from tests.table import run as expect
-from tests.test_clip import CHUNKS, numbers
+from tests.test_clip import CHUNKS, clipped, numbers
 
 
 @pytest.mark.parametrize("dtype", ["float64", *FLOATS])
@@ -89,13 +89,9 @@ def test_clipped_steps(case, gpu):
 
 @pytest.mark.parametrize("case", stored_cases(settings=("widest",))[::2], ids=str)
 def test_clipped_steps_of_stored_arrays(case, gpu):
-    sizes = [5, 4500, 300]
-    p, grads = case.problem(sum(sizes))
-    p = np.where(np.isfinite(p), p, 1).astype(p.dtype)
-    grads = [split(np.where(np.abs(g.astype(np.float32)) < 1e4, g, 1).astype(g.dtype), sizes) for g in grads]
-    knobs = case.options() | {"clip_norm": 3.0}
-    expected = expect(REFERENCE[case.rule], split(p.copy(), sizes), grads, knobs)
-    assert_same(run(gpu, case.rule, split(p, sizes), grads, knobs), expected, "")
+    params, grads, knobs = clipped(case)
+    expected = expect(REFERENCE[case.rule], params(), grads, knobs)
+    assert_same(run(gpu, case.rule, params(), grads, knobs), expected, "")
 
 
 def test_groups_of_every_width_are_clipped_together(library):
