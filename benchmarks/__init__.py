@@ -6,8 +6,8 @@ first block; and every block begins when a call takes no more than twice the lea
 all samples, their median, quartiles and the least. On a shared machine only ratios within one trial mean something.
 
 **What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many
-steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A wrong answer ends the run
-with exit status 1.
+steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A trial with a wrong answer
+is left out of the report, which names it, and the run ends with exit status 1.
 
 **The peers at their best.** NumPy is written by hand with ``out=``, in pieces that stay in the cache. torch is shown in
 all its forms (single, foreach, fused where it has one), optax compiled with donated buffers, Numba exactly and with

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
     streams[s] = global(task.stream(s));
     in_one_piece = in_one_piece && !row.strided[s] && Values::aligned(streams[s]);
   });
-  const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
+  const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     if (in_one_piece && chunk.end - begin >= kBlock) {
       T x[kCopy][kItems] = {};
@@ -188,10 +188,9 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   }
   __syncthreads();
 
-  const auto lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
+  const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
-    const std::int64_t left = chunk.end - begin;
-    const Block block{begin, static_cast<int>(left < kBlock ? left : kBlock), lane, tiles[warp]};
+    const Block block(chunk, begin, lane, tiles[warp]);
     const auto chance_of = [&](int s) {
       const int at = s < kCopy ? s : 0;
       return Chance{by_chance_in(s), {places[at], groups[at][(begin - chunk.begin) / kBlock], lane}};

@@ -13,6 +13,10 @@ namespace gradstep::cuda {
 
 #define GS_DEVICE __device__ __forceinline__
 
+// Which of its warp's lanes, and of its block's warps, a thread is.
+GS_DEVICE int lane_of_thread() { return static_cast<int>(threadIdx.x % kWarp); }
+GS_DEVICE int warp_of_thread() { return static_cast<int>(threadIdx.x / kWarp); }
+
 // Says that a pointer is to global memory, of one that was itself loaded the compiler does not know.
 template <class T>
 GS_DEVICE T* global(T* pointer) {

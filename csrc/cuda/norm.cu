@@ -74,8 +74,7 @@ GS_DEVICE double sum_of_squares(const Row& row, std::byte* gradient, const Chunk
   double own[kOwn] = {};
 #pragma unroll 1
   for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const std::int64_t left = chunk.end - begin;
-    const Block block{begin, static_cast<int>(left < kBlock ? left : kBlock), lane, tile};
+    const Block block(chunk, begin, lane, tile);
     double x[kItems] = {};
     doubles ? load_doubles(row, gradient, block, x) : load_others(row, gradient, block, x);
 #pragma unroll
@@ -97,8 +96,6 @@ struct Gradients {
   std::byte* of[kTensors];  // null: the tensor takes no part
 };
 
-GS_DEVICE int lane_of_thread() { return static_cast<int>(threadIdx.x % kWarp); }
-GS_DEVICE int warp_of_thread() { return static_cast<int>(threadIdx.x / kWarp); }
 GS_DEVICE std::uint32_t warp_of_grid() { return blockIdx.x * kWarps + threadIdx.x / kWarp; }
 
 template <int kTensors>

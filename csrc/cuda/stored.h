@@ -13,6 +13,12 @@ struct Block {
   int count;  // elements, kBlock at most
   int lane;
   std::byte* tile;  // the warp's, with room for a block of any type
+
+  GS_DEVICE Block(const Chunk& chunk, std::int64_t first, int the_lane, std::byte* the_tile)
+      : begin(first),
+        count(static_cast<int>(chunk.end - first < kBlock ? chunk.end - first : kBlock)),
+        lane(the_lane),
+        tile(the_tile) {}
 };
 
 // What a stream can be stored as: parameters and gradients as numbers, a state also in the code of its sign, a copy in

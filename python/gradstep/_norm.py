@@ -22,7 +22,7 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
         float32, float64, float16 or bfloat16, of any shape and strides, NumPy's or all on one GPU. None among them
         stands for an array of zeros.
     stream : a stream of CUDA, or its handle
-        Where arrays on a GPU are read; by default the current stream of their library. It is waited for.
+        Where arrays on a GPU are read; by default the current stream of their library. The device is waited for.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
     ValueError
         For arrays of several devices.
     RuntimeError
-        Where CUDA fails.
+        Where CUDA fails, or the stream is captured in a graph.
     """
     leaves = list(_leaves(arrays, ""))
     names, values = [name for name, _ in leaves], tuple(array for _, array in leaves)

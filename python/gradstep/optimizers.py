@@ -176,8 +176,8 @@ class NAG(Optimizer):
     def lookahead(self) -> Iterator[None]:
         """Moves the parameters to the point ahead, and gives back their exact bits on leaving, also on an exception.
 
-        Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, or within
-        itself.
+        Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, within
+        itself, and while a stream of CUDA is captured in a graph.
         """
         with self._lock:
             if not any(group["lookahead"] for group in self._groups):
