@@ -1,0 +1,65 @@
+"""Digests of the bits of every rule, type and storage with every instruction set: ``python tools/digests.py``.
+
+A redesign that changes no bit leaves every line as it was. The problems and settings are those of tests/table.py; it
+needs what the tests need. NaNs are compared as a class, as everywhere.
+"""
+
+import hashlib
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import gradstep as gs
+from gradstep import _core
+from tests import table
+
+SIZES = (1, 4097, 70_001)  # within one task, beyond one, and shared by threads
+
+
+def digest_of(results):
+    """The SHA-256 of named arrays, shortened."""
+    digest = hashlib.sha256()
+    for name, array in sorted(results.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(table.bits(array)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digests():
+    """A digest for each rule and storage; those of its settings and sizes are digested together."""
+    found = defaultdict(dict)
+    for case in table.CASES:
+        for size in SIZES:
+            params, grads = table.problem(size, case.dtype)
+            ours = case.ours(params.copy(), grads[: table.SHORT])
+            found[f"{case.rule} {case.dtype}"] |= {f"{case} {size} {name}": array for name, array in ours.items()}
+    for case in table.stored_cases():
+        for size in SIZES:
+            params, grads = case.problem(size)
+            ours = case.ours([params.copy()], [[grad] for grad in grads])
+            found[f"{case.rule} {case.storage}"] |= {f"{case} {size} {name}": array for name, array in ours.items()}
+    for dtype in ("float32", "float64", "float16"):
+        normal = [np.random.default_rng(size).standard_normal(size).astype(dtype) for size in SIZES]
+        found[f"norm {dtype}"] = {"norms": np.array([gs.global_norm(numbers) for numbers in normal])}
+    return {name: digest_of(results) for name, results in found.items()}
+
+
+def main():
+    by_isa = {}
+    for isa in _core.supported_isas():
+        _core.use_isa(isa)
+        with np.errstate(all="ignore"):
+            by_isa[isa] = digests()
+    for isa, of_isa in by_isa.items():
+        if of_isa != next(iter(by_isa.values())):
+            sys.exit(f"{isa} has other bits than {next(iter(by_isa))}")
+    for name, digest in next(iter(by_isa.values())).items():
+        print(digest, name)
+
+
+if __name__ == "__main__":
+    main()
