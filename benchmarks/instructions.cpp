@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/prefetch_choice.h"
 #include "cpu/threads.h"
 #include "step/catalog.h"
 #include "step/on_cpu.h"
@@ -119,6 +120,7 @@ int main() {
                             {"float32+q8", DType::kFloat32, DType::kQ8Signed}};
   std::puts(GRADSTEP_COMPILER);
   cpu::set_threads(1);
+  cpu::use_prefetch("off");  // the same on every machine
   for (const std::string& isa : cpu::supported_isas()) {
     cpu::use_isa(isa);
     for (std::size_t rule = 0; rule < step::catalog().size(); ++rule) {

@@ -11,8 +11,9 @@ hypothesis.settings.load_profile("gradstep")
 
 @pytest.fixture(autouse=True)
 def _restore():
-    """Tests choose instruction sets and numbers of threads as they like."""
+    """Tests choose instruction sets, prefetching and numbers of threads as they like."""
     threads = gradstep.get_num_threads()
     yield
     _core.use_isa("")
+    _core.use_prefetch("")
     gradstep.set_num_threads(threads)

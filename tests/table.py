@@ -1,4 +1,4 @@
-"""The one table that tests cross: rules, knobs, types, storage, sizes, instruction sets, threads, values of every kind.
+"""The one table that tests cross: rules, knobs, types, storage, sizes, instruction sets, threads, prefetching, values.
 
 A rule that has no entry in KNOBS is still tested, with the settings that all rules have in common.
 """
@@ -16,6 +16,7 @@ RULES = {cls.rule: cls for cls in optimizers.ALL}
 REFERENCE = {rule: getattr(reference, cls.__name__, None) for rule, cls in RULES.items()}
 DTYPES = ("float32", "float64")
 ISAS = _core.supported_isas()
+PREFETCHES = _core.prefetch_choices()
 THREADS = (1, 2, 3, 8)
 WHOLE = ("params", "clip_norm", "grads")  # what the classes take besides options of groups
 STEPS = 24

@@ -14,6 +14,7 @@ from tests.table import (
     FLOATS,
     ISAS,
     LARGE,
+    PREFETCHES,
     REFERENCE,
     RULES,
     SHORT,
@@ -54,9 +55,10 @@ def test_norm(dtype):
         expected = reference.global_norm(arrays)
         exact = math.sqrt(math.fsum(np.concatenate(arrays).astype(np.float64) ** 2))
         assert abs(expected - exact) <= 100 * 2.0**-53 * exact  # no number takes part in more additions
-        for isa in ISAS:
+        for isa, prefetch in product(ISAS, PREFETCHES):
             _core.use_isa(isa)
-            assert gradstep.global_norm(arrays) == expected, (isa, sizes)
+            _core.use_prefetch(prefetch)
+            assert gradstep.global_norm(arrays) == expected, (isa, prefetch, sizes)
     _core.use_isa("")
     for seed, threads in product(range(10), THREADS):
         gradstep.set_num_threads(threads)

@@ -15,6 +15,7 @@ from tests.table import (
     FEW,
     ISAS,
     LARGE,
+    PREFETCHES,
     REFERENCE,
     RULES,
     SMALL,
@@ -51,11 +52,13 @@ def test_every_setting_at_every_small_size(case):
 def test_threads_and_large_sizes(case):
     p, grads = problem(sum(LARGE), case.dtype)
     expected = case.expected(p.size)
-    for isa, threads, sizes in [*product(ISAS, THREADS, [LARGE]), *product([""], THREADS, [[p.size]])]:
+    lists, one_array = product(ISAS, PREFETCHES, THREADS, [LARGE]), product([""], PREFETCHES, THREADS, [[p.size]])
+    for isa, prefetch, threads, sizes in [*lists, *one_array]:
         _core.use_isa(isa)
+        _core.use_prefetch(prefetch)
         gradstep.set_num_threads(threads)
         ours = case.ours(split(p.copy(), sizes), [split(g, sizes) for g in grads])
-        assert_same(ours, expected, f"{_core.isa()}, {threads} threads, {len(sizes)} arrays")
+        assert_same(ours, expected, f"{_core.isa()}, prefetch {prefetch}, {threads} threads, {len(sizes)} arrays")
     assert _core.worker_count() >= max(THREADS) - 1
 
 

@@ -378,7 +378,7 @@ def test_lookahead_is_the_reformulated_rule_in_another_variable(in_velocity, max
 def test_show_config(capsys):
     config = gs.show_config(mode="dicts")
     assert capsys.readouterr().out == ""
-    assert list(config) == ["version", "build", "isa", "threads", "cuda"]
+    assert list(config) == ["version", "build", "isa", "prefetch", "threads", "cuda"]
     assert config["version"] == gs.__version__ == importlib.metadata.version("gradstep")
     assert {"compiler", "flags", "type", "system"} <= set(config["build"])
     assert "-ffp-contract=off" in config["build"]["flags"]
@@ -387,6 +387,7 @@ def test_show_config(capsys):
     assert isa["compiled"][0] == isa["supported"][0] == "baseline"
     assert set(isa["supported"]) <= set(isa["compiled"])
     assert isa["chosen"] in isa["supported"]
+    assert {*config["prefetch"].values()} <= {"off", "on"}
     gs.set_num_threads(5)
     assert gs.show_config(mode="dicts")["threads"] == {"count": 5, "default": config["threads"]["default"]}
     assert config["cuda"]["available"] or config["cuda"]["reason"]

@@ -153,6 +153,20 @@ def test_an_instruction_set_that_is_not_there(isa):
     assert "GRADSTEP_ISA" in error, "the user may not know where the name came from"
 
 
+@pytest.mark.parametrize("choice", ["", *_core.prefetch_choices()])
+def test_prefetching_can_be_chosen(choice):
+    default = _core.default_prefetch()
+    shown = python("print(*gs.show_config(mode='dicts')['prefetch'].values())", GRADSTEP_PREFETCH=choice)
+    assert shown == [choice or default, default]
+
+
+@pytest.mark.parametrize("choice", ["nonsense", "ON", "on,off", "1"])
+def test_a_bad_choice_of_prefetching_is_an_error_at_import(choice):
+    error = refusal(GRADSTEP_PREFETCH=choice)
+    assert error.startswith("ImportError: GRADSTEP_PREFETCH: ")
+    assert error.endswith(f"prefetching must be 'off' or 'on', got '{choice}'")
+
+
 @pytest.mark.parametrize(
     ("count", "error"),
     [*((n, ValueError) for n in (0, -1, 1025, 2**40)), *((n, TypeError) for n in (2.5, "3", None))],

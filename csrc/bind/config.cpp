@@ -4,6 +4,7 @@
 #include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
+#include "cpu/prefetch_choice.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -11,8 +12,9 @@ namespace py = pybind11;
 namespace gradstep::bind {
 
 void register_config(py::module_& m) {
-  // A wrong GRADSTEP_ISA or GRADSTEP_NUM_THREADS is an error at import, not at the first step.
+  // A wrong GRADSTEP_ISA, GRADSTEP_PREFETCH or GRADSTEP_NUM_THREADS is an error at import, not at the first step.
   cpu::isa();
+  cpu::prefetch();
   cpu::threads();
 
   m.attr("__version__") = GRADSTEP_VERSION;
@@ -33,6 +35,11 @@ void register_config(py::module_& m) {
   m.def("supported_isas", &cpu::supported_isas);
   m.def("isa", &cpu::isa);
   m.def("use_isa", &cpu::use_isa, py::arg("name"));
+
+  m.def("prefetch_choices", &cpu::prefetch_choices);
+  m.def("prefetch", &cpu::prefetch);
+  m.def("default_prefetch", &cpu::default_prefetch);
+  m.def("use_prefetch", &cpu::use_prefetch, py::arg("name"));
 
   m.attr("MAX_THREADS") = cpu::kMaxThreads;
   m.def("num_threads", &cpu::threads);

@@ -3,8 +3,8 @@
 #include "cpu/conversions.h"
 
 #include "base/subnormals.h"
-#include "cpu/ahead.h"
 #include "cpu/lanes.h"
+#include "cpu/prefetch.h"
 
 namespace gradstep::cpu {
 namespace {
@@ -154,8 +154,8 @@ void flush(std::byte* values, std::int64_t size, double least) {
 }
 
 template <class T>
-void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT lanes) {
-  constexpr std::int64_t kRun = kAtOnce / static_cast<std::int64_t>(sizeof(T));
+void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT lanes, bool prefetches) {
+  constexpr std::int64_t kRun = kPrefetchRun<T>;
   static_assert(kSumLanes % kRun == 0);
   const T* const GS_RESTRICT x = reinterpret_cast<const T*>(values);
   const auto add = [=](std::int64_t begin, std::int64_t first, std::int64_t count) GS_ALWAYS_INLINE {
@@ -166,7 +166,7 @@ void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT
   };
   std::int64_t begin = 0;
   for (; begin + kRun <= size; begin += kRun) {
-    fetch(x + begin);
+    if (prefetches) prefetch(x + begin);
     add(begin, begin % kSumLanes, kRun);
   }
   add(begin, begin % kSumLanes, size - begin);

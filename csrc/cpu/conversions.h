@@ -42,8 +42,8 @@ struct Conversion {
 using Flush = void (*)(std::byte* values, std::int64_t size, double least);
 
 // Adds the squares of values to the sum's lanes, of which the first gets the first. Each is that of a value as a
-// double.
-using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes);
+// double. `prefetches` changes no bit.
+using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes, bool prefetches);
 
 // What one instruction set has.
 struct Conversions {

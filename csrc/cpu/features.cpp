@@ -1,6 +1,7 @@
 #include "cpu/features.h"
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -48,9 +49,19 @@ unsigned features() {
   return found;
 }
 
+std::string vendor() {
+  const Registers r = cpuid(0, 0);
+  char name[12];
+  std::memcpy(name, &r.ebx, 4);
+  std::memcpy(name + 4, &r.edx, 4);
+  std::memcpy(name + 8, &r.ecx, 4);
+  return {name, sizeof name};
+}
+
 #else
 
 unsigned features() { return 0; }
+std::string vendor() { return {}; }
 
 #endif
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 namespace gradstep::cpu {
 
 // Processor features that the rows of cmake/isa.cmake may require.
@@ -10,5 +12,8 @@ enum Feature : unsigned {
 
 // What both the processor (CPUID) and the operating system (XGETBV) support; no vendor is asked.
 unsigned features();
+
+// The vendor as CPUID names it, such as "GenuineIntel"; empty on other architectures. Tunings go by it, never results.
+std::string vendor();
 
 }  // namespace gradstep::cpu

@@ -111,7 +111,7 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   }
   each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
-    kernel_of (*job.update)(job.update->element, streams, 0, count);
+    kernel_of (*job.update)(job.update->element, streams, 0, count, prefetches());
     for (std::byte*& stream : streams) {
       if (stream != nullptr) stream += count * kSize;
     }
@@ -153,7 +153,7 @@ class Tiles {
       if (job_.streams[s] != nullptr) values[s] = load(s);
     }
     if (update_.flush) flush(values[kGradient], kLeastGradient<T>);
-    kernel_of(update_)(update_.element, values, 0, size_);
+    kernel_of(update_)(update_.element, values, 0, size_, false);  // tiles are in L1
     for (int s = 0; s < kCopy; ++s) {
       if (s == kGradient || values[s] == nullptr) continue;
       if (update_.flush && s > kGradient) flush(values[s], kLeastState<T>);
@@ -165,7 +165,8 @@ class Tiles {
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes) {
     begin_ = begin;
     size_ = end - begin;
-    (kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats)(load(kGradient), size_, lanes);
+    const AddSquares add = kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
+    add(load(kGradient), size_, lanes, prefetches());
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/kernel.h"
+#include "cpu/prefetch_choice.h"
 #include "job/job.h"
 
 namespace gradstep::cpu {
@@ -21,7 +22,7 @@ double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end);
 inline void run(const Job& job, std::int64_t begin, std::int64_t end) {
   const Update& update = *job.update;
   if (job.layout != nullptr || update.flush) return run_tiles(job, begin, end);
-  kernel_of(update)(update.element, job.streams, begin, end);
+  kernel_of(update)(update.element, job.streams, begin, end, prefetches());
 }
 
 }  // namespace gradstep::cpu

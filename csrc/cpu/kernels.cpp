@@ -1,15 +1,15 @@
 // THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
 // namespace and always inlined, so that nothing compiled for one instruction set can be linked into another's code (a
 // test reads the symbols).
-#include "cpu/ahead.h"
 #include "cpu/kernel.h"
+#include "cpu/prefetch.h"
 
 namespace gradstep::cpu {
 namespace {
 
 template <class Element, class T = typename Element::T>
-void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* GS_RESTRICT g, T* GS_RESTRICT s0,
-          T* GS_RESTRICT s1, T* GS_RESTRICT s2) {
+void loop(const Element element, std::int64_t size, bool prefetches, T* GS_RESTRICT p, const T* GS_RESTRICT g,
+          T* GS_RESTRICT s0, T* GS_RESTRICT s1, T* GS_RESTRICT s2) {
   const auto update = [=](std::int64_t i) GS_ALWAYS_INLINE {
     T w = p[i];
     T a = 0, b = 0, c = 0;
@@ -26,27 +26,24 @@ void loop(const Element element, std::int64_t size, T* GS_RESTRICT p, const T* G
     if constexpr (Element::keeps(2)) s2[i] = c;
   };
 
-  constexpr std::int64_t kRun = kAtOnce / static_cast<std::int64_t>(sizeof(T));
-  constexpr std::int64_t kFar = kRun + kAhead / static_cast<std::int64_t>(sizeof(T));
   std::int64_t begin = 0;
-  for (; begin + kRun <= size; begin += kRun) {
-    if (begin + kFar <= size) {  // what lies behind may be in another core's cache
-      fetch(p + begin);
-      fetch(g + begin);
-      if constexpr (Element::keeps(0)) fetch(s0 + begin);
-      if constexpr (Element::keeps(1)) fetch(s1 + begin);
-      if constexpr (Element::keeps(2)) fetch(s2 + begin);
-    }
-    for (std::int64_t i = begin; i < begin + kRun; ++i) update(i);
+  // What lies behind these elements is not prefetched: it may be in another core's cache.
+  for (; prefetches && begin + kPrefetchReach<T> <= size; begin += kPrefetchRun<T>) {
+    prefetch(p + begin);
+    prefetch(g + begin);
+    if constexpr (Element::keeps(0)) prefetch(s0 + begin);
+    if constexpr (Element::keeps(1)) prefetch(s1 + begin);
+    if constexpr (Element::keeps(2)) prefetch(s2 + begin);
+    for (std::int64_t i = begin; i < begin + kPrefetchRun<T>; ++i) update(i);
   }
   for (std::int64_t i = begin; i < size; ++i) update(i);
 }
 
 template <class Element>
-void kernel(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end) {
+void kernel(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches) {
   using T = typename Element::T;
   const auto at = [=](int s) { return streams[s] == nullptr ? nullptr : reinterpret_cast<T*>(streams[s]) + begin; };
-  loop(*static_cast<const Element*>(element), end - begin, at(0), at(1), at(2), at(3), at(4));
+  loop(*static_cast<const Element*>(element), end - begin, prefetches, at(0), at(1), at(2), at(3), at(4));
 }
 
 // One addition a stream, which leaves nothing but the memory to wait for: what a rule with as many states is measured

@@ -4,19 +4,24 @@
 
 #include "base/macros.h"
 
-// For files compiled once per instruction set, and so in an anonymous namespace.
+// For files compiled once per instruction set, and so in an anonymous namespace. Whether loops prefetch at all is
+// chosen per processor, in cpu/prefetch_choice.cpp.
 namespace gradstep::cpu {
 namespace {
 
-// How far ahead of their use a stream's bytes are asked for, and how many at a time. The hardware asks too, but later:
-// without, 16 M elements took 5 to 15 % longer (2 cores of a Xeon, AVX-512, 2 threads), their norm 20 to 60 %, and in
-// cache none took less.
-constexpr std::int64_t kAhead = 2048, kAtOnce = 512, kCacheLine = 64;
+// How far ahead of their use a stream's bytes are prefetched, and how many at a time.
+constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512, kCacheLine = 64;
+
+// The same in elements.
+template <class T>
+constexpr std::int64_t kPrefetchRun = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
+template <class T>
+constexpr std::int64_t kPrefetchReach = kPrefetchRun<T> + kPrefetchDistance / static_cast<std::int64_t>(sizeof(T));
 
 template <class T>
-GS_INLINE void fetch(const T* stream) {
-  for (std::int64_t byte = 0; byte < kAtOnce; byte += kCacheLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(stream) + kAhead + byte);
+GS_INLINE void prefetch(const T* stream) {
+  for (std::int64_t byte = 0; byte < kPrefetchBytes; byte += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(stream) + kPrefetchDistance + byte);
   }
 }
 

@@ -42,7 +42,7 @@ def show_config(mode: Literal["stdout"] = ...) -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
-    """Prints the version, build, instruction sets, threads and CUDA; with mode="dicts" returns them instead."""
+    """Prints the version, build, instruction sets, prefetching, threads and CUDA; mode="dicts" returns them instead."""
     if mode not in ("stdout", "dicts"):
         raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
     config: dict[str, Any] = {
@@ -53,6 +53,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
             "supported": _core.supported_isas(),
             "chosen": _core.isa(),
         },
+        "prefetch": {"chosen": _core.prefetch(), "default": _core.default_prefetch()},
         "threads": {"count": _core.num_threads(), "default": _core.default_threads()},
         "cuda": cuda_info(),
     }
