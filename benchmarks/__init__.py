@@ -17,8 +17,11 @@ and Numba took a hundred times longer. So there is a pause of 40 ms before every
 of spinning neighbours while gradstep runs; a block waits until calls are up to speed; and torch is judged by its median
 in the form that is best there. A cold call cannot be waited for: judge OpenMP's by the least.
 
-**The ceiling** is one in-place pass over as many streams that only adds, on the same threads, in the same trial.
-GB/s count the least traffic of the rule: the gradient read, the parameter and each state read and written.
+**The ceiling** is the fastest of several in-place passes over as many streams, in the same trial and on as many
+threads: plain, with 1 or with 8 lines of each stream prefetched at a time, on pages of 4 KB and of 2 MB; its form
+stands in brackets. These loops (ceiling.cpp, compiled here for this machine) share nothing with gradstep, only add, and
+have threads and memory of their own; so a choice of gradstep's that is wrong on a machine shows. GB/s count the least
+traffic of the rule: the gradient read, the parameter and each state read and written.
 
 **On a GPU** (the parts cuda_large, cuda_many and cuda_storage, left out where there is none) time is taken by its
 events, on a stream that is no library's default. Before each sample a buffer larger than its cache is overwritten, for

@@ -26,6 +26,8 @@ from .peers.peer import Peer
 from .render import Results, render
 
 SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 64_000_000)
+LARGE = 16_000_000
+"""Elements of a tensor that is called large, or more where the last cache would hold much of it."""
 QUICK_SIZES = (10, 1000, 100_000)
 ARRAYS = 40
 """Of the size of a parameter, in all arms of a trial and what they leave behind."""
@@ -90,11 +92,17 @@ def chosen_peers(given: argparse.Namespace, modules: Mapping[str, str]) -> list[
     return peers.load(names, modules)
 
 
+def sizes() -> list[int]:
+    """The sizes of the sweep: the last is beyond every cache."""
+    return sorted({*SIZES, max(*SIZES, machine.beyond_cache())})
+
+
 def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
     """What the options ask for. Raises ModuleNotFoundError for a named peer that is not installed."""
     return Settings(
         rules=[cls for cls in gs.optimizers.ALL if cls.__name__ in given.rules],
-        sizes=given.sizes or (QUICK_SIZES if given.quick else SIZES),
+        sizes=given.sizes or (QUICK_SIZES if given.quick else sizes()),
+        large=max(QUICK_SIZES) if given.quick else max(LARGE, machine.beyond_cache()),
         threads=given.threads or range(1, gs.get_num_threads() + 1),
         peers=chosen_peers(given, peers.MODULES) if set(parts) - ON_GPU.keys() else [],
         cuda_peers=chosen_peers(given, peers.ON_GPU) if set(parts) & ON_GPU.keys() else [],
@@ -106,9 +114,12 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
 
 def fitting(settings: Settings) -> tuple[Settings, list[str]]:
     """The settings without the sizes for which the memory is too small, and words about those."""
-    most = machine.kilobytes("MemAvailable") * 1024 / (4 * ARRAYS)
+    most = machine.kilobytes("MemAvailable") * 1024 // (4 * ARRAYS)
     left_out = [f"{size} elements: too little memory" for size in settings.sizes if size > most]
-    return replace(settings, sizes=[size for size in settings.sizes if size <= most]), left_out
+    large = min(settings.large, most // len(settings.threads))
+    if large < settings.large:
+        left_out.append(f"{settings.large} elements in the part threads: too little memory, {large} instead")
+    return replace(settings, sizes=[size for size in settings.sizes if size <= most], large=large), left_out
 
 
 def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Results:
@@ -121,6 +132,7 @@ def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Resu
             "parts": list(parts),
             "rules": [cls.__name__ for cls in settings.rules],
             "sizes": list(settings.sizes),
+            "large": settings.large,
             "threads": list(settings.threads),
             "peers": [peer.name for peer in settings.peers],
             "cuda_peers": [peer.name for peer in settings.cuda_peers],

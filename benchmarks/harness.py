@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import gradstep as gs
+from gradstep import _core
 from gradstep.bench import Arm, Array, Problem, Shape, check, random_arrays, take_turns
 
 from .peers.peer import Limit, Peer, limiter
@@ -18,6 +19,7 @@ Row = dict[str, Any]
 """One arm of one case of one trial, as the JSON has it."""
 
 gradstep_threads = limiter(gs.get_num_threads, gs.set_num_threads)
+prefetching = limiter(_core.prefetch, _core.use_prefetch)
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Settings:
 
     rules: Sequence[type[gs.Optimizer]]
     sizes: Sequence[int]
+    large: int  # elements of a tensor beyond every cache
     threads: Sequence[int]
     peers: Sequence[Peer]
     repeats: int

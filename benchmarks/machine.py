@@ -42,6 +42,22 @@ def caches() -> dict[str, int]:
     return sizes
 
 
+def last_cache() -> int:
+    """The size of the largest cache in bytes; 0 where it is not known."""
+    return max(caches().values(), default=0)
+
+
+def beyond_cache() -> int:
+    """The elements of which the two arrays of the smallest rule, in float32, are four times the last cache."""
+    return 4 * last_cache() // 8
+
+
+def huge_pages() -> str:
+    """Who gets huge pages of the system: "always", "madvise" (who asks for them), or "" where nobody does."""
+    found = re.search(r"\[(always|madvise)\]", read(Path("/sys/kernel/mm/transparent_hugepage/enabled")))
+    return found[1] if found else ""
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -54,6 +70,7 @@ def hardware() -> dict[str, Any]:
         "cores": cores(),
         "caches": caches(),
         "memory": kilobytes("MemTotal") * 1024,
+        "huge_pages": huge_pages(),
         "virtual": "hypervisor" in read(Path("/proc/cpuinfo")),
     }
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, no global sta
 from gradstep.demo import COLOURS, FAINT, INK
 
 from .harness import Row
-from .tables import arms, best_ratio, group, ratio_words
+from .tables import arms, best_ratio, ceiling, group, ratio_words
 
 STYLES = ("-", "--", ":")
 
@@ -74,7 +74,7 @@ def of_ceiling(rows: Sequence[Row]) -> bytes:
     found = group([row for row in rows if row["elements"] == largest], "rule")
     drawn = figure(8, 3)
     axes = drawn.subplots()
-    speeds = [by_arm["ceiling"]["median"] / by_arm["gradstep"]["median"] for by_arm in found.values()]
+    speeds = [best["median"] / by_arm["gradstep"]["median"] for by_arm in found.values() if (best := ceiling(by_arm))]
     axes.bar_label(axes.bar([rule for (rule,) in found], speeds, 0.6, color=COLOURS[4]), fmt="{:.2f}", color=INK)
     axes.axhline(1, color=INK, linewidth=1)
     tidy(axes, f"Speed in parts of the ceiling, {largest:,} elements", grid="y")

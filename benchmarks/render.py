@@ -29,8 +29,12 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
     yield "cores", str(hardware["cores"])
     yield "caches", ", ".join(f"{name} {size_words(size)}" for name, size in hardware["caches"].items())
     yield "memory", size_words(hardware["memory"])
+    if "huge_pages" in hardware:
+        yield "huge pages", hardware["huge_pages"] or "none"
     yield "system", f"{machine['system']}, Python {machine['python']}"
     yield "gradstep", f"{config['version']}, {config['isa']['chosen']}, threads: {config['threads']['count']}"
+    if "prefetch" in config:
+        yield "prefetching", config["prefetch"]["chosen"]
     yield "commit", f"{machine['commit'] or 'unknown'}{' with changes' if machine['dirty'] else ''}"
     yield "compiler", config["build"]["compiler"]
     yield "flags", f"`{config['build']['flags']}`"

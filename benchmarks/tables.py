@@ -11,6 +11,9 @@ from .harness import Row
 
 Cells = Sequence[str]
 
+CEILING = "ceiling"
+"""What the names of the ceiling's arms begin with."""
+
 
 def markdown(headings: Cells, lines: Iterable[Cells]) -> str:
     """A table; all columns but the first stand on the right."""
@@ -26,11 +29,30 @@ def group(rows: Iterable[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
     return groups
 
 
-def arms(rows: Iterable[Row], *, beside: Iterable[str] = ("gradstep", "ceiling")) -> list[str]:
-    """The arms that there are, but for these; in the order of the rule that has most of them."""
+def arms(rows: Iterable[Row], *, beside: Iterable[str] = ("gradstep",)) -> list[str]:
+    """The arms that there are, but for these and the ceiling's; in the order of the rule that has most of them."""
     by_rule = group(rows, "rule").values()
     names = dict.fromkeys(arm for found in sorted(by_rule, key=len, reverse=True) for arm in found)
-    return [arm for arm in names if arm not in beside]
+    return [arm for arm in names if arm not in beside and not is_ceiling(arm)]
+
+
+def is_ceiling(arm: str) -> bool:
+    """Whether an arm is of the ceiling, in whatever form."""
+    return arm.partition(",")[0] == CEILING
+
+
+def ceiling(found: dict[str, Row]) -> Row | None:
+    """The fastest of the ceiling's arms."""
+    return min((row for arm, row in found.items() if is_ceiling(arm)), key=lambda row: row["median"], default=None)
+
+
+def of_ceiling(found: dict[str, Row]) -> str:
+    """The speed of a step in parts of its ceiling's, and in brackets the form of the ceiling."""
+    best = ceiling(found)
+    if best is None:
+        return ""
+    form = best["arm"].partition(", ")[2]
+    return percent(best, found["gradstep"]) + (f" ({form})" if form else "")
 
 
 def words(entry: int | str) -> str:
@@ -80,6 +102,6 @@ def comparison(rows: Sequence[Row], *keys: str) -> str:
     for (rule, *entries), found in group(rows, "rule", *keys).items():
         ours = found["gradstep"]
         ratios = [times(found.get(arm), ours) for arm in others]
-        measured = [timed(ours), rate(ours), percent(found.get("ceiling"), ours)]
+        measured = [timed(ours), rate(ours), of_ceiling(found)]
         lines.append([rule, *map(words, entries), *measured, *ratios])
     return markdown(headings, lines)

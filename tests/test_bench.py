@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("threadpoolctl")
 
-from benchmarks import guard, machine, peers
+from benchmarks import __main__, ceiling, guard, machine, peers
 from benchmarks.__main__ import main
 from benchmarks.harness import problem, row
 from benchmarks.parts import PARTS
@@ -46,6 +46,20 @@ def test_the_minute_has_a_row_for_every_rule_and_shape(capsys):
     assert [" ".join(words[1:4]) for words in rows[len(NAMES) :]] == ["3 x 10"] * len(NAMES)
     assert f"threads: {gs.get_num_threads()}" in out
     assert "The bits after all steps are NumPy's, with every optimizer." in out
+
+
+def test_a_large_tensor_is_beside_an_in_place_pass(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "PASS_FROM", 1000)
+    assert gradstep_main(["bench", "--size", "999", "1000", "--repeats", "1"]) == 0
+    percents = [line.count("%") for line in capsys.readouterr().out.splitlines() if line.endswith("x ")]
+    assert percents == [0] * len(NAMES) + [1] * len(NAMES)
+
+
+def test_the_in_place_pass_reaches_every_element(monkeypatch):
+    monkeypatch.setattr(bench, "PASS_PIECE", 7)
+    arrays = [np.arange(100.0) for _ in range(4)]
+    bench.add_in_place(arrays)
+    assert all(np.array_equal(array, 2 * arrays[0]) for array in arrays[1:])
 
 
 @pytest.mark.usefixtures("adam_is_off")
@@ -180,6 +194,15 @@ def test_a_size_beyond_the_memory_is_left_out_and_named(tmp_path, monkeypatch):
     assert "1000000 elements: too little memory" in (tmp_path / "README.md").read_text()
 
 
+def test_a_size_that_the_last_cache_would_hold_is_not_the_largest(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "last_cache", lambda: 1 << 40)
+    assert __main__.sizes()[-1] == machine.beyond_cache() == 1 << 39
+    monkeypatch.setattr(__main__, "QUICK_SIZES", (1 << 39,))
+    monkeypatch.setattr(machine, "kilobytes", lambda _: 1000)
+    assert main([*SMALL, "--parts", "threads", "--rules", "SGD", "--output", str(tmp_path)]) == 0
+    assert f"{1 << 39} elements in the part threads: too little memory, " in (tmp_path / "README.md").read_text()
+
+
 def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.MODULES, "numpy", "nowhere")
     assert main([*SMALL, "--output", str(tmp_path)]) == 1
@@ -203,33 +226,71 @@ def test_a_peer_computes_what_it_is_timed_for(library):
             assert row("", bench.Arm(arm.name, arm.step, arm.problem, calls=1, samples=[1.0]))["tensors"] == 2
 
 
+# ---- the ceiling ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", ceiling.FORMS.values())
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("size", [1, 17, 1000, 100_003])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_passes_reach_every_element_of_every_stream(count, size, threads, lines):
+    streams = [np.arange(size, dtype=np.float32) for _ in range(count)]
+    ceiling.passes(streams, lines, threads, count=2)
+    expected = np.arange(size, dtype=np.float32)
+    assert np.array_equal(streams[0], expected)
+    assert all(np.array_equal(stream, 3 * expected) for stream in streams[1:])
+
+
+def test_the_ceiling_has_an_arm_for_each_form_and_kind_of_page():
+    one = problem(gs.Adam, (1, 1 << 19))
+    arms = ceiling.ceiling_arms(one)
+    assert len({arm.name for arm in arms}) == len(arms) == len(ceiling.FORMS) * (2 if machine.huge_pages() else 1)
+    for arm in arms:
+        assert [stream.ctypes.data % 4096 for stream in arm.streams] == [0, 1024, 2048, 3072]
+        arm.take(2)
+        assert arm.steps == 2
+        assert np.all(arm.streams[-1][[0, -1]] >= 3)
+
+
+def test_a_ceiling_that_cannot_be_compiled_is_one_line(monkeypatch, tmp_path, capsys):
+    ceiling.library.cache_clear()
+    monkeypatch.setenv("CXX", "no-compiler")
+    assert main([*SMALL, "--parts", "sizes", "--rules", "SGD", "--output", str(tmp_path)]) == 1
+    assert "the ceiling needs a C++ compiler, and no-compiler is not installed" in capsys.readouterr().err
+    ceiling.library.cache_clear()
+
+
 # ---- python -m benchmarks.guard -------------------------------------------------------------------------------------
+
+
+BOUNDS = {"OF_CEILING": 4, "OF_PREFETCHES": 4, "OF_ONE_THREAD": 2, "OF_TORCH": 1}
+"""What is asked for, and of how many bars."""
 
 
 @pytest.fixture
 def small_guard(monkeypatch):
     """A guard that is soon done, and takes NumPy for torch."""
-    for name, value in {"LARGE": (1, 1000), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}.items():
+    small = {"LARGE": (1, 1000), "MIDDLE": ((1, 1000),), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}
+    for name, value in {**small, **dict.fromkeys(BOUNDS, 0.0)}.items():
         monkeypatch.setattr(guard, name, value)
     monkeypatch.setattr(guard, "load", lambda _: numpy_out.PEERS)
-    monkeypatch.setattr(guard, "OF_CEILING", 0.0)
-    monkeypatch.setattr(guard, "OF_TORCH", 0.0)
+    gs.set_num_threads(2)
 
 
 @pytest.mark.usefixtures("small_guard")
 def test_the_guard_is_content_with_the_first_attempt_that_holds(capsys):
     assert guard.main() == 0
     out, err = capsys.readouterr()
-    assert (out.count("attempt 1 of 3"), out.count("attempt 2 of 3"), err) == (2, 0, "")
+    assert (out.count("attempt 1 of 3"), out.count("attempt 2 of 3"), err) == (sum(BOUNDS.values()), 0, "")
 
 
 @pytest.mark.usefixtures("small_guard")
-@pytest.mark.parametrize("bound", ["OF_CEILING", "OF_TORCH"])
-def test_the_guard_fails_after_three_attempts(bound, monkeypatch, capsys):
+@pytest.mark.parametrize(("bound", "bars"), BOUNDS.items())
+def test_the_guard_fails_after_three_attempts(bound, bars, monkeypatch, capsys):
     monkeypatch.setattr(guard, bound, 1e9)
     assert guard.main() == 1
     out, err = capsys.readouterr()
-    assert out.count("attempt 3 of 3") == 1
+    assert out.count("attempt 3 of 3") == bars
     assert err == "python -m benchmarks.guard: error: the step is too slow\n"
 
 

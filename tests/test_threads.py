@@ -530,31 +530,3 @@ before = time.process_time()
 time.sleep(0.5)
 print(time.process_time() - before < 0.05)
 """) == ["True"]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_additions_reach_every_element_of_every_stream(count, dtype):
-    """What benchmarks take for the limit of memory really passes over all of it."""
-    streams = [np.arange(100_003, dtype=dtype) for _ in range(count)]
-    _core.run_additions(streams)
-    expected = np.arange(100_003, dtype=dtype)
-    assert same_bits(streams[0], expected * 2)
-    assert same_bits(streams[1], expected)
-    assert all(same_bits(state, expected + 1) for state in streams[2:])
-
-
-@pytest.mark.parametrize(
-    "streams",
-    [
-        [np.ones(3)],
-        [np.ones(3)] * 6,
-        [np.ones(3), np.ones(4)],
-        [np.ones(3), np.ones(3, np.float32)],
-        [np.ones(3), np.ones(6)[::2]],
-        [np.ones((1, 3)), np.ones((1, 3))],
-    ],
-)
-def test_additions_refuse_what_has_gaps_or_does_not_match(streams):
-    with pytest.raises(ValueError, match=r"^streams must be"):
-        _core.run_additions(streams)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import gradstep as gs
-from gradstep.bench import Arm, ceiling_arm, gradstep_arm
+from gradstep.bench import Arm, gradstep_arm
 
+from ..ceiling import ceiling_arms
 from ..harness import Row, Settings, Trial, Turns, problem
-from ..tables import group, markdown, percent, timed, words
+from ..tables import group, markdown, of_ceiling, percent, timed, words
 
 TITLE = "What options cost"
 ABOUT = """\
@@ -40,7 +41,7 @@ def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
         one = problem(cls, (1, size), **options)
         if "clip_norm" in options:
             one = replace(one, compared=size)  # the norm is of all elements
-        cases[", ".join(options) or PLAIN] = [gradstep_arm(one), ceiling_arm(one)]
+        cases[", ".join(options) or PLAIN] = [gradstep_arm(one), *ceiling_arms(one)]
     return cases
 
 
@@ -66,6 +67,6 @@ def table(rows: Sequence[Row]) -> str:
     groups = group(rows, "rule", "elements", "case")
     for (rule, elements, case), found in groups.items():
         ours, plain = found["gradstep"], groups[rule, elements, PLAIN]["gradstep"]
-        compared = (percent(found["ceiling"], ours), f"{ours['bytes'] / plain['bytes']:.0%}", percent(ours, plain))
+        compared = (of_ceiling(found), f"{ours['bytes'] / plain['bytes']:.0%}", percent(ours, plain))
         lines.append([rule, words(elements), case, f"{ours['bytes']:g}", timed(ours), *compared])
     return markdown(headings, lines)

@@ -10,11 +10,11 @@ from functools import lru_cache, partial
 import numpy as np
 
 import gradstep as gs
-from gradstep import _core
-from gradstep.bench import Arm, Array, ceiling_arm, gradstep_arm
+from gradstep.bench import Arm, Array, gradstep_arm
 
+from ..ceiling import ceiling_arms, passes
 from ..harness import Row, Settings, Trial, Turns, problem
-from ..machine import caches
+from ..machine import last_cache
 from ..tables import comparison
 
 TITLE = "One tensor"
@@ -31,21 +31,21 @@ LARGEST_BUFFER = 128_000_000
 @lru_cache(maxsize=1)
 def buffer(most: int) -> list[Array]:
     """Two arrays, together twice as large as the largest cache, or of so many elements."""
-    elements = min(2 * max(caches().values(), default=4 * most) // 4, most)
+    elements = min(2 * last_cache() // 4 or most, most)
     return [np.ones(elements // 2, np.float32) for _ in range(2)]
 
 
 @contextmanager
 def cold(most: int) -> Iterator[None]:
     """The caches of all threads, full of something else."""
-    _core.run_additions(buffer(most))
+    passes(buffer(most), 0, gs.get_num_threads())
     time.sleep(0.001)  # until the workers sleep
     yield
 
 
 def arms(settings: Settings, cls: type[gs.Optimizer], size: int, is_cold: bool) -> dict[str, Sequence[Arm]]:
     one = problem(cls, (1, size))
-    arms = [gradstep_arm(one), ceiling_arm(one), *settings.peer_arms(one)]
+    arms = [gradstep_arm(one), *ceiling_arms(one), *settings.peer_arms(one)]
     if is_cold:
         for arm in arms:
             arm.around, arm.calls = partial(cold, settings.scaled(LARGEST_BUFFER)), 1

@@ -1,49 +1,74 @@
-"""One thread to all."""
+"""One thread to all, prefetching off and on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import gradstep as gs
-from gradstep.bench import Arm, ceiling_arm, gradstep_arm
+from gradstep import _core
+from gradstep.bench import Arm, Problem, Shape, gradstep_arm, shape_words
 
-from ..harness import Row, Settings, Trial, Turns, gradstep_threads, problem
-from ..tables import comparison, group, markdown, times, words
+from ..ceiling import ceiling_arms
+from ..harness import Row, Settings, Trial, Turns, gradstep_threads, prefetching, problem
+from ..tables import ceiling, comparison, group, markdown, times
 
 TITLE = "Threads"
 ABOUT = """\
-How many times faster gradstep and its ceiling are than on one thread; and the peers on as many threads, but for optax,
-which cannot be told their number."""
+How many times faster gradstep and its ceiling are than on one thread; and beside them, on as many threads, gradstep
+with prefetching forced off and on, one of which is its default, and the peers, but for optax, which cannot be told
+their number. The last size is beyond every cache: SGD's arrays, the fewest, are four times as large as the last one."""
 
-SIZES = (100_000, 16_000_000)
+SHAPES: tuple[Shape, ...] = ((1, 100_000), (1, 1_000_000), (3500, 1000))
 
 
-def arms(settings: Settings, cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
-    one = problem(cls, (1, size))
+@contextmanager
+def forced(threads: int, prefetch: str) -> Iterator[None]:
+    """So many threads of gradstep, prefetching or not."""
+    with ExitStack() as stack:
+        stack.enter_context(gradstep_threads(threads))
+        stack.enter_context(prefetching(prefetch))
+        yield
+
+
+def forced_arms(problem: Problem, threads: int) -> Iterator[Arm]:
+    """gradstep with each choice of prefetching."""
+    for choice in _core.prefetch_choices():
+        arm = gradstep_arm(problem)
+        arm.name, arm.around = f"prefetch {choice}", partial(forced, threads, choice)
+        yield arm
+
+
+def arms(settings: Settings, cls: type[gs.Optimizer], shape: Shape) -> dict[str, Sequence[Arm]]:
+    one = problem(cls, shape)
     cases = {}
     for count in settings.threads:
-        limited = [(gradstep_arm(one), gradstep_threads), (ceiling_arm(one), gradstep_threads)]
+        limited = [(arm, gradstep_threads) for arm in (gradstep_arm(one), *ceiling_arms(one))]
         limited += [(arm, limit) for arm, limit in settings.limited_peer_arms(one) if limit]
         for arm, limit in limited:
             arm.around = partial(limit, count)
-        cases[str(count)] = [arm for arm, _ in limited]
+        cases[str(count)] = [arm for arm, _ in limited] + list(forced_arms(one, count))
     return cases
 
 
 def trials(settings: Settings) -> Iterator[Trial]:
-    for size in map(settings.scaled, SIZES):
+    for count, size in (*SHAPES, (1, settings.large)):
+        shape = (count // 50 or 1, size) if settings.quick else (count, size)
         for cls in settings.rules:
-            yield Turns(f"{cls.__name__}, {size}", partial(arms, settings, cls, size))
+            yield Turns(f"{cls.__name__}, {shape_words(shape)}", partial(arms, settings, cls, shape))
 
 
 def table(rows: Sequence[Row]) -> str:
     lines = []
-    by_threads = group(rows, "rule", "elements", "case")
-    for (rule, elements, case), found in by_threads.items():
-        one = by_threads.get((rule, elements, "1"), {})
-        ratios = [times(one.get(arm), found[arm]) for arm in ("gradstep", "ceiling")]
-        lines.append([rule, words(elements), case, *ratios])
+    named = [
+        row | {"threads": row["case"], "size": shape_words((row["tensors"], row["elements"] // row["tensors"]))}
+        for row in rows
+    ]
+    by_threads = group(named, "rule", "size", "threads")
+    for (rule, size, threads), found in by_threads.items():
+        one = by_threads.get((rule, size, "1"), {})
+        ratios = [times(one.get("gradstep"), found["gradstep"]), times(ceiling(one), ceiling(found))]
+        lines.append([rule, size, threads, *ratios])
     headings = ["optimizer", "elements", "threads", "gradstep is faster than on one", "its ceiling"]
-    beside = comparison([row | {"threads": row["case"]} for row in rows], "elements", "threads")
-    return f"{markdown(headings, lines)}\n\n{beside}"
+    return f"{markdown(headings, lines)}\n\n{comparison(named, 'size', 'threads')}"

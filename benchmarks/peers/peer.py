@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from gradstep.bench import Arm, Problem
 
-Limit = Callable[[int], AbstractContextManager[None]]
+Limit = Callable[[Any], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class Peer:
     limit: Limit | None = None  # within it, steps use so many threads; None: it cannot be told
 
 
-def limiter(get: Callable[[], int], set: Callable[[int], object]) -> Limit:
-    """The context in which a library uses so many threads, from the functions that ask and set their number."""
+def limiter(get: Callable[[], Any], set: Callable[[Any], object]) -> Limit:
+    """The context in which a setting, such as a number of threads, has a value, from what gets and sets it."""
 
     @contextmanager
-    def limit(count):
+    def limit(value):
         before = get()
-        set(count)
+        set(value)
         try:
             yield
         finally:

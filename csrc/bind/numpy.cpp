@@ -2,32 +2,9 @@
 #include "bind/numpy_arrays.h"
 #include "bind/stepper.h"
 #include "cpu/isa.h"
-#include "step/on_cpu.h"
 
 namespace gradstep::bind {
 namespace {
-
-// What benchmarks measure a step by: see step::run_additions.
-void run_additions(const std::vector<py::object>& streams) {
-  NumPyArrays arrays_of;
-  std::vector<Array> arrays;
-  for (std::size_t i = 0; i < streams.size(); ++i) {
-    const std::string name = "[" + std::to_string(i) + "]";
-    arrays.push_back(i == 1 ? NumPyArrays::view(streams[i], "streams", name)
-                            : target_view(arrays_of, streams[i], "streams", name));
-    const Array &first = arrays[0], &last = arrays.back();
-    const bool alike = last.rank == 1 && last.shape[0] == first.shape[0] && last.dtype == first.dtype;
-    if (!alike || !is_native(last.dtype) || !step::is_packed(last)) {
-      throw std::invalid_argument(
-          "streams must be aligned arrays of one axis, of one size and dtype, float32 or float64, without gaps");
-    }
-  }
-  if (arrays.size() < 2 || arrays.size() > kCopy) {
-    throw std::invalid_argument("streams must be a parameter, a gradient and up to " +
-                                std::to_string(rules::kMaxStates) + " states");
-  }
-  without_gil([&] { step::run_additions(arrays, arrays[0].shape[0]); });
-}
 
 // What is stored in another type, the scales of its blocks where it has some, and its values.
 struct Coded {
@@ -78,7 +55,6 @@ void register_numpy(py::module_& m) {
   m.attr("BLOCK") = kBlock;
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
-  m.def("run_additions", &run_additions, py::arg("streams"));
   m.def(
       "global_norm",
       [](const py::tuple& arrays, const std::vector<std::string>& names) {

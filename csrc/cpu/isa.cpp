@@ -8,9 +8,8 @@
 
 namespace gradstep::cpu {
 
-#define GS_ISA_ROW(name, required, flags)                   \
-  Kernel find_kernel_##name(const rules::Key& key);         \
-  Kernel find_addition_##name(int states, Compute compute); \
+#define GS_ISA_ROW(name, required, flags)           \
+  Kernel find_kernel_##name(const rules::Key& key); \
   const Conversions& conversions_##name();
 #include "isa_list.inc"
 #undef GS_ISA_ROW
@@ -22,13 +21,11 @@ struct Isa {
   const char* flags;  // of its kernels, beside those of all files
   unsigned required;
   Kernel (*find_kernel)(const rules::Key&);
-  Kernel (*find_addition)(int, Compute);
   const Conversions& (*conversions)();
 };
 
 constexpr Isa kIsas[] = {
-#define GS_ISA_ROW(name, required, flags) \
-  {#name, flags, required, find_kernel_##name, find_addition_##name, conversions_##name},
+#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernel_##name, conversions_##name},
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 };
@@ -97,9 +94,5 @@ std::string isa() { return in_use().load()->name; }
 Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find_kernel(key); }
 
 const Conversions& conversions() { return in_use().load(std::memory_order_relaxed)->conversions(); }
-
-Kernel find_addition(int states, Compute compute) {
-  return in_use().load(std::memory_order_relaxed)->find_addition(states, compute);
-}
 
 }  // namespace gradstep::cpu

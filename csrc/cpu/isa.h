@@ -22,8 +22,4 @@ std::string isa();
 Kernel find_kernel(const rules::Key& key);
 const Conversions& conversions();
 
-// The kernel of one addition to the parameter and each of `states` states, against which benchmarks measure; its
-// element is empty.
-Kernel find_addition(int states, Compute compute);
-
 }  // namespace gradstep::cpu

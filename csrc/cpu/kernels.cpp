@@ -46,30 +46,6 @@ void kernel(const void* element, std::byte* const* streams, std::int64_t begin, 
   loop(*static_cast<const Element*>(element), end - begin, prefetches, at(0), at(1), at(2), at(3), at(4));
 }
 
-// One addition a stream, which leaves nothing but the memory to wait for: what a rule with as many states is measured
-// by.
-template <class Compute, int kCount>
-struct Addition {
-  using T = Compute;
-  static constexpr int kStates = kCount;
-  static constexpr bool keeps(int state) { return state < kCount; }
-
-  template <class... States>
-  GS_INLINE void operator()(T& p, T g, States&... states) const {
-    p = p + g;
-    ((states = states + T(1)), ...);
-  }
-};
-
-template <class T>
-Kernel addition(int states) {
-  static_assert(rules::kMaxStates == 3);
-  return states == 0   ? &kernel<Addition<T, 0>>
-         : states == 1 ? &kernel<Addition<T, 1>>
-         : states == 2 ? &kernel<Addition<T, 2>>
-                       : &kernel<Addition<T, 3>>;
-}
-
 struct Find {
   template <class Element>
   GS_INLINE Kernel visit() const {
@@ -82,10 +58,7 @@ struct Find {
 #define GS_JOIN_(a, b) a##b
 #define GS_JOIN(a, b) GS_JOIN_(a, b)
 
-// cpu/isa.cpp declares them for every row of the table.
+// cpu/isa.cpp declares it for every row of the table.
 Kernel GS_JOIN(find_kernel_, GS_ISA)(const rules::Key& key) { return rules::visit(key, Find{}); }
-Kernel GS_JOIN(find_addition_, GS_ISA)(int states, Compute compute) {
-  return compute == Compute::kDouble ? addition<double>(states) : addition<float>(states);
-}
 
 }  // namespace gradstep::cpu

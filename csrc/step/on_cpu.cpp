@@ -94,15 +94,4 @@ class OnCpu : public Backend {
 
 std::unique_ptr<Backend> on_cpu() { return std::make_unique<OnCpu>(); }
 
-void run_additions(const std::vector<Array>& streams, std::int64_t size) {
-  Update addition{};
-  addition.key.compute = compute_of(streams[0].dtype);
-  const auto states = static_cast<int>(streams.size()) - kFirstState;
-  addition.kernel = any(cpu::find_addition(states, addition.key.compute));
-  Job job;
-  job.update = &addition;
-  for (std::size_t s = 0; s < streams.size(); ++s) job.streams[s] = streams[s].data;
-  run_jobs(make_plan(&size, 1, OnCpu().grain(size)), &job, size);
-}
-
 }  // namespace gradstep::step

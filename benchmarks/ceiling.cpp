@@ -1,0 +1,109 @@
+// In-place passes over several streams that only add: what memory allows a step that reads and writes as many. They
+// share nothing with gradstep: no loop, no thread, no flag. benchmarks/ceiling.py compiles them for the machine that
+// they run on, and says what they are for.
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr std::int64_t kLine = 64 / sizeof(float);  // elements of a cache line
+constexpr std::int64_t kDistance = 2048 / sizeof(float);
+
+// Adds the first stream to each of the others. With kLines > 0, so many lines of each are prefetched at a time.
+template <int kLines, std::size_t... kWritten>
+void add(float* const* streams, std::int64_t size, std::index_sequence<kWritten...>) {
+  const float* __restrict read = streams[0];
+  const auto part = [=](std::int64_t begin, std::int64_t end, auto* __restrict... written) {
+    for (std::int64_t i = begin; i < end; ++i) ((written[i] += read[i]), ...);
+  };
+  std::int64_t begin = 0;
+  if constexpr (kLines > 0) {
+    constexpr std::int64_t kRun = kLines * kLine;
+    for (; begin + kRun + kDistance <= size; begin += kRun) {
+      for (int line = 0; line < kLines; ++line) {
+        __builtin_prefetch(read + begin + kDistance + line * kLine);
+        (__builtin_prefetch(streams[1 + kWritten] + begin + kDistance + line * kLine), ...);
+      }
+      part(begin, begin + kRun, streams[1 + kWritten]...);
+    }
+  }
+  part(begin, size, streams[1 + kWritten]...);
+}
+
+template <int kLines>
+void add(float* const* streams, int written, std::int64_t size) {
+  switch (written) {
+    case 1:
+      return add<kLines>(streams, size, std::make_index_sequence<1>());
+    case 2:
+      return add<kLines>(streams, size, std::make_index_sequence<2>());
+    case 3:
+      return add<kLines>(streams, size, std::make_index_sequence<3>());
+    case 4:
+      return add<kLines>(streams, size, std::make_index_sequence<4>());
+  }
+}
+
+// The cores that this process may use, the caller's first.
+std::vector<int> cores() {
+  std::vector<int> found;
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return found;
+  const int here = sched_getcpu();
+  for (int k = 0; k < CPU_SETSIZE; ++k) {
+    const int core = (here + k) % CPU_SETSIZE;
+    if (CPU_ISSET(static_cast<std::size_t>(core), &set)) found.push_back(core);
+  }
+#endif
+  return found;
+}
+
+// Linux starts threads beside their creator, and may leave them there for milliseconds, other cores idle.
+void move_to(int core, std::thread& thread) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<std::size_t>(core), &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+#else
+  static_cast<void>(core), static_cast<void>(thread);
+#endif
+}
+
+}  // namespace
+
+// Takes so many passes over `size` elements of one stream that is read and `written` (1 to 4) that are read and
+// written, each thread over its own part; `lines` are 0, 1 or 8. No pass begins before all threads have ended the last.
+extern "C" void passes(float* const* streams, int written, std::int64_t size, int threads, int lines, int count) {
+  std::atomic<int> ended{0};
+  const auto work = [&](int thread) {
+    const auto cut = [=](int at) { return size / kLine * at / threads * kLine; };
+    const std::int64_t begin = cut(thread), end = thread + 1 == threads ? size : cut(thread + 1);
+    std::vector<float*> part(streams, streams + 1 + written);
+    for (float*& stream : part) stream += begin;
+    for (int pass = 1; pass <= count; ++pass) {
+      if (lines == 0) add<0>(part.data(), written, end - begin);
+      if (lines == 1) add<1>(part.data(), written, end - begin);
+      if (lines == 8) add<8>(part.data(), written, end - begin);
+      ended.fetch_add(1);
+      while (ended.load() < pass * threads) std::this_thread::yield();
+    }
+  };
+  std::vector<std::thread> others;
+  const std::vector<int> places = cores();
+  for (std::size_t thread = 1; thread < static_cast<std::size_t>(threads); ++thread) {
+    others.emplace_back(work, static_cast<int>(thread));
+    if (thread < places.size()) move_to(places[thread], others.back());
+  }
+  work(0);
+  for (std::thread& other : others) other.join();
+}
