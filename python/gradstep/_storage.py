@@ -54,10 +54,10 @@ def make(
     double = param.dtype.itemsize == 8
     shape = tuple(param.shape)
     coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
-    for state, first in firsts.items():
+    for place, (state, first) in enumerate(firsts.items(), 1):
         if coded:
             signed = state not in rule["not_negative"]
-            kept[state] = library.zeros(shape, "int8" if signed else "uint8", param)
+            kept[state] = library.zeros(shape, "int8" if signed else "uint8", param, place)
             kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
             if first:
                 codes, scales = q8.encode(np.full(shape, first, np.float32), signed)
@@ -65,11 +65,11 @@ def make(
                 library.from_numpy(kept[scale_of(state)], scales)
         else:
             bfloat = options["state_dtype"] == "bfloat16" and not double
-            kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32")
+            kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32", place)
             if first:
                 library.fill(kept[state], first)
     if options["master"] and is_16_bit(param):
-        kept[MASTER] = library.zeros_like(param, "float32")
+        kept[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
         library.assign(kept[MASTER], param)
     return kept
 
