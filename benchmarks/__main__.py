@@ -25,7 +25,7 @@ from .parts import ALL, ON_GPU
 from .peers.peer import Peer
 from .render import Results, render
 
-SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 64_000_000)
+SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 1 << 24, 64_000_000)
 LARGE = 16_000_000
 """Elements of a tensor that is called large, or more where the last cache would hold much of it."""
 QUICK_SIZES = (10, 1000, 100_000)

@@ -66,8 +66,8 @@ def beside(
 
 
 def beside_prefetches(cls: type[gs.Optimizer], threads: int) -> list[Arm]:
-    one = problem(cls, LARGE)
-    return [on(threads, gradstep_arm(one)), *forced_arms(one, threads)]
+    ours = on(threads, gradstep_arm(problem(cls, LARGE)))
+    return [ours, *forced_arms(ours, threads)]
 
 
 def beside_one_thread(cls: type[gs.Optimizer], shape: Shape, threads: int) -> list[Arm]:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,11 @@ def last_cache() -> int:
 
 
 def beyond_cache() -> int:
-    """The elements of which the two arrays of the smallest rule, in float32, are four times the last cache."""
-    return 4 * last_cache() // 8
+    """The elements of which the two arrays of the smallest rule, in float32, are four times the last cache.
+
+    Whole millions: where arrays are a power of two apart, it is chance which of them are slow on some processors.
+    """
+    return ceil(4 * last_cache() / 8e6) * 1_000_000
 
 
 def huge_pages() -> str:

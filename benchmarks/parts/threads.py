@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import gradstep as gs
 from gradstep import _core
-from gradstep.bench import Arm, Problem, Shape, gradstep_arm, shape_words
+from gradstep.bench import Arm, Shape, gradstep_arm, shape_words
 
 from ..ceiling import ceiling_arms
 from ..harness import Row, Settings, Trial, Turns, gradstep_threads, prefetching, problem
@@ -32,23 +33,34 @@ def forced(threads: int, prefetch: str) -> Iterator[None]:
         yield
 
 
-def forced_arms(problem: Problem, threads: int) -> Iterator[Arm]:
-    """gradstep with each choice of prefetching."""
+@dataclass(eq=False)
+class Same(Arm):
+    """An arm that takes the steps of another, on its very arrays: where they lie makes no difference between them."""
+
+    other: Arm | None = None
+
+    def take(self, calls: int) -> float:
+        assert self.other is not None
+        return self.other.take(calls)
+
+
+def forced_arms(ours: Arm, threads: int) -> Iterator[Arm]:
+    """An arm of gradstep's with each choice of prefetching."""
     for choice in _core.prefetch_choices():
-        arm = gradstep_arm(problem)
-        arm.name, arm.around = f"prefetch {choice}", partial(forced, threads, choice)
-        yield arm
+        around = partial(forced, threads, choice)
+        yield Same(f"prefetch {choice}", ours.step, ours.problem, around=around, other=ours)
 
 
 def arms(settings: Settings, cls: type[gs.Optimizer], shape: Shape) -> dict[str, Sequence[Arm]]:
     one = problem(cls, shape)
     cases = {}
     for count in settings.threads:
-        limited = [(arm, gradstep_threads) for arm in (gradstep_arm(one), *ceiling_arms(one))]
+        ours = gradstep_arm(one)
+        limited = [(arm, gradstep_threads) for arm in (ours, *ceiling_arms(one))]
         limited += [(arm, limit) for arm, limit in settings.limited_peer_arms(one) if limit]
         for arm, limit in limited:
             arm.around = partial(limit, count)
-        cases[str(count)] = [arm for arm, _ in limited] + list(forced_arms(one, count))
+        cases[str(count)] = [arm for arm, _ in limited] + list(forced_arms(ours, count))
     return cases
 
 
