@@ -11,9 +11,11 @@ hypothesis.settings.load_profile("gradstep")
 
 @pytest.fixture(autouse=True)
 def _restore():
-    """Tests choose instruction sets, prefetching and numbers of threads as they like."""
+    """Tests choose instruction sets, prefetching and numbers of threads as they like, which share even small steps."""
     threads = gradstep.get_num_threads()
+    _core.share_all(True)
     yield
     _core.use_isa("")
     _core.use_prefetch("")
+    _core.share_all(False)
     gradstep.set_num_threads(threads)

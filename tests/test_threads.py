@@ -17,7 +17,7 @@ import gradstep as gs
 from gradstep import _core
 from tests.table import RULES, THREADS, knobs, problem, same_bits
 
-SMALL, LARGE = 65535, 16 * 4096  # not worth waking a thread for; enough for sixteen
+SMALL, LARGE = 65535, 80 * 4096  # of Adam: not worth waking a thread for; enough for eighty
 STARTED = """
 import os, signal, sys, threading, time, warnings
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 def tasks():
     return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
 
-def make(size=200_000, rule="Adam", **options):
+def make(size=400_000, rule="Adam", **options):
     p, g = np.linspace(-1, 1, size, dtype="f4"), np.linspace(2, -3, size, dtype="f4")
     return getattr(gs, rule)(p, **options), p, g
 
@@ -81,10 +81,27 @@ for threads, workers in ((4, 3), (2, 3), (6, 5), (1, 5), (4, 5)):
     assert (tasks() - before, _core.worker_count()) == (workers, workers), threads
 gs.set_num_threads(1000)
 opt.step(g)
-assert _core.worker_count() == 15, "no more than there are tasks"
+assert _core.worker_count() == 79, "no more than there are tasks"
 print("done", gs.show_config(mode="dicts")["threads"]["count"])
 """)
     assert out == ["done", "1000"]
+
+
+@LINUX
+def test_frequent_steps_are_shared_from_a_smaller_size_on():
+    """Threads that are woken for one are awake for the next."""
+    out = python(f"""
+gs.set_num_threads(4)
+opt, p, g = make({SMALL})
+for _ in range(10):
+    opt.step(g)
+    time.sleep(0.001)
+print(_core.worker_count())
+for _ in range(1000):
+    opt.step(g)
+print(_core.worker_count())
+""")
+    assert out == ["0", "3"]
 
 
 @LINUX

@@ -45,6 +45,7 @@ void register_config(py::module_& m) {
   m.def("num_threads", &cpu::threads);
   m.def("set_num_threads", &cpu::set_threads, py::arg("count"));
   m.def("default_threads", &cpu::default_threads);
+  m.def("share_all", &cpu::share_all, py::arg("on"));
   m.def("worker_count", &cpu::worker_count);
 }
 

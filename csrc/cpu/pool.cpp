@@ -32,6 +32,8 @@
 namespace gradstep::cpu {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // What a thread spins before it sleeps: about what it takes to be woken (10 to 50 us on a 2-core VM, Linux 6.18).
 constexpr std::chrono::microseconds kPatience{50};
 
@@ -42,7 +44,7 @@ constexpr std::chrono::microseconds kGrace{3};
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
 bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
-  for (const auto until = std::chrono::steady_clock::now() + patience;;) {
+  for (const auto until = Clock::now() + patience;;) {
     for (int i = 0; i < 32; ++i) {
       if (holds()) return true;
 #if defined(__x86_64__)
@@ -51,7 +53,7 @@ bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = t
       __asm__ volatile("yield");
 #endif
     }
-    if (std::chrono::steady_clock::now() > until) return false;
+    if (Clock::now() > until) return false;
     if (give_way) sched_yield();  // whoever else wants this core has it
   }
 }
@@ -250,12 +252,19 @@ Pool& pool() {
   return *found;
 }
 
+// When the last call ended that had work for several threads, whether or not workers helped.
+std::atomic<Clock::duration> last_call_ended{Clock::duration::min() / 2};
+
+Clock::duration since_last_call() { return Clock::now().time_since_epoch() - last_call_ended.load(); }
+
 }  // namespace
 
 void parallel_for(std::size_t count, int threads, bool wake, Task task, void* context) {
   const std::size_t useful = std::min(count, static_cast<std::size_t>(std::max(threads, 1)));
-  if (useful > 1 && pool().run(count, useful, wake, task, context)) return;
-  for (std::size_t i = 0; i < count; ++i) task(context, i);
+  if (useful < 2 || !pool().run(count, useful, wake || since_last_call() < kPatience, task, context)) {
+    for (std::size_t i = 0; i < count; ++i) task(context, i);
+  }
+  if (useful > 1) last_call_ended = Clock::now().time_since_epoch();
 }
 
 int worker_count() {

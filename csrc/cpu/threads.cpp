@@ -32,7 +32,13 @@ std::atomic<int>& setting() {
   return count;
 }
 
+std::atomic<bool> sharing_all{false};
+
 }  // namespace
+
+bool shares_all() { return sharing_all.load(std::memory_order_relaxed); }
+
+void share_all(bool on) { sharing_all = on; }
 
 int threads() { return setting().load(std::memory_order_relaxed); }
 

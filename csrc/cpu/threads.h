@@ -7,6 +7,10 @@ namespace gradstep::cpu {
 int threads();
 void set_threads(int count);
 
+// Whether a step is shared among them however small it is: for tests.
+bool shares_all();
+void share_all(bool on);
+
 inline constexpr int kMaxThreads = 1024;
 
 }  // namespace gradstep::cpu

@@ -33,9 +33,9 @@ class Backend {
   // The plan by which run() will go from now on.
   virtual void take(const Plan&) {}
 
-  // Runs the jobs of a plan's tensors, those without an update left out; `elements` are those of the others. Where it
-  // throws, nothing was written, but where a device fails on the way.
-  virtual void run(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
+  // Runs the jobs of a plan's tensors, those without an update left out; the others read and write so many bytes, of
+  // values in the type that is computed in. Where it throws, nothing was written, but where a device fails on the way.
+  virtual void run(const Plan& plan, const Job* jobs, std::int64_t bytes) = 0;
 
   // The same of a tensor's gradient alone, as clip() is to go along it.
   virtual void lay_out_gradient(std::size_t, const Job&, const Layout&) {}
@@ -43,7 +43,7 @@ class Backend {
   // The norm of the gradients of all jobs with an update, and what those of this step are to be multiplied by to keep
   // it at the limit; 1 where run() knows more. Throws as run() does. A limit of NaN: no more of this.
   virtual void set_limit(double limit) = 0;
-  virtual double clip(const Plan& plan, const Job* jobs, std::int64_t elements) = 0;
+  virtual double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) = 0;
   virtual double norm() = 0;  // that clip() found
 
   // Whether it keeps the times itself, because a step may be replayed without a call, and whether the next run needs it

@@ -101,6 +101,13 @@ rules::Key key_of(int rule, const std::vector<double>& options, Compute compute)
   return {rule, rules::visit_rule(rule, Variant{options.data()}, rules::All{}), common(options).l2 != 0, compute};
 }
 
+std::int64_t bytes_moved(const rules::Key& key) {
+  std::int64_t values = 3;
+  const std::size_t states = catalog()[static_cast<std::size_t>(key.rule)].states.size();
+  for (std::size_t s = 0; s < states; ++s) values += keeps(key, s) ? 2 : 0;
+  return values * size_of(key.compute);
+}
+
 rules::Common::Options common(const std::vector<double>& options) {
   return read<rules::Common::Options>(options.data());
 }

@@ -31,6 +31,10 @@ bool rounds_stochastically(const std::vector<double>& options);
 // Whether an update keeps the rule's state of that place in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }
 
+// What an update reads and writes for each element, in bytes of the type that it computes in: the gradient once, the
+// parameter and the states that it keeps twice.
+std::int64_t bytes_moved(const rules::Key& key);
+
 // An update of a tensor whose clock already stands at the new step; advances the clock's product. Its kernel is left to
 // the backend.
 Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "step/layout.h"
 
@@ -33,11 +32,15 @@ double global_norm(Backend& backend, const std::vector<Array>& arrays) {
     sizes[i] = size_of(arrays[i]);
   }
   gradients.jobs.resize(arrays.size());
-  const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+  std::int64_t elements = 0, bytes = 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    elements += sizes[i];
+    if (arrays[i].data != nullptr) bytes += sizes[i] * size_of(compute_of(arrays[i].dtype));
+  }
   const Plan plan = make_plan(sizes.data(), sizes.size(), backend.grain(elements));
   backend.take(plan);
   backend.set_limit(std::numeric_limits<double>::infinity());
-  backend.clip(plan, gradients.jobs.data(), elements);
+  backend.clip(plan, gradients.jobs.data(), bytes);
   return backend.norm();
 }
 

@@ -25,10 +25,10 @@ class OnCuda : public Backend {
     put(gradients_, tensor, Tensor(job, layout));
   }
   void take(const Plan&) override { uploaded_ = false; }
-  void run(const Plan& plan, const Job* jobs, std::int64_t elements) override;
+  void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override;
 
   void set_limit(double limit) override;
-  double clip(const Plan& plan, const Job* jobs, std::int64_t elements) override;
+  double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override;
   double norm() override;
 
   // From the first step that is captured in a graph on, times are the device's.

@@ -212,7 +212,7 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   rules::Clock after{now.t + 1, now.mu_product};
   Update update = make_update(key_of(rule_, options, compute), options, after);
   update.kernel = backend_->find_kernel(update.key);
-  prepared_.push_back({update, slot.group, now, after});
+  prepared_.push_back({update, slot.group, bytes_moved(update.key), now, after});
   return prepared_.back();
 }
 
@@ -240,19 +240,20 @@ void Stepper::run() {
   if (!backend_->holds() && backend_->must_hold()) backend_->hold(times());
   const bool held = backend_->holds();
   prepared_.clear();
-  std::int64_t elements = 0;
+  std::int64_t bytes = 0, of_gradients = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
     put<const Update*>(jobs_[i].update, p);
     if (p == nullptr) continue;
     if (!held) slot.clock = p->after;
-    elements += slot.size;
+    bytes += slot.size * p->bytes;
+    of_gradients += slot.size * size_of(p->key.compute);
   }
   try {
     has_norm_ = false;
-    if (clips()) clip(elements);
-    backend_->run(plan_, jobs_.data(), elements);
+    if (clips()) clip(of_gradients);
+    backend_->run(plan_, jobs_.data(), bytes);
   } catch (...) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
       if (slots_[i].active) slots_[i].clock = static_cast<const Prepared*>(jobs_[i].update)->before;
@@ -263,12 +264,12 @@ void Stepper::run() {
   if (!held) ++taken_;
 }
 
-void Stepper::clip(std::int64_t elements) {
+void Stepper::clip(std::int64_t bytes) {
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     put(gradients_.jobs[i].update, jobs_[i].update);
     put(gradients_.jobs[i].streams[kGradient], jobs_[i].streams[kGradient]);
   }
-  const double factor = backend_->clip(plan_, gradients_.jobs.data(), elements);
+  const double factor = backend_->clip(plan_, gradients_.jobs.data(), bytes);
   if (factor == 1) return;
   for (Prepared& p : prepared_) rescale(p, factor);
 }

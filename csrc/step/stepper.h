@@ -102,6 +102,7 @@ class Stepper {
   // The update of one step, shared by the tensors of a group that stand at the same step number.
   struct Prepared : Update {
     int group;
+    std::int64_t bytes;  // that an element's values are, each counted as often as it is read or written
     rules::Clock before, after;
   };
 
@@ -110,7 +111,7 @@ class Stepper {
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
   const Prepared& prepare(const Slot& slot);
   void finish_plan();
-  void clip(std::int64_t elements);
+  void clip(std::int64_t bytes);
 
   int rule_;
   std::unique_ptr<Backend> backend_;
