@@ -94,7 +94,7 @@ bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, s
 
 // Runs the kernel on row after row, if the rows are long enough to be worth a call, and can be; whether it did.
 template <class T>
-bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
+bool run_rows(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t kWorthACall = 32;
   const Layout* const layout = job.layout;
@@ -111,7 +111,7 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end) {
   }
   each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
-    kernel_of (*job.update)(job.update->element, streams, 0, count, prefetches());
+    kernel_of (*job.update)(job.update->element, streams, 0, count, prefetches);
     for (std::byte*& stream : streams) {
       if (stream != nullptr) stream += count * kSize;
     }
@@ -162,11 +162,11 @@ class Tiles {
     if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter]);
   }
 
-  void add_squares(std::int64_t begin, std::int64_t end, double* lanes) {
+  void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
     begin_ = begin;
     size_ = end - begin;
     const AddSquares add = kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
-    add(load(kGradient), size_, lanes, prefetches());
+    add(load(kGradient), size_, lanes, prefetches);
   }
 
  private:
@@ -235,8 +235,8 @@ class Tiles {
 };
 
 template <class T>
-void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
-  if (run_rows<T>(job, begin, end)) return;
+void run_tiles(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (run_rows<T>(job, begin, end, prefetches)) return;
   Tiles<T> tiles(job);
   tiles.draw_places();
   while (begin < end) {
@@ -248,24 +248,24 @@ void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
 }
 
 template <class T>
-double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end) {
+double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   static_assert(kTile % kSumLanes == 0);
   alignas(64) double lanes[kSumLanes] = {};
   Tiles<T> tiles(job);
-  for (; begin < end; begin += kTile) tiles.add_squares(begin, std::min(begin + kTile, end), lanes);
+  for (; begin < end; begin += kTile) tiles.add_squares(begin, std::min(begin + kTile, end), lanes, prefetches);
   return fold(lanes);
 }
 
 }  // namespace
 
-double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end) {
-  return job.update->key.compute == Compute::kDouble ? sum_of_squares<double>(job, begin, end)
-                                                     : sum_of_squares<float>(job, begin, end);
+double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+  return job.update->key.compute == Compute::kDouble ? sum_of_squares<double>(job, begin, end, prefetches)
+                                                     : sum_of_squares<float>(job, begin, end, prefetches);
 }
 
-void run_tiles(const Job& job, std::int64_t begin, std::int64_t end) {
-  return job.update->key.compute == Compute::kDouble ? run_tiles<double>(job, begin, end)
-                                                     : run_tiles<float>(job, begin, end);
+void run_tiles(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+  return job.update->key.compute == Compute::kDouble ? run_tiles<double>(job, begin, end, prefetches)
+                                                     : run_tiles<float>(job, begin, end, prefetches);
 }
 
 }  // namespace gradstep::cpu

@@ -26,14 +26,17 @@ void loop(const Element element, std::int64_t size, bool prefetches, T* GS_RESTR
     if constexpr (Element::keeps(2)) s2[i] = c;
   };
 
-  std::int64_t begin = 0;
   // What lies behind these elements is not prefetched: it may be in another core's cache.
-  for (; prefetches && begin + kPrefetchReach<T> <= size; begin += kPrefetchRun<T>) {
-    prefetch(p + begin);
-    prefetch(g + begin);
-    if constexpr (Element::keeps(0)) prefetch(s0 + begin);
-    if constexpr (Element::keeps(1)) prefetch(s1 + begin);
-    if constexpr (Element::keeps(2)) prefetch(s2 + begin);
+  const std::int64_t last_prefetch = prefetches ? size - kPrefetchReach<T> : -1;
+  std::int64_t begin = 0;
+  for (; begin + kPrefetchRun<T> <= size; begin += kPrefetchRun<T>) {
+    if (begin <= last_prefetch) {
+      prefetch(p + begin);
+      prefetch(g + begin);
+      if constexpr (Element::keeps(0)) prefetch(s0 + begin);
+      if constexpr (Element::keeps(1)) prefetch(s1 + begin);
+      if constexpr (Element::keeps(2)) prefetch(s2 + begin);
+    }
     for (std::int64_t i = begin; i < begin + kPrefetchRun<T>; ++i) update(i);
   }
   for (std::int64_t i = begin; i < size; ++i) update(i);

@@ -32,7 +32,7 @@
 namespace gradstep::cpu {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
 // What a thread spins before it sleeps: about what it takes to be woken (10 to 50 us on a 2-core VM, Linux 6.18).
 constexpr std::chrono::microseconds kPatience{50};
@@ -44,7 +44,7 @@ constexpr std::chrono::microseconds kGrace{3};
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
 bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
-  for (const auto until = Clock::now() + patience;;) {
+  for (const auto until = SteadyClock::now() + patience;;) {
     for (int i = 0; i < 32; ++i) {
       if (holds()) return true;
 #if defined(__x86_64__)
@@ -53,7 +53,7 @@ bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = t
       __asm__ volatile("yield");
 #endif
     }
-    if (Clock::now() > until) return false;
+    if (SteadyClock::now() > until) return false;
     if (give_way) sched_yield();  // whoever else wants this core has it
   }
 }
@@ -253,9 +253,11 @@ Pool& pool() {
 }
 
 // When the last call ended that had work for several threads, whether or not workers helped.
-std::atomic<Clock::duration> last_call_ended{Clock::duration::min() / 2};
+std::atomic<SteadyClock::duration> last_call_ended{SteadyClock::duration::min() / 2};
 
-Clock::duration since_last_call() { return Clock::now().time_since_epoch() - last_call_ended.load(); }
+SteadyClock::duration since_last_call() {
+  return SteadyClock::now().time_since_epoch() - last_call_ended.load(std::memory_order_relaxed);
+}
 
 }  // namespace
 
@@ -264,7 +266,7 @@ void parallel_for(std::size_t count, int threads, bool wake, Task task, void* co
   if (useful < 2 || !pool().run(count, useful, wake || since_last_call() < kPatience, task, context)) {
     for (std::size_t i = 0; i < count; ++i) task(context, i);
   }
-  if (useful > 1) last_call_ended = Clock::now().time_since_epoch();
+  if (useful > 1) last_call_ended.store(SteadyClock::now().time_since_epoch(), std::memory_order_relaxed);
 }
 
 int worker_count() {

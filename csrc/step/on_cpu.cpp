@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/job.h"
 #include "cpu/pool.h"
+#include "cpu/prefetch_choice.h"
 #include "cpu/threads.h"
 #include "job/norm.h"
 
@@ -55,7 +56,9 @@ class OnCpu : public Backend {
   AnyKernel find_kernel(const rules::Key& key) const override { return any(cpu::find_kernel(key)); }
 
   void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
-    share(plan, jobs, bytes, [](const Job& job, const Piece& piece) { cpu::run(job, piece.begin, piece.end); });
+    share(plan, jobs, bytes, [prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
+      cpu::run(job, piece.begin, piece.end, prefetches);
+    });
   }
 
   void set_limit(double limit) override { limit_ = limit; }
@@ -63,10 +66,10 @@ class OnCpu : public Backend {
   double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
     of_chunks_.resize(plan.first_chunk.back());
     of_tensors_.resize(plan.first_chunk.size() - 1);
-    share(plan, jobs, bytes, [&](const Job& job, const Piece& piece) {
+    share(plan, jobs, bytes, [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
       double* to = &of_chunks_[plan.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
-        *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end));
+        *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
       }
     });
     const IeeeMode ieee;

@@ -240,7 +240,7 @@ void Stepper::run() {
   if (!backend_->holds() && backend_->must_hold()) backend_->hold(times());
   const bool held = backend_->holds();
   prepared_.clear();
-  std::int64_t bytes = 0, of_gradients = 0;
+  std::int64_t bytes = 0;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const Prepared* const p = slot.active ? &prepare(slot) : nullptr;
@@ -248,11 +248,10 @@ void Stepper::run() {
     if (p == nullptr) continue;
     if (!held) slot.clock = p->after;
     bytes += slot.size * p->bytes;
-    of_gradients += slot.size * size_of(p->key.compute);
   }
   try {
     has_norm_ = false;
-    if (clips()) clip(of_gradients);
+    if (clips()) clip();
     backend_->run(plan_, jobs_.data(), bytes);
   } catch (...) {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -264,8 +263,10 @@ void Stepper::run() {
   if (!held) ++taken_;
 }
 
-void Stepper::clip(std::int64_t bytes) {
+void Stepper::clip() {
+  std::int64_t bytes = 0;
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    if (jobs_[i].update != nullptr) bytes += slots_[i].size * size_of(jobs_[i].update->key.compute);
     put(gradients_.jobs[i].update, jobs_[i].update);
     put(gradients_.jobs[i].streams[kGradient], jobs_[i].streams[kGradient]);
   }

@@ -111,7 +111,7 @@ class Stepper {
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
   const Prepared& prepare(const Slot& slot);
   void finish_plan();
-  void clip(std::int64_t bytes);
+  void clip();
 
   int rule_;
   std::unique_ptr<Backend> backend_;
