@@ -261,7 +261,7 @@ def cuda() -> Any:
 def cuda_missing(error: ImportError) -> str:
     """Why the CUDA backend could not be imported."""
     if isinstance(error, ModuleNotFoundError):
-        return "gradstep was built without its CUDA backend: build it where nvcc and a GPU are, or with GRADSTEP_CUDA=ON"
+        return "gradstep was built without its CUDA backend, which GRADSTEP_CUDA=ON builds where nvcc is found"
     return f"gradstep's CUDA backend cannot be loaded: {error}"
 
 
