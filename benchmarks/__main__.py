@@ -19,15 +19,14 @@ from gradstep.__main__ import Parser, at_least
 from gradstep.bench import WrongAnswer
 from gradstep.demo import write_whole
 
-from . import gpu, machine, peers
+from . import ceiling, gpu, machine, peers
 from .harness import Settings
 from .parts import ALL, ON_GPU
 from .peers.peer import Peer
 from .render import Results, render
 
 SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 1 << 24, 64_000_000)
-LARGE = 16_000_000
-"""Elements of a tensor that is called large, or more where the last cache would hold much of it."""
+"""Elements; a power of two among the large ones, because arrays of such sizes can evict each other from L1."""
 QUICK_SIZES = (10, 1000, 100_000)
 ARRAYS = 40
 """Of the size of a parameter, in all arms of a trial and what they leave behind."""
@@ -94,7 +93,7 @@ def chosen_peers(given: argparse.Namespace, modules: Mapping[str, str]) -> list[
 
 def sizes() -> list[int]:
     """The sizes of the sweep: the last is beyond every cache."""
-    return sorted({*SIZES, max(*SIZES, machine.beyond_cache())})
+    return sorted({*SIZES, max(*SIZES, machine.large())})
 
 
 def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
@@ -102,7 +101,7 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
     return Settings(
         rules=[cls for cls in gs.optimizers.ALL if cls.__name__ in given.rules],
         sizes=given.sizes or (QUICK_SIZES if given.quick else sizes()),
-        large=max(QUICK_SIZES) if given.quick else max(LARGE, machine.beyond_cache()),
+        large=max(QUICK_SIZES) if given.quick else machine.large(),
         threads=given.threads or range(1, gs.get_num_threads() + 1),
         peers=chosen_peers(given, peers.MODULES) if set(parts) - ON_GPU.keys() else [],
         cuda_peers=chosen_peers(given, peers.ON_GPU) if set(parts) & ON_GPU.keys() else [],
@@ -112,13 +111,13 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
     )
 
 
-def fitting(settings: Settings) -> tuple[Settings, list[str]]:
+def fitting(settings: Settings, parts: Sequence[str]) -> tuple[Settings, list[str]]:
     """The settings without the sizes for which the memory is too small, and words about those."""
-    most = machine.kilobytes("MemAvailable") * 1024 // (4 * ARRAYS)
+    most = machine.fitting(ARRAYS)
     left_out = [f"{size} elements: too little memory" for size in settings.sizes if size > most]
-    large = min(settings.large, most // len(settings.threads))
-    if large < settings.large:
-        left_out.append(f"{settings.large} elements in the part threads: too little memory, {large} instead")
+    large = min(settings.large, machine.fitting(ARRAYS * len(settings.threads)))
+    if large < settings.large and "threads" in parts:
+        left_out.append(f"threads, {settings.large} elements: too little memory, so {large}")
     return replace(settings, sizes=[size for size in settings.sizes if size <= most], large=large), left_out
 
 
@@ -184,7 +183,9 @@ def run(given: argparse.Namespace) -> Path:
         name = gpu.gpu().name if set(parts) <= ON_GPU.keys() else None
         output = given.output or machine.ROOT / "benchmarks" / "results" / machine.slug(name)
         output.mkdir(parents=True, exist_ok=True)
-        settings, too_large = fitting(settings_of(given, parts))
+        settings, too_large = fitting(settings_of(given, parts), parts)
+        if set(parts) - ON_GPU.keys():
+            ceiling.library()  # where it cannot be compiled, that is said at once
         results = about(settings, parts, left_out + too_large)
         try:
             measure(settings, parts, results, output)

@@ -7,6 +7,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <utility>
@@ -52,30 +53,15 @@ void add(float* const* streams, int written, std::int64_t size) {
   }
 }
 
-// The cores that this process may use, the caller's first.
-std::vector<int> cores() {
-  std::vector<int> found;
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return found;
-  const int here = sched_getcpu();
-  for (int k = 0; k < CPU_SETSIZE; ++k) {
-    const int core = (here + k) % CPU_SETSIZE;
-    if (CPU_ISSET(static_cast<std::size_t>(core), &set)) found.push_back(core);
-  }
-#endif
-  return found;
-}
-
 // Linux starts threads beside their creator, and may leave them there for milliseconds, other cores idle.
-void move_to(int core, std::thread& thread) {
+void keep_off_this_core(std::thread& thread) {
 #if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(static_cast<std::size_t>(core), &set);
-  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+  CPU_CLR(static_cast<std::size_t>(sched_getcpu()), &cores);
+  if (CPU_COUNT(&cores) > 0) pthread_setaffinity_np(thread.native_handle(), sizeof cores, &cores);
 #else
-  static_cast<void>(core), static_cast<void>(thread);
+  static_cast<void>(thread);
 #endif
 }
 
@@ -83,27 +69,37 @@ void move_to(int core, std::thread& thread) {
 
 // Takes so many passes over `size` elements of one stream that is read and `written` (1 to 4) that are read and
 // written, each thread over its own part; `lines` are 0, 1 or 8. No pass begins before all threads have ended the last.
-extern "C" void passes(float* const* streams, int written, std::int64_t size, int threads, int lines, int count) {
-  std::atomic<int> ended{0};
-  const auto work = [&](int thread) {
-    const auto cut = [=](int at) { return size / kLine * at / threads * kLine; };
-    const std::int64_t begin = cut(thread), end = thread + 1 == threads ? size : cut(thread + 1);
-    std::vector<float*> part(streams, streams + 1 + written);
-    for (float*& stream : part) stream += begin;
-    for (int pass = 1; pass <= count; ++pass) {
-      if (lines == 0) add<0>(part.data(), written, end - begin);
-      if (lines == 1) add<1>(part.data(), written, end - begin);
-      if (lines == 8) add<8>(part.data(), written, end - begin);
-      ended.fetch_add(1);
-      while (ended.load() < pass * threads) std::this_thread::yield();
+// Returns the seconds from when all threads are there to when the last pass has ended.
+extern "C" double passes(float* const* streams, int written, std::int64_t size, int threads, int lines, int count) {
+  using Time = std::chrono::steady_clock;
+  std::atomic<int> arrived{0};
+  const auto wait_for_all = [&](int meeting) {
+    ++arrived;
+    while (arrived < meeting * threads) {
     }
   };
+  Time::time_point begin, end;
+  const auto work = [&](int thread) {
+    const auto cut = [=](int at) { return at == threads ? size : size / kLine * at / threads * kLine; };
+    const std::int64_t elements = cut(thread + 1) - cut(thread);
+    std::vector<float*> part(streams, streams + 1 + written);
+    for (float*& stream : part) stream += cut(thread);
+    wait_for_all(1);
+    if (thread == 0) begin = Time::now();
+    for (int pass = 1; pass <= count; ++pass) {
+      if (lines == 0) add<0>(part.data(), written, elements);
+      if (lines == 1) add<1>(part.data(), written, elements);
+      if (lines == 8) add<8>(part.data(), written, elements);
+      wait_for_all(1 + pass);
+    }
+    if (thread == 0) end = Time::now();
+  };
   std::vector<std::thread> others;
-  const std::vector<int> places = cores();
-  for (std::size_t thread = 1; thread < static_cast<std::size_t>(threads); ++thread) {
-    others.emplace_back(work, static_cast<int>(thread));
-    if (thread < places.size()) move_to(places[thread], others.back());
+  for (int thread = 1; thread < threads; ++thread) {
+    others.emplace_back(work, thread);
+    keep_off_this_core(others.back());
   }
   work(0);
   for (std::thread& other : others) other.join();
+  return std::chrono::duration<double>(end - begin).count();
 }

@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import shlex
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,45 +28,58 @@ from .tables import CEILING
 
 FORMS = {"plain": 0, "1 line ahead": 1, "8 lines ahead": 8}
 """How many lines of each stream are prefetched at a time, 2 KB ahead."""
-SMALL_PAGES, HUGE_PAGES = "4 KB pages", "2 MB pages"
+SMALL_PAGES, HUGE_PAGES = f"{mmap.PAGESIZE // 1024} KB pages", "2 MB pages"
 HUGE = 1 << 21
 """Bytes of a huge page."""
+OFFSET = 832
+"""Bytes between the offsets of the streams within a page; arrays that share one can evict each other from L1."""
+SMALLEST = 100_000
+"""Elements; below, a step takes little longer than the call, and no pass over memory is a measure of it."""
+
+
+class NoCeiling(RuntimeError):
+    """The passes cannot be compiled."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled passes. Raises RuntimeError where they cannot be compiled."""
+    """The compiled passes. Raises NoCeiling."""
     source = Path(__file__).with_suffix(".cpp")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "ceiling.so"
-        compiler = os.environ.get("CXX", "c++")
-        command = (compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", source, "-o", built)
+        compiler = shlex.split(os.environ.get("CXX") or "c++")
+        options = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", source, "-o", built)
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run((*compiler, *options), check=True, capture_output=True, text=True)
         except FileNotFoundError:
-            raise RuntimeError(f"the ceiling needs a C++ compiler, and {compiler} is not installed") from None
+            raise NoCeiling(f"the ceiling needs a C++ compiler, and {compiler[0]} is not installed") from None
         except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"the ceiling cannot be compiled: {error.stderr}") from None
-        return ctypes.CDLL(str(built))
+            errors = (line for line in error.stderr.splitlines() if "error" in line)
+            raise NoCeiling(f"the ceiling cannot be compiled: {next(errors, error)}") from None
+        loaded = ctypes.CDLL(str(built))
+    numbers = (ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_int)
+    loaded.passes.argtypes = (ctypes.POINTER(ctypes.c_void_p), *numbers)
+    loaded.passes.restype = ctypes.c_double
+    return loaded
 
 
-def passes(streams: Sequence[Array], lines: int, threads: int, count: int = 1) -> None:
-    """Adds the first stream to each of the others, so many times. They are packed float32 arrays of one size."""
+def passes(streams: Sequence[Array], lines: int, threads: int, count: int = 1) -> float:
+    """Adds the first stream to each of the others, so many times, and returns the seconds that it took.
+
+    They are packed float32 arrays of one size. Starting the threads does not count.
+    """
     pointers = (ctypes.c_void_p * len(streams))(*(stream.ctypes.data for stream in streams))
-    size = ctypes.c_int64(streams[0].size)
-    library().passes(pointers, len(streams) - 1, size, threads, lines, count)
+    seconds: float = library().passes(pointers, len(streams) - 1, streams[0].size, threads, lines, count)
+    return seconds
 
 
 def stream_on(pages: str, elements: int, place: int) -> Array:
-    """A float32 array of ones on pages of this kind, which begins `place` KB after a page does.
-
-    Arrays whose addresses differ by a power of two take each other's lines from the first cache of some processors.
-    """
+    """A float32 array of ones on pages of this kind, whose offset within a page is `place` times OFFSET."""
     memory = mmap.mmap(-1, 4 * elements + 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge_pages():
         memory.madvise(mmap.MADV_HUGEPAGE if pages == HUGE_PAGES else mmap.MADV_NOHUGEPAGE)
     whole = np.frombuffer(memory, np.float32)
-    first = (-whole.ctypes.data % HUGE + 1024 * place) // 4
+    first = (-whole.ctypes.data % HUGE + OFFSET * place) // 4
     stream = whole[first : first + elements]
     stream.fill(1)
     return stream
@@ -80,17 +93,15 @@ class Passes(Arm):
     lines: int = 0
 
     def take(self, calls: int) -> float:
-        """Take so many passes in one call, for which threads are started once; the seconds that they took."""
-        start = time.perf_counter()
-        passes(self.streams, self.lines, gs.get_num_threads(), calls)
-        took = time.perf_counter() - start
+        """Take so many passes; the seconds that they took."""
         self.steps += calls
-        return took
+        return passes(self.streams, self.lines, gs.get_num_threads(), calls)
 
 
 def ceiling_arms(problem: Problem) -> list[Arm]:
-    """An arm for each form on each kind of page that the streams of a problem can lie on."""
-    library()
+    """An arm for each form on each kind of page that the streams of a problem can lie on; none for small problems."""
+    if problem.elements < SMALLEST:
+        return []
     large = huge_pages() and 4 * problem.elements >= HUGE
     arms: list[Arm] = []
     for pages in (SMALL_PAGES, HUGE_PAGES) if large else (SMALL_PAGES,):

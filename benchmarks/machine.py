@@ -44,16 +44,31 @@ def caches() -> dict[str, int]:
 
 
 def last_cache() -> int:
-    """The size of the largest cache in bytes; 0 where it is not known."""
-    return max(caches().values(), default=0)
+    """The bytes of the last level of caches that this process can use; 0 where they are not known."""
+    last = {}  # of each core: the level, who shares it, and its size
+    for core in core_numbers():
+        for cache in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
+            level, shared, size = (read(cache / name) for name in ("level", "shared_cpu_list", "size"))
+            if size.endswith("K") and int(level) >= last.get(core, (0,))[0]:
+                last[core] = (int(level), shared, int(size[:-1]) * 1024)
+    return sum(size for _, _, size in set(last.values()))
 
 
-def beyond_cache() -> int:
-    """The elements of which the two arrays of the smallest rule, in float32, are four times the last cache.
+LARGE = 16_000_000
+"""Elements of a tensor that is called large, where the last cache would not hold much of it."""
 
-    Whole millions: where arrays are a power of two apart, it is chance which of them are slow on some processors.
+
+def large() -> int:
+    """The elements of a large tensor: of SGD, whose arrays are fewest, they take at least four times the last cache.
+
+    Whole millions, because arrays of sizes that are powers of two can evict each other from L1.
     """
-    return ceil(4 * last_cache() / 8e6) * 1_000_000
+    return max(LARGE, ceil(4 * last_cache() / 8e6) * 1_000_000)
+
+
+def fitting(arrays: int) -> int:
+    """The most elements of which so many float32 arrays fit into the free memory."""
+    return kilobytes("MemAvailable") * 1024 // (4 * arrays)
 
 
 def huge_pages() -> str:
@@ -62,17 +77,31 @@ def huge_pages() -> str:
     return found[1] if found else ""
 
 
-def cores() -> int:
+def core_numbers() -> list[int]:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    return sorted(os.sched_getaffinity(0)) if known else list(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many they are."""
+    return len(core_numbers())
+
+
+def model() -> str:
+    """The family and model of the processor, where the system tells them: names such as "AMD EPYC" stand for many."""
+    found = re.findall(r"^(cpu family|model)\s*: (\d+)$", read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return " ".join(f"{name.removeprefix('cpu ')} {number}" for name, number in dict(found).items())
 
 
 def hardware() -> dict[str, Any]:
     """The processor and the memory."""
     return {
         "processor": processor(),
+        "model": model(),
         "cores": cores(),
         "caches": caches(),
+        "last_cache": last_cache(),
         "memory": kilobytes("MemTotal") * 1024,
         "huge_pages": huge_pages(),
         "virtual": "hypervisor" in read(Path("/proc/cpuinfo")),
@@ -113,5 +142,5 @@ def describe() -> dict[str, Any]:
 
 def slug(gpu: str | None = None) -> str:
     """A name of this kind of machine for a folder: the GPU, or else the processor and its cores."""
-    words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", gpu or processor())
+    words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", gpu or f"{processor()} {model()}")
     return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), *([] if gpu else [str(cores()), "cores"])])

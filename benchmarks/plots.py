@@ -12,7 +12,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, no global sta
 from gradstep.demo import COLOURS, FAINT, INK
 
 from .harness import Row
-from .tables import arms, best_ratio, ceiling, group, ratio_words
+from .tables import CEILING, arms, best_ratio, ceiling, group, ratio_words
 
 STYLES = ("-", "--", ":")
 
@@ -48,7 +48,7 @@ def tidy(axes: Axes, title: str, *, grid: Literal["both", "y"] = "both") -> None
 
 def over_sizes(rows: Sequence[Row]) -> bytes:
     """Time an element over the size, a panel for each rule and a line for each arm."""
-    lines = styles(arms(rows, beside=()))
+    lines = {CEILING: {"color": INK, "linestyle": ":", "linewidth": 1.4}, **styles(arms(rows, beside=()))}
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     columns = min(4, len(rules))
     lengths = -(-len(rules) // columns)
@@ -56,7 +56,9 @@ def over_sizes(rows: Sequence[Row]) -> bytes:
     grid = drawn.subplots(lengths, columns, sharex=True, sharey=True, squeeze=False).flat
     for rule, axes in zip(rules, grid, strict=False):
         for name, style in lines.items():
-            points = [(row["elements"], row["median"]) for row in rows if (row["rule"], row["arm"]) == (rule, name)]
+            of_rule = group((row for row in rows if row["rule"] == rule), "elements").values()
+            found = [ceiling(by_arm) if name == CEILING else by_arm.get(name) for by_arm in of_rule]
+            points = [(row["elements"], row["median"]) for row in found if row]
             sizes = [size for size, _ in sorted(points)]
             axes.loglog(sizes, [time / size * 1e9 for size, time in sorted(points)], label=name, **style)
         tidy(axes, rule)
@@ -71,11 +73,13 @@ def over_sizes(rows: Sequence[Row]) -> bytes:
 def of_ceiling(rows: Sequence[Row]) -> bytes:
     """The fraction of the ceiling that each rule reaches on the largest tensor."""
     largest = max(row["elements"] for row in rows)
-    found = group([row for row in rows if row["elements"] == largest], "rule")
+    found = group([row for row in rows if row["elements"] == largest], "rule").items()
     drawn = figure(8, 3)
     axes = drawn.subplots()
-    speeds = [best["median"] / by_arm["gradstep"]["median"] for by_arm in found.values() if (best := ceiling(by_arm))]
-    axes.bar_label(axes.bar([rule for (rule,) in found], speeds, 0.6, color=COLOURS[4]), fmt="{:.2f}", color=INK)
+    speeds = {
+        rule: best["median"] / by_arm["gradstep"]["median"] for (rule,), by_arm in found if (best := ceiling(by_arm))
+    }
+    axes.bar_label(axes.bar(list(speeds), list(speeds.values()), 0.6, color=COLOURS[4]), fmt="{:.2f}", color=INK)
     axes.axhline(1, color=INK, linewidth=1)
     tidy(axes, f"Speed in parts of the ceiling, {largest:,} elements", grid="y")
     return png(drawn)

@@ -25,9 +25,12 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
     machine, settings = results["machine"], results["settings"]
     hardware, config = machine["hardware"], machine["gradstep"]
     yield "date", results["date"]
-    yield "processor", hardware["processor"] + (" (a virtual machine)" if hardware["virtual"] else "")
+    about = ", ".join(filter(None, [hardware.get("model"), "a virtual machine" if hardware["virtual"] else ""]))
+    yield "processor", hardware["processor"] + (f" ({about})" if about else "")
     yield "cores", str(hardware["cores"])
     yield "caches", ", ".join(f"{name} {size_words(size)}" for name, size in hardware["caches"].items())
+    if "last_cache" in hardware:
+        yield "last level of caches, all cores", size_words(hardware["last_cache"])
     yield "memory", size_words(hardware["memory"])
     if "huge_pages" in hardware:
         yield "huge pages", hardware["huge_pages"] or "none"

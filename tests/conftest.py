@@ -11,7 +11,7 @@ hypothesis.settings.load_profile("gradstep")
 
 @pytest.fixture(autouse=True)
 def _restore():
-    """Tests choose instruction sets, prefetching and numbers of threads as they like, which share even small steps."""
+    """Tests choose instruction sets, prefetching and numbers of threads. Threads share steps of any size."""
     threads = gradstep.get_num_threads()
     _core.share_all(True)
     yield

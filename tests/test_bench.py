@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import sys
 from contextlib import nullcontext
 from itertools import groupby
@@ -16,6 +17,8 @@ from gradstep.__main__ import main as gradstep_main
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("threadpoolctl")
+if not shutil.which("c++"):
+    pytest.skip("the ceiling needs a C++ compiler", allow_module_level=True)
 
 from benchmarks import __main__, ceiling, guard, machine, peers
 from benchmarks.__main__ import main
@@ -196,11 +199,11 @@ def test_a_size_beyond_the_memory_is_left_out_and_named(tmp_path, monkeypatch):
 
 def test_a_size_that_the_last_cache_would_hold_is_not_the_largest(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "last_cache", lambda: 1 << 40)
-    assert __main__.sizes()[-1] == machine.beyond_cache() == 549_756_000_000
+    assert __main__.sizes()[-1] == machine.large() == 549_756_000_000
     monkeypatch.setattr(__main__, "QUICK_SIZES", (1 << 39,))
     monkeypatch.setattr(machine, "kilobytes", lambda _: 1000)
     assert main([*SMALL, "--parts", "threads", "--rules", "SGD", "--output", str(tmp_path)]) == 0
-    assert f"{1 << 39} elements in the part threads: too little memory, " in (tmp_path / "README.md").read_text()
+    assert f"threads, {1 << 39} elements: too little memory, so " in (tmp_path / "README.md").read_text()
 
 
 def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
@@ -246,7 +249,7 @@ def test_the_ceiling_has_an_arm_for_each_form_and_kind_of_page():
     arms = ceiling.ceiling_arms(one)
     assert len({arm.name for arm in arms}) == len(arms) == len(ceiling.FORMS) * (2 if machine.huge_pages() else 1)
     for arm in arms:
-        assert [stream.ctypes.data % 4096 for stream in arm.streams] == [0, 1024, 2048, 3072]
+        assert [stream.ctypes.data % 4096 for stream in arm.streams] == [0, 832, 1664, 2496]
         arm.take(2)
         assert arm.steps == 2
         assert np.all(arm.streams[-1][[0, -1]] >= 3)
@@ -254,25 +257,29 @@ def test_the_ceiling_has_an_arm_for_each_form_and_kind_of_page():
 
 def test_a_ceiling_that_cannot_be_compiled_is_one_line(monkeypatch, tmp_path, capsys):
     ceiling.library.cache_clear()
-    monkeypatch.setenv("CXX", "no-compiler")
+    monkeypatch.setenv("CXX", "no-compiler -O1")
     assert main([*SMALL, "--parts", "sizes", "--rules", "SGD", "--output", str(tmp_path)]) == 1
-    assert "the ceiling needs a C++ compiler, and no-compiler is not installed" in capsys.readouterr().err
+    words = "error: the ceiling needs a C++ compiler, and no-compiler is not installed\n"
+    assert capsys.readouterr().err.endswith(words)
     ceiling.library.cache_clear()
 
 
 # ---- python -m benchmarks.guard -------------------------------------------------------------------------------------
 
 
-BOUNDS = {"OF_CEILING": 4, "OF_PREFETCHES": 4, "OF_ONE_THREAD": 2, "OF_TORCH": 1}
-"""What is asked for, and of how many bars."""
+BOUNDS = {"OF_CEILING": 4, "OF_PREFETCH": 4, "OF_TORCH_FUSED": 4, "OF_ONE_THREAD": 2, "OF_TORCH_MANY": 1}
+"""What is asked for, and how often."""
 
 
 @pytest.fixture
 def small_guard(monkeypatch):
     """A guard that is soon done, and takes NumPy for torch."""
-    small = {"LARGE": (1, 1000), "MIDDLE": ((1, 1000),), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}
-    for name, value in {**small, **dict.fromkeys(BOUNDS, 0.0)}.items():
+    small = {"MIDDLE": ((1, 1000),), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}
+    for name, value in {**small, **dict.fromkeys(BOUNDS, 0.0), "OF_TORCH": {}}.items():
         monkeypatch.setattr(guard, name, value)
+    monkeypatch.setattr(machine, "large", lambda: 1000)
+    monkeypatch.setattr(ceiling, "SMALLEST", 500)
+    monkeypatch.setattr(optimizers, "ALL", (gs.SGD, gs.Adam))
     monkeypatch.setattr(guard, "load", lambda _: numpy_out.PEERS)
     gs.set_num_threads(2)
 
@@ -292,6 +299,15 @@ def test_the_guard_fails_after_three_attempts(bound, bars, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.count("attempt 3 of 3") == bars
     assert err == "python -m benchmarks.guard: error: the step is too slow\n"
+
+
+@pytest.mark.usefixtures("small_guard")
+def test_the_guard_says_where_the_memory_is_too_small(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "fitting", lambda _: 500)
+    assert guard.main() == 0
+    out = capsys.readouterr().out
+    assert "The memory is too small for 1000 elements: 500 may lie partly in the last cache." in out
+    assert "SGD, 500 elements, threads: 1: " in out
 
 
 def test_the_guard_needs_torch(monkeypatch, capsys):

@@ -7,6 +7,7 @@ needs what the tests need. NaNs are compared as a class, as everywhere.
 import hashlib
 import sys
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import gradstep as gs
 from gradstep import _core
 from tests import table
 
-SIZES = (1, 4097, 70_001)  # within one task, beyond one, and shared by threads
+SIZES = (1, 4097, 70_001)  # within one task, and shared by threads
 
 
 def digest_of(results):
@@ -49,15 +50,18 @@ def digests():
 
 
 def main():
-    by_isa = {}
-    for isa in _core.supported_isas():
+    _core.share_all(True)
+    found = {}
+    for isa, prefetch in product(_core.supported_isas(), _core.prefetch_choices()):
         _core.use_isa(isa)
+        _core.use_prefetch(prefetch)
         with np.errstate(all="ignore"):
-            by_isa[isa] = digests()
-    for isa, of_isa in by_isa.items():
-        if of_isa != next(iter(by_isa.values())):
-            sys.exit(f"{isa} has other bits than {next(iter(by_isa))}")
-    for name, digest in next(iter(by_isa.values())).items():
+            found[f"{isa}, prefetch {prefetch}"] = digests()
+    first, *others = found
+    for other in others:
+        if found[other] != found[first]:
+            sys.exit(f"other bits with {other} than with {first}")
+    for name, digest in found[first].items():
         print(digest, name)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,8 @@ TITLE = "Threads"
 ABOUT = """\
 How many times faster gradstep and its ceiling are than on one thread; and beside them, on as many threads, gradstep
 with prefetching forced off and on, one of which is its default, and the peers, but for optax, which cannot be told
-their number. The last size is beyond every cache: SGD's arrays, the fewest, are four times as large as the last one."""
+their number. The last size is at least so large that SGD's arrays, the fewest, take four times the last cache, if the
+memory suffices (see "left out" above)."""
 
 SHAPES: tuple[Shape, ...] = ((1, 100_000), (1, 1_000_000), (3500, 1000))
 
@@ -34,21 +35,25 @@ def forced(threads: int, prefetch: str) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class Same(Arm):
-    """An arm that takes the steps of another, on its very arrays: where they lie makes no difference between them."""
+class SharedArm(Arm):
+    """An arm that takes the steps of another, on the same arrays: where they lie makes no difference between them."""
 
-    other: Arm | None = None
+    owner: Arm | None = None
 
     def take(self, calls: int) -> float:
-        assert self.other is not None
-        return self.other.take(calls)
+        assert self.owner is not None
+        return self.owner.take(calls)
+
+
+def shared_arm(name: str, owner: Arm, around: Callable[[], AbstractContextManager[None]]) -> SharedArm:
+    """The steps of an arm under another name and within other settings."""
+    return SharedArm(name, owner.step, owner.problem, around=around, owner=owner)
 
 
 def forced_arms(ours: Arm, threads: int) -> Iterator[Arm]:
     """An arm of gradstep's with each choice of prefetching."""
     for choice in _core.prefetch_choices():
-        around = partial(forced, threads, choice)
-        yield Same(f"prefetch {choice}", ours.step, ours.problem, around=around, other=ours)
+        yield shared_arm(f"prefetch {choice}", ours, partial(forced, threads, choice))
 
 
 def arms(settings: Settings, cls: type[gs.Optimizer], shape: Shape) -> dict[str, Sequence[Arm]]:

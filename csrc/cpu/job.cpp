@@ -166,7 +166,8 @@ class Tiles {
     begin_ = begin;
     size_ = end - begin;
     const AddSquares add = kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
-    add(load(kGradient), size_, lanes, prefetches);
+    const std::byte* const values = load(kGradient);
+    add(values, size_, lanes, prefetches && values == place(kGradient));  // a tile is in L1
   }
 
  private:

@@ -21,7 +21,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -32,11 +31,6 @@
 namespace gradstep::cpu {
 namespace {
 
-using SteadyClock = std::chrono::steady_clock;
-
-// What a thread spins before it sleeps: about what it takes to be woken (10 to 50 us on a 2-core VM, Linux 6.18).
-constexpr std::chrono::microseconds kPatience{50};
-
 // And before it takes from another's share: taken work comes with the other core's cache lines, which cost more than
 // the wait for a thread that is nearly through (Momentum on 100 000 elements and two threads: a tenth less time).
 constexpr std::chrono::microseconds kGrace{3};
@@ -44,7 +38,7 @@ constexpr std::chrono::microseconds kGrace{3};
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
 bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
-  for (const auto until = SteadyClock::now() + patience;;) {
+  for (const auto until = std::chrono::steady_clock::now() + patience;;) {
     for (int i = 0; i < 32; ++i) {
       if (holds()) return true;
 #if defined(__x86_64__)
@@ -53,7 +47,7 @@ bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = t
       __asm__ volatile("yield");
 #endif
     }
-    if (SteadyClock::now() > until) return false;
+    if (std::chrono::steady_clock::now() > until) return false;
     if (give_way) sched_yield();  // whoever else wants this core has it
   }
 }
@@ -252,21 +246,12 @@ Pool& pool() {
   return *found;
 }
 
-// When the last call ended that had work for several threads, whether or not workers helped.
-std::atomic<SteadyClock::duration> last_call_ended{SteadyClock::duration::min() / 2};
-
-SteadyClock::duration since_last_call() {
-  return SteadyClock::now().time_since_epoch() - last_call_ended.load(std::memory_order_relaxed);
-}
-
 }  // namespace
 
 void parallel_for(std::size_t count, int threads, bool wake, Task task, void* context) {
   const std::size_t useful = std::min(count, static_cast<std::size_t>(std::max(threads, 1)));
-  if (useful < 2 || !pool().run(count, useful, wake || since_last_call() < kPatience, task, context)) {
-    for (std::size_t i = 0; i < count; ++i) task(context, i);
-  }
-  if (useful > 1) last_call_ended.store(SteadyClock::now().time_since_epoch(), std::memory_order_relaxed);
+  if (useful > 1 && pool().run(count, useful, wake, task, context)) return;
+  for (std::size_t i = 0; i < count; ++i) task(context, i);
 }
 
 int worker_count() {

@@ -5,7 +5,7 @@
 #include "base/macros.h"
 
 // For files compiled once per instruction set, and so in an anonymous namespace. Whether loops prefetch at all is
-// chosen per processor, in cpu/prefetch_choice.cpp.
+// chosen by the processor's vendor, in cpu/prefetch_choice.cpp.
 namespace gradstep::cpu {
 namespace {
 

@@ -9,24 +9,26 @@
 namespace gradstep::cpu {
 namespace {
 
-struct Family {
-  const char* vendor;
+struct Vendor {
+  const char* name;
   bool prefetches;
 };
 
-// Families on which it was measured; the others do not prefetch. Times are of 16 million float32 elements.
-constexpr Family kFamilies[] = {
-    // A Xeon whose L3 of 480 MB held them, two threads: without, a step took 5 to 15 % longer, a norm 20 to 60 %.
+// Vendors of the processors on which it was measured; the others do not prefetch. Figures are for 16 million float32
+// elements.
+constexpr Vendor kVendors[] = {
+    // A Xeon (AVX-512, two threads, arrays within its L3 of 480 MB; arrays in memory have not been measured): without
+    // prefetching a step took 5 to 15 % longer, and a norm 20 to 60 %.
     {"GenuineIntel", true},
-    // EPYC, Zen 3: with, a step took 12 to 48 % longer. EPYC, Zen 4: 0 to 49 %.
-    // No other form (one line at a time, at the ends of pages, into L2) was faster than none on either.
+    // With prefetching a step took 12 to 48 % longer on an EPYC of Zen 3, and 0 to 49 % on one of Zen 4. No other form
+    // (one line at a time, at page ends, into L2) was faster than none there: benchmarks/results/*/prefetch.md.
     {"AuthenticAMD", false},
 };
 
-bool by_family() {
+bool by_vendor() {
   const std::string found = vendor();
-  for (const Family& family : kFamilies) {
-    if (found == family.vendor) return family.prefetches;
+  for (const Vendor& known : kVendors) {
+    if (found == known.name) return known.prefetches;
   }
   return false;
 }
@@ -42,7 +44,7 @@ bool choose(const std::string& name, const std::string& source) {
 
 bool initial() {
   const char* name = std::getenv("GRADSTEP_PREFETCH");
-  return name == nullptr || *name == '\0' ? by_family() : choose(name, "GRADSTEP_PREFETCH: ");
+  return name == nullptr || *name == '\0' ? by_vendor() : choose(name, "GRADSTEP_PREFETCH: ");
 }
 
 std::atomic<bool>& in_use() {
@@ -58,7 +60,7 @@ void use_prefetch(const std::string& name) { in_use() = name.empty() ? initial()
 
 std::string prefetch() { return name_of(prefetches()); }
 
-std::string default_prefetch() { return name_of(by_family()); }
+std::string default_prefetch() { return name_of(by_vendor()); }
 
 bool prefetches() { return in_use().load(std::memory_order_relaxed); }
 

@@ -8,7 +8,7 @@ namespace gradstep::cpu {
 // "off" and "on". Results are the same with both.
 std::vector<std::string> prefetch_choices();
 
-// The one in use: what GRADSTEP_PREFETCH names, else what was faster on this family of processors. An empty name asks
+// The one in use: what GRADSTEP_PREFETCH names, else what was faster on processors of this vendor. An empty name asks
 // for that again. Throws std::invalid_argument.
 void use_prefetch(const std::string& name);
 std::string prefetch();

@@ -33,8 +33,9 @@ class Backend {
   // The plan by which run() will go from now on.
   virtual void take(const Plan&) {}
 
-  // Runs the jobs of a plan's tensors, those without an update left out; the others read and write so many bytes, of
-  // values in the type that is computed in. Where it throws, nothing was written, but where a device fails on the way.
+  // Runs the jobs of a plan's tensors, those without an update left out. `bytes` counts what the others read and write,
+  // as if all were stored in the compute type. Where it throws, nothing was written, but where a device fails on the
+  // way.
   virtual void run(const Plan& plan, const Job* jobs, std::int64_t bytes) = 0;
 
   // The same of a tensor's gradient alone, as clip() is to go along it.

@@ -1,6 +1,8 @@
 #include "step/on_cpu.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -15,15 +17,41 @@
 namespace gradstep::step {
 namespace {
 
-// From so many bytes on a step is worth sharing with workers that are awake (two threads of an EPYC, Zen 4: SGD was
-// faster from 260 KB on, Adam from 150 KB),
+// Steps that move fewer bytes stay on the calling thread. With awake workers, two threads of an EPYC (Zen 4) were
+// faster than one from 260 KB (SGD) and 150 KB (Adam) on.
 constexpr std::int64_t kWorthSharing = 256 << 10;
-// and from so many on with those that sleep, which take 10 to 50 us to come (SGD was faster from 7 MB on, Adam from 8).
+
+// Steps that move at least as many wake sleeping workers. There two threads were faster from 7 MB (SGD) and 8 MB (Adam)
+// on.
 constexpr std::int64_t kWorthWaking = 8 << 20;
 
-// visit(job, piece) for every piece of a plan whose tensor takes part, by all threads.
+// Tells whether steps follow one another so fast that a worker woken for one is awake for the next. All optimizers and
+// threads share it; it changes times, never results.
+class Pace {
+ public:
+  // A step begins; true if it and the two before it each began within a worker's patience. Two optimizers that are
+  // stepped together now and then are not enough.
+  bool begin() {
+    const bool soon = now() - ended_.load(std::memory_order_relaxed) < cpu::kPatience;
+    const int in_a_row = soon ? std::min(in_a_row_.load(std::memory_order_relaxed) + 1, 2) : 0;
+    in_a_row_.store(in_a_row, std::memory_order_relaxed);
+    return in_a_row == 2;
+  }
+  void end() { ended_.store(now(), std::memory_order_relaxed); }
+
+ private:
+  using Time = std::chrono::steady_clock::duration;
+  static Time now() { return std::chrono::steady_clock::now().time_since_epoch(); }
+
+  std::atomic<Time> ended_{Time::min() / 2};
+  std::atomic<int> in_a_row_{0};
+};
+
+Pace pace;
+
+// visit(job, piece) for every piece of a plan whose tensor takes part, by so many threads.
 template <class Visit>
-void share(const Plan& plan, const Job* jobs, std::int64_t bytes, const Visit& visit) noexcept {
+void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visit& visit) noexcept {
   struct Step {
     const Plan& plan;
     const Job* jobs;
@@ -38,10 +66,11 @@ void share(const Plan& plan, const Job* jobs, std::int64_t bytes, const Visit& v
       if (job.update != nullptr) the_visit(job, piece);
     }
   };
-  const bool always = cpu::shares_all();
-  const int threads = always || bytes >= kWorthSharing ? cpu::threads() : 1;
-  cpu::parallel_for(plan.task_count(), threads, always || bytes >= kWorthWaking, task, &step);
+  cpu::parallel_for(plan.task_count(), threads, wake, task, &step);
 }
+
+int threads_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthSharing ? cpu::threads() : 1; }
+bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthWaking; }
 
 AnyKernel any(cpu::Kernel kernel) { return reinterpret_cast<AnyKernel>(kernel); }
 
@@ -56,9 +85,13 @@ class OnCpu : public Backend {
   AnyKernel find_kernel(const rules::Key& key) const override { return any(cpu::find_kernel(key)); }
 
   void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
-    share(plan, jobs, bytes, [prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
+    const int threads = threads_for(bytes);
+    const bool fast = threads > 1 && pace.begin();
+    const auto visit = [prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
       cpu::run(job, piece.begin, piece.end, prefetches);
-    });
+    };
+    share(plan, jobs, threads, fast || wakes_for(bytes), visit);
+    if (threads > 1) pace.end();
   }
 
   void set_limit(double limit) override { limit_ = limit; }
@@ -66,12 +99,13 @@ class OnCpu : public Backend {
   double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
     of_chunks_.resize(plan.first_chunk.back());
     of_tensors_.resize(plan.first_chunk.size() - 1);
-    share(plan, jobs, bytes, [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
+    const auto visit = [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
       double* to = &of_chunks_[plan.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
       }
-    });
+    };
+    share(plan, jobs, threads_for(bytes), wakes_for(bytes), visit);
     const IeeeMode ieee;
     return add_up(plan, jobs);
   }

@@ -102,7 +102,7 @@ class Stepper {
   // The update of one step, shared by the tensors of a group that stand at the same step number.
   struct Prepared : Update {
     int group;
-    std::int64_t bytes;  // that an element's values are, each counted as often as it is read or written
+    std::int64_t bytes;  // read and written per element
     rules::Clock before, after;
   };
 

@@ -32,30 +32,30 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 LINE, PAGE = 64, 4096
-"""Bytes of a cache line and of a page."""
-APART = 1024
-"""Bytes from one state's place within a page to the next one's."""
-APART_FROM = 1 << 16
-"""Bytes of the smallest array that is given a place."""
-ZEROS_ASK = np.lib.NumpyVersion(np.__version__) >= "2.2.0"
-"""Whether `numpy.zeros` asks for huge pages, as `numpy.empty` does in all versions: from 4 MB on, on Linux."""
+"""Bytes of a cache line, and of the distance at which lines compete for the same sets of an L1 cache."""
+OFFSET = 13 * LINE
+"""Bytes between the offsets within a page of a parameter, its states and its master, five arrays at most."""
+OFFSET_FROM = 1 << 16
+"""Bytes of the smallest array that gets an offset."""
+ZEROS_USE_HUGE_PAGES = np.lib.NumpyVersion(np.__version__) >= "2.2.0"
+"""Whether `numpy.zeros` asks Linux for huge pages from 4 MB on, as `numpy.empty` does in all versions."""
 
 
-def zeros_apart(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, place: int) -> Array:
-    """NumPy zeros on huge pages where the system has them, at a place of their own within a page.
+def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, place: int) -> Array:
+    """NumPy zeros, on huge pages where the system has them, whose offset within a page is `place` times OFFSET from an
+    address.
 
-    They begin `place` KB further within a page than the cache line of an address. Left to NumPy, large arrays begin at
-    one place within their pages, and processors of AMD keep but one of several lines that do in the first cache, where
-    the arrays lie a power of two apart. On an EPYC (Zen 4) Adam took 1.4 times as long for it with 16 Mi elements, and
-    a few percent longer at most other sizes. Small arrays are left to NumPy.
+    NumPy's large arrays all have the same offset within a page. On AMD processors, arrays with the same offset whose
+    addresses are about a power of two apart evict each other from the L1 cache: on an EPYC (Zen 4) a step of Adam on
+    2**24 elements took 1.4 times as long, and a few percent longer at most other sizes. Small arrays are left to NumPy.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < APART_FROM:
+    if size < OFFSET_FROM:
         return np.zeros(shape, dtype)
-    memory = (np.zeros if ZEROS_ASK else np.empty)(size + PAGE, np.uint8)
-    if not ZEROS_ASK:
+    memory = (np.zeros if ZEROS_USE_HUGE_PAGES else np.empty)(size + PAGE, np.uint8)
+    if not ZEROS_USE_HUGE_PAGES:
         memory.fill(0)
-    first = (address // LINE * LINE + APART * place - memory.ctypes.data) % PAGE
+    first = (address // LINE * LINE + OFFSET * place - memory.ctypes.data) % PAGE
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
@@ -85,13 +85,13 @@ class Library:
         return str(array.dtype.name)
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array, place: int = 0) -> Array:
-        """Zeros in C order, on the device of another array. Of those made beside one, each has a place of its own."""
-        return zeros_apart(shape, numpy_dtype(dtype), beside.ctypes.data, place)
+        """Zeros in C order, on the device of another array; `place` sets the offset of large ones within a page."""
+        return offset_zeros(shape, numpy_dtype(dtype), beside.ctypes.data, place)
 
     def zeros_like(self, array: Array, dtype: str, place: int = 0) -> Array:
         """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that.
 
-        (But by NumPy before 2.2, for the sake of huge pages.)
+        (Before NumPy 2.2 the calling thread writes them, because only `numpy.empty` asks for huge pages there.)
         """
         axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
         zeros = self.zeros(tuple(array.shape[axis] for axis in axes), dtype, array, place)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise, repeat
 from math import ceil
 from pathlib import Path
@@ -42,7 +42,7 @@ BLOCK = 300e-6  # seconds: calls that are shorter are timed several at once
 SLOW = 50e-3  # a call this long is timed alone; shorter ones may have as long to come up to speed
 CHUNK = 1 << 16  # elements that the reference takes at once: they and its temporaries stay in the cache
 PASS_FROM = 1 << 22  # elements; what is smaller may lie in a cache, and the pass would measure Python's calls
-PASS_PIECE = 1 << 15  # elements added at once: the gradient's stay in the cache for the next array
+PASS_PIECE = 1 << 16  # elements added at once: the gradient's stay in the cache for the next array
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 TOLERANCE = 1e-3  # how far another library's answer may lie from ours, in parts of the way from the first parameters
 
@@ -248,8 +248,13 @@ def pass_arm(problem: Problem) -> Arm:
     ones = [np.ones(problem.elements, problem.first[0].dtype) for _ in range(2 + problem.states)]
     ends = [problem.elements * i // threads for i in range(threads + 1)]
     parts = [[array[begin:end] for array in ones] for begin, end in pairwise(ends)]
-    pool = ThreadPoolExecutor(threads)
-    return Arm("in-place pass", lambda: list(pool.map(add_in_place, parts)), problem)
+    return Arm("in-place pass", lambda: list(workers(threads).map(add_in_place, parts)), problem)
+
+
+@cache
+def workers(count: int) -> ThreadPoolExecutor:
+    """So many threads of Python's, which last."""
+    return ThreadPoolExecutor(count)
 
 
 def add_in_place(arrays: Sequence[Array]) -> None:

@@ -74,9 +74,10 @@ std::vector<double> adam_options() {
 
 #if defined(__x86_64__)
 TEST(the_callers_floating_point_mode_changes_no_bit_and_comes_back) {
-  constexpr std::size_t kSize = 100'003;  // enough to be shared
+  constexpr std::size_t kSize = 100'003;
   constexpr unsigned kFlush = 0x8040, kUpwards = 0x4000;
   cpu::set_threads(2);
+  cpu::share_all(true);
   std::vector<float> gradients(kSize, 1e-18f);
   for (std::size_t i = 0; i < kSize; ++i) gradients[i] *= 1 + static_cast<float>(i % 7);
   const std::vector<float> expected = train(gradients);
