@@ -29,9 +29,18 @@ def test_the_offsets_of_three_states_and_a_master_differ():
 
 
 def offsets(param, states):
-    """Bytes by which states begin further within a page than the cache line of their parameter."""
-    line = param.ctypes.data // 64 * 64
-    return [(state.ctypes.data - line) % 4096 for state in states]
+    """Bytes by which states begin further within a page than their parameter."""
+    return [(state.ctypes.data - param.ctypes.data) % 4096 for state in states]
+
+
+@pytest.mark.parametrize("offset", [2, 4, 6, 30])
+def test_states_of_a_parameter_anywhere_are_aligned(offset):
+    whole = np.zeros(400_032, np.uint8)
+    first = (-whole.ctypes.data) % 64 + offset
+    p = whole[first : first + 399_000].view(np.float16)
+    for state in gs.Adam(p, master=True).state.values():
+        assert state.flags.aligned
+        assert state.dtype == np.float32
 
 
 def test_small_states_are_arrays_of_numpy_alone():

@@ -33,7 +33,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 LINE, PAGE = 64, 4096
 """Bytes of a cache line, and of the distance at which lines compete for the same sets of an L1 cache."""
-OFFSET = 13 * LINE
+OFFSET = 13 * LINE  # whole lines, so that all begin at the same byte of one
 """Bytes between the offsets within a page of a parameter, its states and its master, five arrays at most."""
 OFFSET_FROM = 1 << 16
 """Bytes of the smallest array that gets an offset."""
@@ -42,8 +42,7 @@ ZEROS_USE_HUGE_PAGES = np.lib.NumpyVersion(np.__version__) >= "2.2.0"
 
 
 def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, place: int) -> Array:
-    """NumPy zeros, on huge pages where the system has them, whose offset within a page is `place` times OFFSET from an
-    address.
+    """NumPy zeros on huge pages where the system has them, `place` times OFFSET further within a page than an address.
 
     NumPy's large arrays all have the same offset within a page. On AMD processors, arrays with the same offset whose
     addresses are about a power of two apart evict each other from the L1 cache: on an EPYC (Zen 4) a step of Adam on
@@ -55,7 +54,7 @@ def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, pla
     memory = (np.zeros if ZEROS_USE_HUGE_PAGES else np.empty)(size + PAGE, np.uint8)
     if not ZEROS_USE_HUGE_PAGES:
         memory.fill(0)
-    first = (address // LINE * LINE + OFFSET * place - memory.ctypes.data) % PAGE
+    first = (address // dtype.itemsize * dtype.itemsize + OFFSET * place - memory.ctypes.data) % PAGE
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
