@@ -1,8 +1,9 @@
 """gradstep beside its ceiling and its peers: ``python -m benchmarks``, and how to read what it writes.
 
-**What takes turns.** All arms of a trial are alive at once and are timed in turn, A B C A B C ..., so that a noisy
-moment hits all of them. A sample is a block of calls, about 300 us of them. An arm has several warm-up calls before its
-first block; and every block begins when a call takes no more than twice the least of those, or after 50 ms. Kept are
+**What takes turns.** All arms of a trial are alive at once and are timed in turn, A B C B C A ..., each round in an
+order of its own, so that a noisy moment hits all of them. A sample is a block of calls, about 300 us of them. An arm
+has several warm-up calls before its first block; and every block begins when a call takes no more than 1.5 times the
+least of those, or after 50 ms. Kept are
 all samples, their median, quartiles and the least. On a shared machine only ratios within one trial mean something.
 
 **What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many

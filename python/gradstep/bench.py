@@ -18,6 +18,7 @@ from functools import cache, partial
 from itertools import pairwise, repeat
 from math import ceil
 from pathlib import Path
+from random import Random
 from statistics import median
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ REPEATS = 5
 
 BLOCK = 300e-6  # seconds: calls that are shorter are timed several at once
 SLOW = 50e-3  # a call this long is timed alone; shorter ones may have as long to come up to speed
+AWAKE = 1e-3  # the least time for which short calls warm up: threads may be woken only for calls that come often
 CHUNK = 1 << 16  # elements that the reference takes at once: they and its temporaries stay in the cache
 PASS_FROM = 1 << 22  # elements; what is smaller may lie in a cache, and the pass would measure Python's calls
 PASS_PIECE = 1 << 16  # elements added at once: the gradient's stay in the cache for the next array
@@ -167,7 +169,7 @@ class Arm:
         """Take the first steps, in which libraries compile and allocate, and settle how many calls fill a block."""
         with self.around():
             times = [self.take(1), self.take(1)]
-            while len(times) < 5 and sum(times[1:]) < SLOW:
+            while sum(times[1:]) < (SLOW if len(times) < 5 else AWAKE):
                 times.append(self.take(1))
         self.once = min(times)
         if not self.calls:
@@ -178,18 +180,22 @@ class Arm:
         with self.around():
             if self.calls > 1:
                 until = time.perf_counter() + SLOW
-                while self.take(1) > 2 * self.once and time.perf_counter() < until:
+                while self.take(1) > 1.5 * self.once and time.perf_counter() < until:
                     pass
             self.samples.append(self.take(self.calls) / self.calls)
 
 
 def take_turns(arms: Sequence[Arm], repeats: int, pause: float = 0.0) -> None:
-    """Time a block of every arm in turn, so many times, each after a pause in seconds."""
+    """Time a block of every arm in turn, so many times, each after a pause in seconds.
+
+    Every round has an order of its own, so that no arm always comes after the same one, whose threads may still spin.
+    """
     for arm in arms:
         time.sleep(pause)
         arm.warm_up()
+    order = Random(0)
     for _ in range(repeats):
-        for arm in arms:
+        for arm in order.sample(arms, len(arms)):
             time.sleep(pause)
             arm.time_block()
 
