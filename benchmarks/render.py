@@ -50,6 +50,8 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
         names = ("driver", "runtime", "compiler", "architectures")
         yield "CUDA", ", ".join(f"{name} {cuda[name]}" for name in names if name in cuda)
         yield "peers on it", ", ".join(f"{name} {version}" for name, version in gpu["versions"].items())
+    if results.get("notes"):
+        yield "notes", "; ".join(results["notes"])
     if results["left_out"]:
         yield "left out", "; ".join(results["left_out"])
     if results.get("failed"):
