@@ -29,8 +29,8 @@ constexpr std::int64_t kWorthWaking = 8 << 20;
 // threads share it; it changes times, never results.
 class Pace {
  public:
-  // A step begins; true if it and the two before it each began within a worker's patience. Two optimizers that are
-  // stepped together now and then are not enough.
+  // A step begins; true if it and the step before it each began within a worker's patience after another. Two
+  // optimizers that are stepped together now and then are not enough.
   bool begin() {
     const bool soon = now() - ended_.load(std::memory_order_relaxed) < cpu::kPatience;
     const int in_a_row = soon ? std::min(in_a_row_.load(std::memory_order_relaxed) + 1, 2) : 0;
