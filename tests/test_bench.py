@@ -289,16 +289,16 @@ def small_guard(monkeypatch):
 def test_the_guard_is_content_with_the_first_attempt_that_holds(capsys):
     assert guard.main() == 0
     out, err = capsys.readouterr()
-    assert (out.count("attempt 1 of 3"), out.count("attempt 2 of 3"), err) == (sum(BOUNDS.values()), 0, "")
+    assert (out.count("attempt 1 of 5"), out.count("attempt 2 of 5"), err) == (sum(BOUNDS.values()), 0, "")
 
 
 @pytest.mark.usefixtures("small_guard")
 @pytest.mark.parametrize(("bound", "bars"), BOUNDS.items())
-def test_the_guard_fails_after_three_attempts(bound, bars, monkeypatch, capsys):
+def test_the_guard_fails_after_five_attempts(bound, bars, monkeypatch, capsys):
     monkeypatch.setattr(guard, bound, 1e9)
     assert guard.main() == 1
     out, err = capsys.readouterr()
-    assert out.count("attempt 3 of 3") == bars
+    assert out.count("attempt 5 of 5") == bars
     assert err == "python -m benchmarks.guard: error: the step is too slow\n"
 
 
