@@ -3,8 +3,8 @@
 **What takes turns.** All arms of a trial are alive at once and are timed in turn, A B C B C A ..., each round in an
 order of its own, so that a noisy moment hits all of them. A sample is a block of calls, about 300 us of them. An arm
 has several warm-up calls before its first block; and every block begins when a call takes no more than 1.5 times the
-least of those, or after 50 ms. Kept are
-all samples, their median, quartiles and the least. On a shared machine only ratios within one trial mean something.
+least of those, or after 50 ms. Kept are all samples, their median, quartiles and the least. On a shared machine only
+ratios within one trial mean something.
 
 **What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many
 steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A trial with a wrong answer

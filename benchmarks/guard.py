@@ -17,11 +17,11 @@ from itertools import product
 
 import gradstep as gs
 from gradstep import _core, optimizers
-from gradstep.bench import Arm, Problem, Shape, WrongAnswer, check, gradstep_arm, shape_words, take_turns
+from gradstep.bench import Arm, Shape, WrongAnswer, check, gradstep_arm, shape_words, take_turns
 
 from . import machine
 from .ceiling import NoCeiling, ceiling_arms
-from .harness import gradstep_threads, problem
+from .harness import gradstep_threads, limited_arms, problem
 from .parts.threads import forced, shared_arm
 from .peers import load
 from .peers.peer import Peer
@@ -71,11 +71,6 @@ class Trial:
         return False
 
 
-def peer_arms(peers: Sequence[Peer], one: Problem) -> list[Arm]:
-    """The arms of peers that have the rule."""
-    return [arm for peer in peers if (arm := peer.make(peer.name, one))]
-
-
 def on(threads: int, arms: Sequence[Arm]) -> Sequence[Arm]:
     """The arms, on so many threads of gradstep's."""
     for arm in arms:
@@ -93,9 +88,10 @@ def large(cls: type[gs.Optimizer], size: int, threads: int, torch: Sequence[Peer
         if choice != _core.prefetch():
             name = f"prefetch {choice}"
             bars[name] = ([shared_arm(name, ours, partial(forced, threads, choice))], OF_PREFETCH)
-    theirs = peer_arms(torch, one)
-    for arm, peer in ((arm, peer) for arm in theirs for peer in torch if peer.name == arm.name and peer.limit):
-        arm.around = partial(peer.limit, threads)
+    theirs = []
+    for arm, limit in limited_arms(torch, one):
+        arm.around = partial(limit, threads) if limit else arm.around
+        theirs.append(arm)
     if theirs:
         bars["torch's best form"] = (theirs, OF_TORCH.get(cls.__name__, OF_TORCH_FUSED))
     return ours, bars
@@ -111,7 +107,8 @@ def middle(cls: type[gs.Optimizer], shape: Shape, threads: int) -> tuple[Arm, Ba
 def many(torch: Sequence[Peer]) -> tuple[Arm, Bars]:
     """Many small tensors."""
     several = problem(gs.Adam, MANY)
-    return gradstep_arm(several), {"torch's best form": (peer_arms(torch, several), OF_TORCH_MANY)}
+    theirs = [arm for arm, _ in limited_arms(torch, several)]
+    return gradstep_arm(several), {"torch's best form": (theirs, OF_TORCH_MANY)}
 
 
 def trials(torch: Sequence[Peer]) -> Iterator[Trial]:

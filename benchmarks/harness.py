@@ -22,6 +22,14 @@ gradstep_threads = limiter(gs.get_num_threads, gs.set_num_threads)
 prefetching = limiter(_core.prefetch, _core.use_prefetch)
 
 
+def limited_arms(peers: Sequence[Peer], problem: Problem) -> Iterator[tuple[Arm, Limit | None]]:
+    """The arms of the peers that have the rule, each with what limits its threads."""
+    for peer in peers:
+        arm = peer.make(peer.name, problem)
+        if arm is not None:
+            yield arm, peer.limit
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is measured, and how often."""
@@ -54,10 +62,7 @@ class Settings:
 
     def limited_peer_arms(self, problem: Problem) -> Iterator[tuple[Arm, Limit | None]]:
         """The same, each with what limits its threads."""
-        for peer in self.peers:
-            arm = peer.make(peer.name, problem)
-            if arm is not None:
-                yield arm, peer.limit
+        return limited_arms(self.peers, problem)
 
 
 class Trial(Protocol):

@@ -12,7 +12,7 @@ namespace {
 // How far ahead of their use a stream's bytes are prefetched, and how many at a time.
 constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512, kCacheLine = 64;
 
-// The same in elements.
+// The elements that one prefetch covers, and those from the loop's place to the end of what it covers.
 template <class T>
 constexpr std::int64_t kPrefetchRun = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
 template <class T>
