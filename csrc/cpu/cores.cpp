@@ -6,29 +6,40 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
+#include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <thread>
 
 namespace gradstep::cpu {
 namespace {
 
-// What a control group's files allow, in whole CPUs; 0 for no limit: a file absent, "max", or the -1 of version 1.
-int cores(std::istream& quota_file, std::istream& period_file) {
-  long long quota = 0, period = 0;
-  if (!(quota_file >> quota && period_file >> period) || quota <= 0 || period <= 0) return 0;
+// What a file holds; nothing where there is none. No stream of the standard library's: a module that has a copy of that
+// library in it (-static-libstdc++) beside NumPy's shared one crashes where a stream reads a number.
+std::string contents(const std::string& path) {
+  std::string all;
+  std::FILE* const file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return all;
+  char part[4096];
+  for (std::size_t size; (size = std::fread(part, 1, sizeof part, file)) > 0;) all.append(part, size);
+  std::fclose(file);
+  return all;
+}
+
+// What a control group's "quota period" allows, in whole CPUs; 0 for no limit: an empty text, "max", or the -1 of
+// version 1.
+int cores(const std::string& text) {
+  char* end = nullptr;
+  const long long quota = std::strtoll(text.c_str(), &end, 10), period = std::strtoll(end, nullptr, 10);
+  if (quota <= 0 || period <= 0) return 0;
   const long long whole = quota / period + (quota % period != 0);
   return static_cast<int>(std::min<long long>(whole, std::numeric_limits<int>::max()));
 }
 
-int cores_v2(const std::string& dir) {
-  std::ifstream both(dir + "/cpu.max");
-  return cores(both, both);
-}
+int cores_v2(const std::string& dir) { return cores(contents(dir + "/cpu.max")); }
 
 int cores_v1(const std::string& dir) {
-  std::ifstream quota(dir + "/cpu.cfs_quota_us"), period(dir + "/cpu.cfs_period_us");
-  return cores(quota, period);
+  return cores(contents(dir + "/cpu.cfs_quota_us") + " " + contents(dir + "/cpu.cfs_period_us"));
 }
 
 // The tighter of two limits, where 0 is none.
@@ -70,8 +81,10 @@ int affinity_cores() {
 
 int quota_cores(const std::string& proc_self_cgroup, const std::string& cgroup_root) {
   std::string group_v1, group_v2;
-  std::ifstream lines(proc_self_cgroup);  // "id:controllers:/group", with no controllers for version 2
-  for (std::string line; std::getline(lines, line);) {
+  const std::string lines = contents(proc_self_cgroup);  // "id:controllers:/group", no controllers for version 2
+  for (std::size_t begin = 0, end = 0; begin < lines.size(); begin = end + 1) {
+    end = std::min(lines.find('\n', begin), lines.size());
+    const std::string line = lines.substr(begin, end - begin);
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);

@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <new>
-#include <sstream>
 #include <stdexcept>
 #include <type_traits>
 
@@ -13,8 +12,12 @@ namespace {
 
 std::vector<std::string> split(const char* names) {
   std::vector<std::string> parts;
-  std::istringstream text(names);
-  for (std::string part; std::getline(text >> std::ws, part, ',');) parts.push_back(part);
+  while (*names != '\0') {
+    const std::size_t length = std::strcspn(names, ",");
+    parts.emplace_back(names, length);
+    names += length;
+    names += std::strspn(names, ", ");
+  }
   return parts;
 }
 
