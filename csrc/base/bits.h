@@ -4,6 +4,8 @@
 
 #include "base/macros.h"
 
+// The bits of numbers. Rules and codecs are written for one number; cpu/simd.h has the same functions for vectors,
+// which argument-dependent lookup finds.
 namespace gradstep {
 
 static_assert(sizeof(float) == 4 && sizeof(double) == 8, "floats and doubles are IEEE binary32 and binary64");
@@ -19,14 +21,24 @@ GS_INLINE To bits_as(From from) {
 GS_INLINE std::uint32_t bits_of(float x) { return bits_as<std::uint32_t>(x); }
 GS_INLINE float float_of(std::uint32_t bits) { return bits_as<float>(bits); }
 
+GS_INLINE std::int32_t as_signed(std::uint32_t bits) { return static_cast<std::int32_t>(bits); }
+GS_INLINE std::uint32_t as_unsigned(std::int32_t number) { return static_cast<std::uint32_t>(number); }
+GS_INLINE std::int32_t truncated(float x) { return static_cast<std::int32_t>(x); }
+
+GS_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+GS_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
+GS_INLINE std::int32_t select(bool condition, std::int32_t yes, std::int32_t no) { return condition ? yes : no; }
+GS_INLINE std::uint32_t select(bool condition, std::uint32_t yes, std::uint32_t no) { return condition ? yes : no; }
+
+GS_INLINE std::int32_t absolute(std::int32_t x) { return x < 0 ? -x : x; }
+GS_INLINE std::int32_t larger_of(std::int32_t a, std::int32_t b) { return a < b ? b : a; }
+GS_INLINE std::int32_t smaller_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+
 inline constexpr std::uint32_t kSign = 0x80000000, kInfinity = 0x7f800000, kNan = 0x7fc00000;
 
-GS_INLINE std::uint32_t magnitude_of(float x) { return bits_of(x) & ~kSign; }
-
-// All ones where it holds. Of masks compilers make more than of selects, which they move to narrower types, and nest.
-GS_INLINE std::uint32_t mask(bool holds) { return -static_cast<std::uint32_t>(holds); }
-GS_INLINE std::uint32_t choose(bool holds, std::uint32_t yes, std::uint32_t no) {
-  return (yes & mask(holds)) | (no & ~mask(holds));
+template <class Float>
+GS_INLINE auto magnitude_of(Float x) {
+  return bits_of(x) & ~kSign;
 }
 
 }  // namespace gradstep

@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "base/macros.h"
+#include "base/bits.h"
 
 // What counts as zero where subnormals are flushed.
 namespace gradstep {
@@ -18,9 +18,9 @@ inline constexpr T kLeastState = static_cast<T>(sizeof(T) == sizeof(float) ? 0x1
 GS_INLINE float magnitude(float x) { return fabsf(x); }
 GS_INLINE double magnitude(double x) { return fabs(x); }
 
-template <class T>
-GS_INLINE T flushed(T x, T least) {
-  return magnitude(x) < least ? T(0) : x;
+template <class T, class V>
+GS_INLINE V flushed(V x, T least) {
+  return select(magnitude(x) < least, V(0), x);
 }
 
 }  // namespace gradstep

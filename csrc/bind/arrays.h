@@ -20,12 +20,14 @@ enum class Role { kParameter, kGradient, kState };
 // Two arrays whose extents meet, and what to say if they share memory.
 using Suspect = std::tuple<pybind11::object, pybind11::object, std::string>;
 
-// The types of parameters and gradients come first, then those of codes, which are nothing without their scales.
-inline constexpr int kArrayTypes = static_cast<int>(DType::kQ8Signed);
+// Codes are nothing without their scales: they are known for what they are only where they may stand.
+constexpr bool is_supported(DType dtype, bool codes) { return codes || !has_scales(dtype); }
 
 inline std::string supported() {
   std::string names;
-  for (int i = 0; i < kArrayTypes; ++i) names += (i == 0 ? "" : ", ") + std::string(kDTypes[i].name);
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.kind != CodecKind::kBlocked) names += (names.empty() ? "" : ", ") + std::string(info.name);
+  }
   return names;
 }
 

@@ -173,7 +173,7 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
     throw WrongType(kind + name + " is not on a GPU" + (device_ < 0 ? "" : ", but " + first_ + " is"));
   }
   const int storage = storage_of(seen.type);
-  if (storage >= (codes ? kDTypeCount : kArrayTypes)) {
+  if (storage == kDTypeCount || !is_supported(static_cast<DType>(storage), codes)) {
     throw WrongType(kind + name + " has dtype " + text_of_type(object) + "; supported are " + supported());
   }
   if (written && seen.read_only) {

@@ -43,8 +43,8 @@ bool view_plain(py::handle object, Array& array) {
   static PyObject* const* const known = descriptors();
   if (Py_TYPE(object.ptr()) != ndarray) return false;
   const auto& fields = fields_of(object.ptr());
-  for (int i = 0; i < kArrayTypes; ++i) {
-    if (fields.descr != known[i]) continue;
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (fields.descr != known[i] || !is_supported(static_cast<DType>(i), false)) continue;
     array = {reinterpret_cast<std::byte*>(fields.data), static_cast<DType>(i), fields.nd,
              reinterpret_cast<const std::int64_t*>(fields.dimensions),
              reinterpret_cast<const std::int64_t*>(fields.strides)};
@@ -92,7 +92,7 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
   const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
   const bool swapped = dtype->byteorder == (little ? '>' : '<');
   const int storage = swapped ? kDTypeCount : storage_of(fields.descr);
-  if (storage < (codes ? kDTypeCount : kArrayTypes)) {
+  if (storage != kDTypeCount && is_supported(static_cast<DType>(storage), codes)) {
     array.dtype = static_cast<DType>(storage);
     return array;
   }

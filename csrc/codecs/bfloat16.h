@@ -1,6 +1,6 @@
 #pragma once
 
-#include "base/bits.h"
+#include "codecs/codec.h"
 
 namespace gradstep::codecs {
 
@@ -8,22 +8,32 @@ namespace gradstep::codecs {
 struct BFloat16 {
   using Storage = std::uint16_t;
   static constexpr const char* kName = "bfloat16";
-
-  GS_INLINE static float decode(Storage code) { return float_of(std::uint32_t{code} << 16); }
-
-  // To nearest even.
-  GS_INLINE static Storage encode(float x) { return round(x, 0x7fff + ((bits_of(x) >> 16) & 1)); }
-
+  static constexpr CodecKind kKind = CodecKind::kNarrow;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState | kAsCopy;
   static constexpr int kRandomBits = 16;  // as many as are dropped
 
-  // Stochastically.
-  GS_INLINE static Storage encode(float x, std::uint32_t r) { return round(x, r); }
+  template <class Word>
+  GS_INLINE static auto decode(Word code) {
+    return float_of(code << 16);
+  }
 
- private:
-  // To NaN nothing is added, which could carry it into a number.
-  GS_INLINE static Storage round(float x, std::uint32_t up) {
-    const std::uint32_t nan = mask(x != x);
-    return static_cast<Storage>(((bits_of(x) + (up & ~nan)) | (nan & 0x400000)) >> 16);
+  // With kHalf and a tie of 1 to nearest even; with random bits and 0, stochastically.
+  static constexpr bool kRoundsEitherWay = true;
+  static constexpr std::uint32_t kHalf = 0x7fff;
+  template <class Float, class Word>
+  GS_INLINE static auto encode(Float x, Word added, std::uint32_t tie) {
+    const auto bits = bits_of(x);
+    const auto rounded = bits + added + ((bits >> 16) & tie);
+    // To NaN nothing is added, which could carry it into a number.
+    return select(x != x, bits | 0x400000u, rounded) >> 16;
+  }
+  template <class Float>
+  GS_INLINE static auto encode(Float x) {
+    return encode(x, kHalf, 1);
+  }
+  template <class Float, class Word>
+  GS_INLINE static auto encode(Float x, Word random) {
+    return encode(x, random, 0);
   }
 };
 

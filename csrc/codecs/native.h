@@ -1,16 +1,24 @@
 #pragma once
 
+#include "codecs/codec.h"
+
 namespace gradstep::codecs {
 
 // Storage that is the compute type: a kernel works on it where it lies.
 struct Float32 {
   using Storage = float;
   static constexpr const char* kName = "float32";
+  static constexpr CodecKind kKind = CodecKind::kNative;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState;
+  static constexpr int kRandomBits = 0;
 };
 
 struct Float64 {
   using Storage = double;
   static constexpr const char* kName = "float64";
+  static constexpr CodecKind kKind = CodecKind::kNative;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState;
+  static constexpr int kRandomBits = 0;
 };
 
 }  // namespace gradstep::codecs

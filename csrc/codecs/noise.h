@@ -26,7 +26,7 @@ GS_INLINE std::uint32_t upper_half(const NoiseKey& key, Kind kind, std::int64_t 
 
 // The four words of a counter. Those of groups belong to 4 * counter and the three after it; those of places to counter
 // and the three kPlaceCounters, twice and three times that further on.
-GS_INLINE Words draw(const NoiseKey& key, std::uint32_t counter, std::uint32_t upper) {
+GS_INLINE FourWords draw(const NoiseKey& key, std::uint32_t counter, std::uint32_t upper) {
   return philox({counter, upper, key.step, key.tensor}, static_cast<std::uint32_t>(key.seed),
                 static_cast<std::uint32_t>(key.seed >> 32));
 }

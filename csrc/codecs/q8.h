@@ -1,6 +1,6 @@
 #pragma once
 
-#include "base/bits.h"
+#include "codecs/codec.h"
 
 namespace gradstep::codecs {
 
@@ -10,9 +10,11 @@ namespace gradstep::codecs {
 template <class Code>  // std::int8_t, std::uint8_t
 struct Q8 {
   static constexpr bool kSigned = static_cast<Code>(-1) < 0;
-  using Storage = std::uint8_t;
-  using Number = Code;
+  using Storage = Code;
   static constexpr const char* kName = kSigned ? "int8" : "uint8";
+  static constexpr CodecKind kKind = CodecKind::kBlocked;
+  static constexpr unsigned kRoles = kSigned ? kAsSignedState : kAsNonNegativeState;
+  static constexpr int kRandomBits = 20;  // as many as are dropped
 
   // The scale of a block whose largest finite magnitude has these bits: so great that it rounds to no more than the
   // top, 1.875 scales.
@@ -25,40 +27,47 @@ struct Q8 {
   GS_INLINE static bool is_beyond(std::uint32_t largest) { return largest > kGreatestScale + 0x700000; }
 
   // What has no exponent: zero, and what is not finite. A block without it takes less.
-  static constexpr Storage kZero = 0, kNotFinite = kSigned ? 128 : 248;
-  GS_INLINE static bool is_special(Storage code) { return code == kZero || code == kNotFinite; }
-
-  template <bool kSpecial>
-  GS_INLINE static float decode(std::int32_t code, float scale) {
-    const std::int32_t k = code < 0 ? -code : code;
-    std::uint32_t u = bits_of(scale) - kExponents + (static_cast<std::uint32_t>(k) << 20);
-    if constexpr (kSpecial) u = (u & ~mask(k == 0)) | (mask(k == kNotFinite) & (kSigned ? kNan : kInfinity));
-    return float_of(u | (static_cast<std::uint32_t>(code) & kSign));
+  static constexpr Code kZero = 0, kNotFinite = static_cast<Code>(kSigned ? 128 : 248);
+  template <class C>
+  GS_INLINE static auto is_special(C code) {
+    return (code == C(kZero)) | (code == C(kNotFinite));
   }
 
-  static constexpr int kRandomBits = 20;  // as many as are dropped
+  // `code` is as an std::int32_t, or a vector of them.
+  template <bool kSpecial, class Int>
+  GS_INLINE static auto decode(Int code, float scale) {
+    const Int k = kSigned ? absolute(code) : code;
+    auto u = (as_unsigned(k) << 20) + (bits_of(scale) - kExponents);
+    if constexpr (kSpecial) {
+      using Word = decltype(u);
+      u = select(k == 0, Word(0), select(k == kNoNumber, Word(kSigned ? kNan : kInfinity), u));
+    }
+    if constexpr (kSigned) u = u | (as_unsigned(code) & kSign);
+    return float_of(u);
+  }
 
   // Stochastically. With kBeyond also what is_beyond() of a block's magnitudes; without, no x is negative where the
   // code has no sign.
-  template <bool kBeyond>
-  GS_INLINE static Storage encode(float x, float scale, std::uint32_t r) {
-    const auto u = static_cast<std::int32_t>(kSigned || kBeyond ? magnitude_of(x) : bits_of(x));
-    const std::uint32_t t = static_cast<std::uint32_t>(u) - (bits_of(scale) - kExponents);
-    std::int32_t k = static_cast<std::int32_t>(t + r) >> 20;
-    const std::int32_t least = kSigned ? 0 : (u < 1 ? u : 1);
-    k = k < least ? least : k;
+  template <bool kBeyond, class Float, class Word>
+  GS_INLINE static auto encode(Float x, float scale, Word random) {
+    const auto bits = bits_of(x);
+    const auto u = as_signed(kSigned || kBeyond ? magnitude_of(x) : bits);
+    using Int = decltype(as_signed(bits_of(x)));
+    Int k = as_signed(as_unsigned(u) - (bits_of(scale) - kExponents) + random) >> 20;
+    k = larger_of(k, kSigned ? Int(0) : smaller_of(u, Int(1)));
     if constexpr (kBeyond) {
-      k = k < kNotFinite ? k : kNotFinite - 1;
-      k = u < static_cast<std::int32_t>(kInfinity) ? k : kNotFinite;
+      k = smaller_of(k, Int(kNoNumber - 1));
+      k = select(u < as_signed(kInfinity), k, Int(kNoNumber));
     }
-    if constexpr (kSigned) k = (bits_of(x) & kSign) != 0 ? -k : k;
-    return static_cast<Storage>(k);
+    if constexpr (kSigned) k = select(as_signed(bits) < 0, -k, k);
+    return as_unsigned(k);
   }
 
  private:
+  static constexpr std::int32_t kNoNumber = kSigned ? 128 : 248;            // the magnitude of kNotFinite
   static constexpr std::uint32_t kExponents = (kSigned ? 15u : 30u) << 23;  // below the scale's
   static constexpr std::uint32_t kLeastScale = (1u << 23) + kExponents, kGreatestScale = 254u << 23;
-  static_assert(kNotFinite == (kExponents + (1u << 23)) >> 20, "the exponent above the greatest");
+  static_assert(kNoNumber == (kExponents + (1u << 23)) >> 20, "the exponent above the greatest");
 };
 
 using Q8Signed = Q8<std::int8_t>;

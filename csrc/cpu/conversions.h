@@ -4,23 +4,12 @@
 #include <cstdint>
 
 #include "codecs/all.h"
-#include "codecs/noise.h"
+#include "cpu/noise.h"
 #include "job/norm.h"
 
 // Between what is stored and the tiles of values that kernels work on, and what else is done to tiles.
 // csrc/cpu/conversions.cpp is compiled once per instruction set.
 namespace gradstep::cpu {
-
-// The random bits of a stream in one step, as far as they are drawn: of each word the upper `bits`, as its codec takes
-// them.
-struct Noise : NoiseKey {
-  static constexpr std::int64_t kGroups = 256;             // drawn at once,
-  static constexpr std::int64_t kSpan = kGroups * kGroup;  // for so many elements
-
-  int bits;
-  alignas(64) std::uint32_t places[kGroup];
-  alignas(64) std::uint32_t groups[kGroups];
-};
 
 // Draws the words of places, which serve a whole tensor, and those of the groups of elements [begin, end) of one span.
 using DrawPlaces = void (*)(Noise& noise);
@@ -38,9 +27,6 @@ struct Conversion {
   Encode encode;
 };
 
-// Sets to zero those of `size` values whose magnitude is below `least`.
-using Flush = void (*)(std::byte* values, std::int64_t size, double least);
-
 // Adds the squares of values to the sum's lanes, of which the first gets the first. Each is that of a value as a
 // double. `prefetches` changes no bit.
 using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes, bool prefetches);
@@ -50,7 +36,6 @@ struct Conversions {
   Conversion of[kDTypeCount];
   DrawPlaces draw_places;
   DrawGroups draw_groups;
-  Flush flush_floats, flush_doubles;
   AddSquares add_squares_floats, add_squares_doubles;
 
   const Conversion& operator[](DType dtype) const { return of[static_cast<int>(dtype)]; }

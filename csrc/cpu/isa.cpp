@@ -8,8 +8,8 @@
 
 namespace gradstep::cpu {
 
-#define GS_ISA_ROW(name, required, flags)           \
-  Kernel find_kernel_##name(const rules::Key& key); \
+#define GS_ISA_ROW(name, required, flags)                    \
+  const Kernels& find_kernels_##name(const rules::Key& key); \
   const Conversions& conversions_##name();
 #include "isa_list.inc"
 #undef GS_ISA_ROW
@@ -20,12 +20,12 @@ struct Isa {
   const char* name;
   const char* flags;  // of its kernels, beside those of all files
   unsigned required;
-  Kernel (*find_kernel)(const rules::Key&);
+  const Kernels& (*find_kernels)(const rules::Key&);
   const Conversions& (*conversions)();
 };
 
 constexpr Isa kIsas[] = {
-#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernel_##name, conversions_##name},
+#define GS_ISA_ROW(name, required, flags) {#name, flags, required, find_kernels_##name, conversions_##name},
 #include "isa_list.inc"
 #undef GS_ISA_ROW
 };
@@ -91,7 +91,9 @@ void use_isa(const std::string& name) { in_use() = name.empty() ? choose_default
 
 std::string isa() { return in_use().load()->name; }
 
-Kernel find_kernel(const rules::Key& key) { return in_use().load(std::memory_order_relaxed)->find_kernel(key); }
+const Kernels& find_kernels(const rules::Key& key) {
+  return in_use().load(std::memory_order_relaxed)->find_kernels(key);
+}
 
 const Conversions& conversions() { return in_use().load(std::memory_order_relaxed)->conversions(); }
 

@@ -18,8 +18,8 @@ std::string isa_flags(const std::string& name);
 void use_isa(const std::string& name);
 std::string isa();
 
-// Of the set now in use, the kernel for a key, and what is stored and read by.
-Kernel find_kernel(const rules::Key& key);
+// Of the set now in use, the kernels for a key, and the conversions of what is stored.
+const Kernels& find_kernels(const rules::Key& key);
 const Conversions& conversions();
 
 }  // namespace gradstep::cpu

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "base/subnormals.h"
 #include "cpu/isa.h"
 #include "job/norm.h"
 
@@ -16,8 +15,7 @@ static_assert(kTile % kBlock == 0);
 
 constexpr int kMaxRank = 64;  // NumPy's
 
-// memcpy of at least two bytes. A short row is moved by its first and its last few bytes, which may overlap: cheaper
-// than a call.
+// memcpy. A short row is moved by its first and its last few bytes, which may overlap: cheaper than a call.
 inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   const auto by = [&](auto width) {
     for (std::size_t i = 0; i + width < bytes; i += width) std::memcpy(to + i, from + i, width);
@@ -31,8 +29,10 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
     by(std::integral_constant<std::size_t, 8>());
   } else if (bytes >= 4) {
     by(std::integral_constant<std::size_t, 4>());
-  } else {
+  } else if (bytes >= 2) {
     by(std::integral_constant<std::size_t, 2>());
+  } else {
+    by(std::integral_constant<std::size_t, 1>());
   }
 }
 
@@ -85,6 +85,23 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
   });
 }
 
+using Mover = void (*)(const Layout& layout, int stream, std::byte* data, std::int64_t begin, std::int64_t end,
+                       std::byte* tile);
+
+template <bool kGather>
+Mover mover_of(std::int64_t item_size) {
+  switch (item_size) {
+    case 1:
+      return &move<1, kGather>;
+    case 2:
+      return &move<2, kGather>;
+    case 4:
+      return &move<4, kGather>;
+    default:
+      return &move<8, kGather>;
+  }
+}
+
 // Whether every row of a strided stream is one that a kernel can work on where it lies.
 bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, std::int64_t size) {
   const auto aligned = [=](std::int64_t stride) { return stride % size == 0; };
@@ -94,11 +111,11 @@ bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, s
 
 // Runs the kernel on row after row, if the rows are long enough to be worth a call, and can be; whether it did.
 template <class T>
-bool run_rows(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+bool run_rows(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   constexpr std::int64_t kWorthACall = 32;
   const Layout* const layout = job.layout;
-  if (layout == nullptr || job.update->flush || layout->shape.back() < kWorthACall || !layout->native()) return false;
+  if (layout->shape.back() < kWorthACall || !layout->native()) return false;
   int which[kMaxStreams], strided = 0;
   std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
   for (int s = 0; s < kMaxStreams; ++s) {
@@ -111,7 +128,7 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end, bool prefetc
   }
   each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
-    kernel_of (*job.update)(job.update->element, streams, 0, count, prefetches);
+    kernel(job.update->element, streams, 0, count, prefetches, nullptr);
     for (std::byte*& stream : streams) {
       if (stream != nullptr) stream += count * kSize;
     }
@@ -119,47 +136,69 @@ bool run_rows(const Job& job, std::int64_t begin, std::int64_t end, bool prefetc
   return true;
 }
 
-// The streams of a tensor, a tile at a time.
+// The random bits of the streams of one tensor that are rounded stochastically.
+class Noises {
+ public:
+  explicit Noises(const Job& job) {
+    for (int s = 0; s < kMaxStreams; ++s) {
+      const bool written = job.streams[s] != nullptr && kStreams[s].rounded;
+      if (!written || !is_stochastic(job.layout->dtypes[s], job.update->stochastic)) continue;
+      Noise& noise = *(of_[s] = &drawn_[s]);
+      noise.seed = job.update->seed;
+      noise.step = job.update->step;
+      noise.tensor = job.layout->tensor;
+      noise.stream = static_cast<std::uint32_t>(s);
+      noise.bits = random_bits(job.layout->dtypes[s]);
+      conversions().draw_places(noise);
+    }
+  }
+
+  // Draws for [begin, end) within one span.
+  void draw(std::int64_t begin, std::int64_t end) {
+    for (Noise* const noise : of_) {
+      if (noise != nullptr) conversions().draw_groups(*noise, begin, end);
+    }
+  }
+
+  // Null where the stream is rounded to nearest.
+  const Noise* operator[](int s) const { return of_[s]; }
+
+ private:
+  Noise* of_[kMaxStreams] = {};
+  Noise drawn_[kMaxStreams];
+};
+
+// f(begin, end) for each span of elements [begin, end), once its random bits are drawn.
+template <class F>
+void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f) {
+  while (begin < end) {
+    const std::int64_t span_end = std::min(end, (begin / Noise::kSpan + 1) * Noise::kSpan);
+    noises.draw(begin, span_end);
+    f(begin, span_end);
+    begin = span_end;
+  }
+}
+
+// The streams of a tensor, a tile at a time: gathered and decoded into it, and encoded and scattered from it. No byte
+// between the elements is touched.
 template <class T>
 class Tiles {
  public:
-  explicit Tiles(const Job& job) : job_(job), update_(*job.update) {}
+  explicit Tiles(const Job& job) : job_(job) {}
 
-  // Before the first tile.
-  void draw_places() {
-    for (int s = 0; s < kCopy; ++s) {
-      if (!stochastic(s)) continue;
-      noise_[s].seed = update_.seed;
-      noise_[s].step = update_.step;
-      noise_[s].tensor = job_.layout->tensor;
-      noise_[s].stream = static_cast<std::uint32_t>(s);
-      noise_[s].bits = random_bits(dtype(s));
-      conversions_.draw_places(noise_[s]);
-    }
-  }
-
-  // Before the first tile of a span.
-  void draw_groups(std::int64_t begin, std::int64_t end) {
-    for (int s = 0; s < kCopy; ++s) {
-      if (stochastic(s)) conversions_.draw_groups(noise_[s], begin, end);
-    }
-  }
-
-  void run(std::int64_t begin, std::int64_t end) {
+  void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end) {
     begin_ = begin;
     size_ = end - begin;
     std::byte* values[kMaxStreams] = {};
-    for (int s = 0; s < kCopy; ++s) {
-      if (job_.streams[s] != nullptr) values[s] = load(s);
+    for (int s = 0; s < kMaxStreams; ++s) {
+      if (job_.streams[s] != nullptr && kStreams[s].read) values[s] = load(s);
     }
-    if (update_.flush) flush(values[kGradient], kLeastGradient<T>);
-    kernel_of(update_)(update_.element, values, 0, size_, false);  // tiles are in L1
-    for (int s = 0; s < kCopy; ++s) {
-      if (s == kGradient || values[s] == nullptr) continue;
-      if (update_.flush && s > kGradient) flush(values[s], kLeastState<T>);
-      store(s, values[s]);
+    kernel(job_.update->element, values, 0, size_, false, nullptr);  // tiles are in L1
+    for (int s = 0; s < kMaxStreams; ++s) {
+      if (job_.streams[s] != nullptr && kStreams[s].written) {
+        store(s, kStreams[s].read ? values[s] : values[kParameter], noises[s]);
+      }
     }
-    if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter]);
   }
 
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
@@ -172,11 +211,6 @@ class Tiles {
 
  private:
   DType dtype(int s) const { return job_.layout == nullptr ? native_ : job_.layout->dtypes[s]; }
-  bool stochastic(int s) const {
-    if (kDouble) return false;  // what is not native is computed with in floats
-    const bool written = job_.streams[s] != nullptr && s != kGradient && s != kCopy;
-    return written && by_chance(dtype(s), update_.stochastic);
-  }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
 
@@ -189,22 +223,16 @@ class Tiles {
     const bool native = is_native(dtype(s));
     std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
     if (strided(s)) move<true>(s, from);
-    if (!native) {
-      conversions_[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
-      from = tile;
-    } else if (s == kGradient && update_.flush && from != tile) {
-      std::memcpy(tile, from, static_cast<std::size_t>(size_) * sizeof(T));
-      from = tile;
-    }
-    return from;
+    if (native) return from;
+    conversions_[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
+    return tile;
   }
 
-  void store(int s, std::byte* values) {
+  void store(int s, std::byte* values, const Noise* noise) {
     std::byte* to = values;
     if (!is_native(dtype(s))) {
       to = strided(s) ? raw_ : place(s);
-      conversions_[dtype(s)].encode(reinterpret_cast<const float*>(values), size_, stochastic(s) ? &noise_[s] : nullptr,
-                                    begin_, to, scales(s));
+      conversions_[dtype(s)].encode(reinterpret_cast<const float*>(values), size_, noise, begin_, to, scales(s));
     }
     if (strided(s)) move<false>(s, to);
   }
@@ -212,40 +240,50 @@ class Tiles {
   // Gathers this tile's elements of a strided stream, or scatters them.
   template <bool kGather>
   void move(int s, std::byte* packed) {
-    // One byte an item has no stride: codes are packed.
-    const auto by = item_size(dtype(s)) == 2   ? &cpu::move<2, kGather>
-                    : item_size(dtype(s)) == 4 ? &cpu::move<4, kGather>
-                                               : &cpu::move<8, kGather>;
-    by(*job_.layout, s, job_.streams[s], begin_, begin_ + size_, packed);
-  }
-
-  void flush(std::byte* values, double least) {
-    (kDouble ? conversions_.flush_doubles : conversions_.flush_floats)(values, size_, least);
+    mover_of<kGather>(item_size(dtype(s)))(*job_.layout, s, job_.streams[s], begin_, begin_ + size_, packed);
   }
 
   static constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
   static constexpr DType native_ = native_of(kComputeOf<T>);
 
   const Job& job_;
-  const Update& update_;
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
-  Noise noise_[kCopy];
-  alignas(64) T tiles_[kCopy][kTile];
+  alignas(64) T tiles_[kMaxStreams][kTile];
   alignas(64) std::byte raw_[kTile * sizeof(T)];  // of a stream that is both strided and stored in another type
 };
 
 template <class T>
-void run_tiles(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
-  if (run_rows<T>(job, begin, end, prefetches)) return;
+void run_tiles(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end) {
+  Noises noises(job);
   Tiles<T> tiles(job);
-  tiles.draw_places();
-  while (begin < end) {
-    const std::int64_t span_end = std::min(end, (begin / Noise::kSpan + 1) * Noise::kSpan);
-    tiles.draw_groups(begin, span_end);
-    for (; begin < span_end; begin += kTile) tiles.run(begin, std::min(begin + kTile, span_end));
-    begin = span_end;
+  each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
+    for (; first < last; first += kTile) tiles.run(kernel, noises, first, std::min(first + kTile, last));
+  });
+}
+
+// The kernel that decodes and encodes in registers what is stored so; null: there is none.
+Kernel find_stored(const Job& job, const Kernels& kernels) {
+  if (!job.layout->packed()) return nullptr;
+  for (const StoredKernel& stored : kernels.stored) {
+    if (stored.storage == job.layout->storage && !(stored.to_nearest && job.update->stochastic)) return stored.kernel;
   }
+  return nullptr;
+}
+
+void run_registers(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
+  Noises noises(job);
+  StoredStreams stored{job.layout->scales, {}};
+  for (int s = 0; s < kMaxStreams; ++s) stored.noise[s] = noises[s];
+  each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
+    kernel(job.update->element, job.streams, first, last, prefetches, &stored);
+  });
+}
+
+template <class T>
+void run_in(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (run_rows<T>(job, kernels.native, begin, end, prefetches)) return;
+  run_tiles<T>(job, kernels.native, begin, end);
 }
 
 template <class T>
@@ -264,9 +302,10 @@ double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool
                                                      : sum_of_squares<float>(job, begin, end, prefetches);
 }
 
-void run_tiles(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
-  return job.update->key.compute == Compute::kDouble ? run_tiles<double>(job, begin, end, prefetches)
-                                                     : run_tiles<float>(job, begin, end, prefetches);
+void run_stored(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
+  job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
+                                              : run_in<float>(job, kernels, begin, end, prefetches);
 }
 
 }  // namespace gradstep::cpu

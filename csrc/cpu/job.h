@@ -7,9 +7,8 @@
 
 namespace gradstep::cpu {
 
-inline Kernel kernel_of(const Update& update) { return reinterpret_cast<Kernel>(update.kernel); }
-
-void run_tiles(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches);
+// Updates elements [begin, end) of a tensor of which something is strided or stored in another type.
+void run_stored(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
 
 // The sum of the gradient's squares over elements [begin, end), a chunk or the last of it.
 double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches);
@@ -28,19 +27,16 @@ inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_siz
   return (kCacheLine - behind) % kCacheLine / item_size;
 }
 
-// Updates elements [begin, end) of a tensor: row by row where the rows of all streams are long, native and packed.
-// Else streams that are strided or stored in another type pass through a tile in L1: gathered and decoded before,
-// encoded and scattered after, these elements and no byte between them. Where subnormals are flushed, the gradient
-// passes through one too, and leaves there what is below kLeastGradient; the states lose theirs after the update.
-inline void run(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+// Updates elements [begin, end) of a tensor, by the kernels of its update.
+inline void run(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (job.layout != nullptr) return run_stored(job, kernels, begin, end, prefetches);
   const Update& update = *job.update;
-  if (job.layout != nullptr || update.flush) return run_tiles(job, begin, end, prefetches);
   if (end - begin >= kAlignFrom) {
     const std::int64_t head = to_cache_line(job.streams[kParameter], size_of(update.key.compute), begin);
-    kernel_of(update)(update.element, job.streams, begin, begin + head, false);
+    kernels.native(update.element, job.streams, begin, begin + head, false, nullptr);
     begin += head;
   }
-  kernel_of(update)(update.element, job.streams, begin, end, prefetches);
+  kernels.native(update.element, job.streams, begin, end, prefetches, nullptr);
 }
 
 }  // namespace gradstep::cpu

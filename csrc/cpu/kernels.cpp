@@ -1,58 +1,135 @@
 // THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
 // namespace and always inlined, so that nothing compiled for one instruction set can be linked into another's code (a
 // test reads the symbols).
+#include "cpu/access.h"
 #include "cpu/kernel.h"
-#include "cpu/prefetch.h"
 
 namespace gradstep::cpu {
 namespace {
 
-template <class Element, class T = typename Element::T>
-void loop(const Element element, std::int64_t size, bool prefetches, T* GS_RESTRICT p, const T* GS_RESTRICT g,
-          T* GS_RESTRICT s0, T* GS_RESTRICT s1, T* GS_RESTRICT s2) {
-  const auto update = [=](std::int64_t i) GS_ALWAYS_INLINE {
-    T w = p[i];
-    T a = 0, b = 0, c = 0;
-    if constexpr (Element::keeps(0)) a = s0[i];
-    if constexpr (Element::keeps(1)) b = s1[i];
-    if constexpr (Element::keeps(2)) c = s2[i];
-    if constexpr (Element::kStates == 0) element(w, g[i]);
-    if constexpr (Element::kStates == 1) element(w, g[i], a);
-    if constexpr (Element::kStates == 2) element(w, g[i], a, b);
-    if constexpr (Element::kStates == 3) element(w, g[i], a, b, c);
-    p[i] = w;
-    if constexpr (Element::keeps(0)) s0[i] = a;
-    if constexpr (Element::keeps(1)) s1[i] = b;
-    if constexpr (Element::keeps(2)) s2[i] = c;
-  };
+// Parameter, gradient, copy and states move together: each register of elements is decoded, updated and encoded.
+template <class Element, class P, class G, class C, class... S>
+GS_INLINE void loop(const Element element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g, C copy,
+                    S... states) {
+  using T = typename Element::T;
+  constexpr bool kInRuns = P::kInRuns || G::kInRuns || C::kInRuns || (S::kInRuns || ...);
+  constexpr std::int64_t kRun = kInRuns ? kGroup : kPrefetchRun<T>;
+  constexpr std::int64_t kReach = kRun + kPrefetchDistance / (kInRuns ? 1 : static_cast<std::int64_t>(sizeof(T)));
 
+  const auto update = [&](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+    using V = decltype(type);
+    const auto apply = [&](V w, V gradient, auto... x) GS_ALWAYS_INLINE {
+      element(w, gradient, x...);
+      p.store(j, w);
+      (states.store(j, x), ...);
+      copy.store(j, w);
+    };
+    apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
+  };
   // What lies behind these elements is not prefetched: it may be in another core's cache.
-  const std::int64_t last_prefetch = prefetches ? size - kPrefetchReach<T> : -1;
-  std::int64_t begin = 0;
-  for (; begin + kPrefetchRun<T> <= size; begin += kPrefetchRun<T>) {
-    if (begin <= last_prefetch) {
-      prefetch(p + begin);
-      prefetch(g + begin);
-      if constexpr (Element::keeps(0)) prefetch(s0 + begin);
-      if constexpr (Element::keeps(1)) prefetch(s1 + begin);
-      if constexpr (Element::keeps(2)) prefetch(s2 + begin);
+  const std::int64_t last_prefetch = prefetches ? end - kReach : -1;
+  for (std::int64_t i = begin; i < end; i += kRun) {
+    const std::int64_t next = end - i < kRun ? end : i + kRun;
+    p.enter(i, end), g.enter(i, end), copy.enter(i, end), (states.enter(i, end), ...);
+    if (i <= last_prefetch) {
+      p.template prefetch_run<kRun>(), g.template prefetch_run<kRun>(), copy.template prefetch_run<kRun>();
+      (states.template prefetch_run<kRun>(), ...);
     }
-    for (std::int64_t i = begin; i < begin + kPrefetchRun<T>; ++i) update(i);
+    each_register<T>(next - i, update);
+    p.leave(next, end), g.leave(next, end), copy.leave(next, end), (states.leave(next, end), ...);
   }
-  for (std::int64_t i = begin; i < size; ++i) update(i);
+}
+
+constexpr bool is_none(None) { return true; }
+template <class Codec>
+constexpr bool is_none(Codec) {
+  return false;
+}
+
+GS_INLINE NoStream open(None, std::byte* const*, const StoredStreams*, int) { return {}; }
+template <class Codec>
+GS_INLINE Access<Codec> open(Codec, std::byte* const* streams, const StoredStreams* stored, int s) {
+  if constexpr (Codec::kKind == CodecKind::kNative) {
+    return {streams[s], nullptr, nullptr};
+  } else {
+    return {streams[s], stored->scales[s], stored->noise[s]};
+  }
+}
+
+template <class Codec, bool kKept>
+struct IfKept {
+  using Type = Codec;
+};
+template <class Codec>
+struct IfKept<Codec, false> {
+  using Type = None;
+};
+
+template <int... k>
+struct Places {};
+template <int kCount, int... k>
+struct PlacesBelow : PlacesBelow<kCount - 1, kCount - 1, k...> {};
+template <int... k>
+struct PlacesBelow<0, k...> {
+  using Type = Places<k...>;
+};
+
+// The kernel of an update for a combination; `k` are the places of its states.
+template <class Element, class How, class = typename PlacesBelow<Element::kStates>::Type>
+struct KernelOf;
+
+template <class Element, class How, int... k>
+struct KernelOf<Element, How, Places<k...>> {
+  template <int place>
+  using State =
+      typename IfKept<typename How::States::template Of<Element::not_negative(place)>, Element::keeps(place)>::Type;
+
+  static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
+                  const StoredStreams* stored) {
+    const auto stream = [=](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, s); };
+    loop(*static_cast<const Element*>(element), begin, end, prefetches, stream(typename How::Parameter{}, kParameter),
+         stream(typename How::Gradient{}, kGradient), stream(typename How::Copy{}, kCopy),
+         stream(State<k>{}, kFirstState + k)...);
+  }
+
+  static constexpr StoredKernel stored() {
+    StorageKey storage = kNoStreams;
+    bool native = true, to_nearest = false;
+    const auto add = [&](auto codec, int s) {
+      using Codec = decltype(codec);
+      if constexpr (!is_none(Codec{})) {
+        storage = with_stream(storage, s, kDTypeOf<Codec>);
+        native = native && Codec::kKind == CodecKind::kNative;
+        if constexpr (Codec::kKind == CodecKind::kNarrow) {
+          to_nearest = to_nearest || (kStreams[s].rounded && !Codec::kRoundsEitherWay);
+        }
+      }
+    };
+    add(typename How::Parameter{}, kParameter), add(typename How::Gradient{}, kGradient);
+    add(typename How::Copy{}, kCopy), (add(State<k>{}, kFirstState + k), ...);
+    return native ? StoredKernel{} : StoredKernel{storage, to_nearest, &run};
+  }
+};
+
+// Rules are computed in doubles, and subnormals flushed, on native streams and tiles alone.
+template <class Element, class... Hows>
+constexpr Kernels kernels_of(CombinationList<Hows...>) {
+  if constexpr (sizeof(typename Element::T) == sizeof(double)) {
+    return {&KernelOf<Element, Native<codecs::Float64>>::run, {}};
+  } else if constexpr (Element::kFlushes) {
+    return {&KernelOf<Element, Native<codecs::Float32>>::run, {}};
+  } else {
+    return {&KernelOf<Element, Native<codecs::Float32>>::run, {KernelOf<Element, Hows>::stored()...}};
+  }
 }
 
 template <class Element>
-void kernel(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches) {
-  using T = typename Element::T;
-  const auto at = [=](int s) { return streams[s] == nullptr ? nullptr : reinterpret_cast<T*>(streams[s]) + begin; };
-  loop(*static_cast<const Element*>(element), end - begin, prefetches, at(0), at(1), at(2), at(3), at(4));
-}
+constexpr Kernels kKernels = kernels_of<Element>(Combinations{});
 
 struct Find {
   template <class Element>
-  GS_INLINE Kernel visit() const {
-    return &kernel<Element>;
+  GS_INLINE const Kernels* visit() const {
+    return &kKernels<Element>;
   }
 };
 
@@ -62,6 +139,6 @@ struct Find {
 #define GS_JOIN(a, b) GS_JOIN_(a, b)
 
 // cpu/isa.cpp declares it for every row of the table.
-Kernel GS_JOIN(find_kernel_, GS_ISA)(const rules::Key& key) { return rules::visit(key, Find{}); }
+const Kernels& GS_JOIN(find_kernels_, GS_ISA)(const rules::Key& key) { return *rules::visit(key, Find{}); }
 
 }  // namespace gradstep::cpu

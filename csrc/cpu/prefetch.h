@@ -9,18 +9,16 @@
 namespace gradstep::cpu {
 namespace {
 
-// How far ahead of their use a stream's bytes are prefetched, and how many at a time.
+// How far ahead of their use a stream's bytes are prefetched, and how many of the widest stream's at a time.
 constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512, kCacheLine = 64;
 
-// The elements that one prefetch covers, and those from the loop's place to the end of what it covers.
+// The elements that one prefetch covers.
 template <class T>
 constexpr std::int64_t kPrefetchRun = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
-template <class T>
-constexpr std::int64_t kPrefetchReach = kPrefetchRun<T> + kPrefetchDistance / static_cast<std::int64_t>(sizeof(T));
 
-template <class T>
+template <std::int64_t kItems, class T>
 GS_INLINE void prefetch(const T* stream) {
-  for (std::int64_t byte = 0; byte < kPrefetchBytes; byte += kCacheLine) {
+  for (std::int64_t byte = 0; byte < kItems * static_cast<std::int64_t>(sizeof(T)); byte += kCacheLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(stream) + kPrefetchDistance + byte);
   }
 }

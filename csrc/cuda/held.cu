@@ -18,7 +18,7 @@ __global__ void count(std::int64_t* taken) { ++*taken; }
 
 }  // namespace
 
-void advance_held(const Work& work) { rules::visit(work.key, LaunchAdvance{work}); }
+void advance_held(const Work& work) { rules::visit<rules::Flushing::kAlways>(work.key, LaunchAdvance{work}); }
 
 void count_held(const Held& held, void* stream) {
   load(&count);

@@ -9,7 +9,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "base/subnormals.h"
 #include "cuda/check.h"
 #include "cuda/lane.h"
 #include "cuda/launch.h"
@@ -18,38 +17,41 @@
 namespace gradstep::cuda {
 namespace {
 
+// Whether a rule walks along a stream: a state only where it keeps it, and of what it does not read, nothing.
 template <class Element, int s>
-constexpr bool kWalks = s < kFirstState || Element::keeps(s - kFirstState);
+constexpr bool kWalks = kStreams[s].read && (!is_state(s) || Element::keeps(s - kFirstState));
+
+template <class Visit, int... s>
+GS_DEVICE void each_number(const Visit& visit, std::integer_sequence<int, s...>) {
+  (visit(std::integral_constant<int, s>()), ...);
+}
 
 // visit(stream), the number as a type, for each that a rule walks along.
 template <class Element, class Visit>
 GS_DEVICE void each_stream(const Visit& visit) {
-  const auto each = [&](auto s) {
-    if constexpr (kWalks<Element, s>) visit(s);
-  };
-  static_assert(kCopy == 5);
-  each(std::integral_constant<int, 0>());
-  each(std::integral_constant<int, 1>());
-  each(std::integral_constant<int, 2>());
-  each(std::integral_constant<int, 3>());
-  each(std::integral_constant<int, 4>());
+  each_number(
+      [&](auto s) {
+        if constexpr (kWalks<Element, s>) visit(s);
+      },
+      std::make_integer_sequence<int, kMaxStreams>());
 }
 
 // The same for those that a step writes.
 template <class Element, class Visit>
 GS_DEVICE void each_written(const Visit& visit) {
   each_stream<Element>([&](auto s) {
-    if constexpr (s != kGradient) visit(s);
+    if constexpr (kStreams[s].written) visit(s);
   });
 }
 
-// Updates one element; a state that is not kept is a dummy.
-template <class Element, class T = typename Element::T>
-GS_DEVICE void update(const Element& element, T& p, T g, T& a, T& b, T& c) {
-  if constexpr (Element::kStates == 0) element(p, g);
-  if constexpr (Element::kStates == 1) element(p, g, a);
-  if constexpr (Element::kStates == 2) element(p, g, a, b);
-  if constexpr (Element::kStates == 3) element(p, g, a, b, c);
+template <class Element, class T, int... k>
+GS_DEVICE void update(const Element& element, T (&x)[kMaxStreams][kItems], int i, std::integer_sequence<int, k...>) {
+  element(x[kParameter][i], x[kGradient][i], x[kFirstState + k][i]...);
+}
+// Updates item `i` of all streams; a state that is not kept is a dummy.
+template <class Element, class T>
+GS_DEVICE void update(const Element& element, T (&x)[kMaxStreams][kItems], int i) {
+  update(element, x, i, std::make_integer_sequence<int, Element::kStates>());
 }
 
 template <class Element, int kTensors>
@@ -84,12 +86,6 @@ struct Task {
   }
 };
 
-template <class T>
-GS_DEVICE void flush(T (&x)[kItems], T least) {
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) x[i] = flushed(x[i], least);
-}
-
 // Sets to zero what is behind a block's last element.
 GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
 #pragma unroll
@@ -115,10 +111,9 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
   const Row& row = task.row;
-  const Step<Element>& step = task.step;
   const Element element = task.element();
 
-  std::byte* streams[kCopy];
+  std::byte* streams[kMaxStreams];
   bool in_one_piece = true;
   each_stream<Element>([&](auto s) {
     streams[s] = global(task.stream(s));
@@ -127,29 +122,23 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
   const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     if (in_one_piece && chunk.end - begin >= kBlock) {
-      T x[kCopy][kItems] = {};
+      T x[kMaxStreams][kItems] = {};
       each_stream<Element>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
-      if (step.flush) flush(x[kGradient], kLeastGradient<T>);
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) update(element, x[0][i], x[1][i], x[2][i], x[3][i], x[4][i]);
-      each_written<Element>([&](auto s) {
-        if (s >= kFirstState && step.flush) flush(x[s], kLeastState<T>);
-        Values::store(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]);
-      });
+      for (int i = 0; i < kItems; ++i) update(element, x, i);
+      each_written<Element>([&](auto s) { Values::store(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
     } else {
       const std::int64_t end = chunk.end - begin < kBlock ? chunk.end : begin + kBlock;
 #pragma unroll 1
       for (std::int64_t i = begin + lane; i < end; i += kWarp) {
-        T x[kCopy] = {};
-        T* at[kCopy];
+        T x[kMaxStreams][kItems] = {};
+        T* at[kMaxStreams];
         each_stream<Element>([&](auto s) {
           at[s] = reinterpret_cast<T*>(streams[s] + offset(row, s, i));
-          x[s] = *at[s];
+          x[s][0] = *at[s];
         });
-        if (step.flush) x[kGradient] = flushed(x[kGradient], kLeastGradient<T>);
-        update(element, x[0], x[1], x[2], x[3], x[4]);
-        each_written<Element>(
-            [&](auto s) { *at[s] = s >= kFirstState && step.flush ? flushed(x[s], kLeastState<T>) : x[s]; });
+        update(element, x, 0);
+        each_written<Element>([&](auto s) { *at[s] = x[s][0]; });
       }
     }
   }
@@ -159,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
 template <class Element, int kTensors>
 __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
     stored(const __grid_constant__ Args<Element, kTensors> args) {
-  __shared__ std::uint32_t places[kCopy][kGroup], groups[kCopy][kChunk / kBlock][kBlock / kGroup];
+  __shared__ std::uint32_t places[kMaxStreams][kGroup], groups[kMaxStreams][kChunk / kBlock][kBlock / kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
   const Task<Element> task(args);
   if (task.gradient == nullptr) return;
@@ -168,17 +157,19 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   const Step<Element>& step = task.step;
   const Element element = task.element();
 
-  const auto by_chance_in = [&](int s) { return s < kCopy && by_chance(row.dtypes[s], step.stochastic); };
+  const auto stochastic_in = [&](int s) {
+    return kStreams[s].rounded && is_stochastic(row.dtypes[s], step.stochastic);
+  };
 
   // A thread draws four words of the places, and four of the groups, for one stream.
-  static_assert(kCopy * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters && kBlock == 4 * kGroup);
+  static_assert(kMaxStreams * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters && kBlock == 4 * kGroup);
   const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
-  if (drawn < kCopy && drawn != kGradient && by_chance_in(drawn)) {
+  if (drawn < kMaxStreams && stochastic_in(drawn)) {
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
     const int drop = 32 - random_bits(row.dtypes[drawn]);
     const std::int64_t block = chunk.begin / kBlock + n;
-    const Words p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
-    const Words g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
+    const FourWords p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
+    const FourWords g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
     const std::uint32_t of_places[] = {p.w0, p.w1, p.w2, p.w3}, of_groups[] = {g.w0, g.w1, g.w2, g.w3};
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -192,23 +183,21 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     const Block block(chunk, begin, lane, tiles[warp]);
     const auto chance_of = [&](int s) {
-      const int at = s < kCopy ? s : 0;
-      return Chance{by_chance_in(s), {places[at], groups[at][(begin - chunk.begin) / kBlock], lane}};
+      return Chance{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};
     };
     const auto scale_of = [&](int s) {
       return has_scales(row.dtypes[s]) ? global(row.scales[s] + begin / kBlock) : nullptr;
     };
 
-    std::uint32_t raw[kCopy][kItems];
-    float x[kCopy][kItems] = {};
+    std::uint32_t raw[kMaxStreams][kItems];
+    float x[kMaxStreams][kItems] = {};
     each_stream<Element>([&](auto s) { fetch(row, s, task.stream(s), block, raw[s]); });
     each_stream<Element>([&](auto s) {
       visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], scale_of(s), x[s]); });
     });
 
-    if (step.flush) flush(x[kGradient], kLeastGradient<float>);
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) update(element, x[0][i], x[1][i], x[2][i], x[3][i], x[4][i]);
+    for (int i = 0; i < kItems; ++i) update(element, x, i);
 
     const auto write = [&](auto s, const float (&values)[kItems]) {
       std::uint32_t words[kItems] = {};
@@ -217,7 +206,6 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
       put(row, s, row.streams[s], block, words);
     };
     each_written<Element>([&](auto s) {
-      if (step.flush && s >= kFirstState) flush(x[s], kLeastState<float>);
       if (block.count < kBlock) clear(x[s], block);
       write(s, x[s]);
     });

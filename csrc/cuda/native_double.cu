@@ -2,6 +2,8 @@
 
 namespace gradstep::cuda {
 
-void launch_native_double(const Work& work) { rules::visit(work.key, LaunchNative<double>{work}); }
+void launch_native_double(const Work& work) {
+  rules::visit<rules::Flushing::kAlways>(work.key, LaunchNative<double>{work});
+}
 
 }  // namespace gradstep::cuda

@@ -2,6 +2,8 @@
 
 namespace gradstep::cuda {
 
-void launch_native_float(const Work& work) { rules::visit(work.key, LaunchNative<float>{work}); }
+void launch_native_float(const Work& work) {
+  rules::visit<rules::Flushing::kAlways>(work.key, LaunchNative<float>{work});
+}
 
 }  // namespace gradstep::cuda

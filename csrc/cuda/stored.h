@@ -21,16 +21,12 @@ struct Block {
         tile(the_tile) {}
 };
 
-// What a stream can be stored as: parameters and gradients as numbers, a state also in the code of its sign, a copy in
-// 16 bits. Bindings let no other pass.
+// What a stream of an update can be stored as, in types that are computed with in floats: what the codecs say.
 template <class Element>
 constexpr bool may_be(int s, DType dtype) {
-  const bool state = s >= kFirstState && s < kCopy;
-  if (dtype == DType::kFloat32) return s != kCopy;
-  if (dtype == DType::kFloat16) return !state;
-  if (dtype == DType::kQ8Signed) return state && !Element::not_negative(s - kFirstState);
-  if (dtype == DType::kQ8Unsigned) return state && Element::not_negative(s - kFirstState);
-  return dtype == DType::kBFloat16;
+  unsigned roles = kStreams[s].roles;
+  if (is_state(s)) roles = Element::not_negative(s - kFirstState) ? kAsNonNegativeState : kAsSignedState;
+  return compute_of(dtype) == Compute::kFloat && gradstep::may_be(dtype, roles);
 }
 
 // Moves one item of `size` bytes, or zeros.
@@ -150,26 +146,29 @@ struct Native {
 
 #if defined(__CUDA_ARCH__)
 // What hardware converts, exactly as codecs do but for the payload of a NaN.
-GS_DEVICE float widened(codecs::Float16, std::uint16_t code) { return __half2float(__ushort_as_half(code)); }
-GS_DEVICE std::uint16_t narrowed(codecs::Float16, float x) { return __half_as_ushort(__float2half_rn(x)); }
+GS_DEVICE float widened(codecs::Float16, std::uint32_t code) {
+  return __half2float(__ushort_as_half(static_cast<std::uint16_t>(code)));
+}
+GS_DEVICE std::uint32_t narrowed(codecs::Float16, float x) { return __half_as_ushort(__float2half_rn(x)); }
 #endif
 template <class Codec>
-GS_DEVICE float widened(Codec, std::uint16_t code) {
+GS_DEVICE float widened(Codec, std::uint32_t code) {
   return Codec::decode(code);
 }
 template <class Codec>
-GS_DEVICE std::uint16_t narrowed(Codec, float x) {
+GS_DEVICE std::uint32_t narrowed(Codec, float x) {
   return Codec::encode(x);
 }
 
-// Numbers of 16 bits.
+// One value an item.
 template <class Codec>
 struct Narrow {
-  using Width = Raw<float, 2>;
+  using Storage = typename Codec::Storage;
+  using Width = Raw<float, sizeof(Storage)>;
 
   GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float*, float (&x)[kItems]) {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<std::uint16_t>(Width::get(raw, i)));
+    for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<Storage>(Width::get(raw, i)));
   }
   GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const Chance& chance, float*,
                                std::uint32_t (&raw)[kItems]) {
@@ -184,8 +183,8 @@ struct Narrow {
 };
 
 // Whether a word has such a byte.
-GS_DEVICE bool has_byte(std::uint32_t word, std::uint8_t byte) {
-  const std::uint32_t x = word ^ (byte * 0x01010101u);
+GS_DEVICE bool has_byte(std::uint32_t word, int byte) {
+  const std::uint32_t x = word ^ (static_cast<std::uint8_t>(byte) * 0x01010101u);
   return ((x - 0x01010101u) & ~x & 0x80808080u) != 0;
 }
 
@@ -218,7 +217,8 @@ struct Scaled {
   GS_DEVICE static void decode_as(const std::uint32_t (&raw)[kItems], float scale, float (&x)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      x[i] = Codec::template decode<kSpecial>(static_cast<typename Codec::Number>(Width::get(raw, i)), scale);
+      const auto code = static_cast<typename Codec::Storage>(Width::get(raw, i));
+      x[i] = Codec::template decode<kSpecial>(static_cast<std::int32_t>(code), scale);
     }
   }
 
@@ -226,7 +226,9 @@ struct Scaled {
   GS_DEVICE static void encode_as(const float (&x)[kItems], float scale, const Noise& noise,
                                   std::uint32_t (&raw)[kItems]) {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::template encode<kBeyond>(x[i], scale, noise.bits(i)));
+    for (int i = 0; i < kItems; ++i) {
+      Width::put(raw, i, Codec::template encode<kBeyond>(x[i], scale, noise.bits(i)) & 0xff);
+    }
   }
 
   // The bits of the largest magnitude of a block, or of the largest that is finite. Behind the last element are zeros.
@@ -242,14 +244,15 @@ struct Scaled {
   }
 };
 
-GS_DEVICE Native conversion(codecs::Float32) { return {}; }
 template <class Codec>
-GS_DEVICE Narrow<Codec> conversion(Codec) {
-  return {};
-}
-template <class Code>
-GS_DEVICE Scaled<codecs::Q8<Code>> conversion(codecs::Q8<Code>) {
-  return {};
+GS_DEVICE auto conversion(Codec) {
+  if constexpr (Codec::kKind == CodecKind::kNative) {
+    return Native{};
+  } else if constexpr (Codec::kKind == CodecKind::kNarrow) {
+    return Narrow<Codec>{};
+  } else {
+    return Scaled<Codec>{};
+  }
 }
 
 // f(conversion) for what a stream is stored as.

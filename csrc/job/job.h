@@ -18,30 +18,28 @@ struct Layout {
   std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or not kept
   DType dtypes[kMaxStreams] = {};
   float* scales[kMaxStreams] = {};  // of the blocks, where the type has scales
+  StorageKey storage = kNoStreams;  // dtypes of the streams that there are
   std::uint32_t tensor = 0;         // its number among the optimizer's, for random bits
 
   bool native() const {
     return std::all_of(std::begin(dtypes), std::end(dtypes), [](DType dtype) { return is_native(dtype); });
   }
-  // Whether a kernel can work on every stream where it lies.
-  bool plain() const {
-    return native() && std::all_of(std::begin(strides), std::end(strides), [](const auto& s) { return s.empty(); });
+  bool packed() const {
+    return std::all_of(std::begin(strides), std::end(strides), [](const auto& s) { return s.empty(); });
   }
+  // Whether a kernel can work on every stream where it lies.
+  bool plain() const { return native() && packed(); }
 };
-
-using AnyKernel = void (*)();  // of some backend, which knows its type
 
 // What is done around a rule.
 struct Around {
-  bool flush = false;       // subnormals
-  bool stochastic = false;  // the rounding of what is stored in 16 bits
+  bool stochastic = false;  // the rounding of what is stored in another type
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
 
   Around() = default;
   GS_INLINE Around(const rules::Common::Options& asked, std::int64_t t)
-      : flush(asked.flush_subnormals != 0),
-        stochastic(asked.stochastic_rounding == asked.stochastic_rounding),
+      : stochastic(asked.stochastic_rounding == asked.stochastic_rounding),
         step(static_cast<std::uint32_t>(t)),
         seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0) {}
 };
@@ -49,7 +47,6 @@ struct Around {
 // What is done to each element of some tensors in one step.
 struct Update : Around {
   rules::Key key;
-  AnyKernel kernel = nullptr;
   alignas(16) std::byte element[rules::kMaxElement];  // the key's rules::Element, with the step's scalars
 };
 

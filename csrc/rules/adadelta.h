@@ -22,9 +22,10 @@ struct AdaDelta {
           eps(static_cast<T>(o.eps)),
           rate(static_cast<T>(o.lr)) {}
 
-    GS_INLINE void operator()(T& p, T g, T& a, T& u) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& a, V& u) const {
       a = blend(rho, a, fresh, square(g));
-      const T d = root((u + eps) / (a + eps)) * g;  // one root for the two of the paper
+      const V d = root((u + eps) / (a + eps)) * g;  // one root for the two of the paper
       u = blend(rho, u, fresh, square(d));
       p = p - rate * d;
     }

@@ -21,7 +21,8 @@ struct AdaGrad {
           eps(static_cast<T>(o.eps)),
           eps_root(static_cast<T>(o.eps_root)) {}
 
-    GS_INLINE void operator()(T& p, T g, T& a) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& a) const {
       a = a + square(g);
       p = p - rate * (g / (root(a + eps_root) + eps));
     }

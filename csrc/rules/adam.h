@@ -34,10 +34,11 @@ struct Adam {
       rate = static_cast<T>((o.eps_hat != 0 ? o.lr * root(correction2) : o.lr) / correction1);
     }
 
-    GS_INLINE void operator()(T& p, T g, T& m, T& v, T& x) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& m, V& v, V& x) const {
       m = blend(beta1, m, fresh1, g);
       v = blend(beta2, v, fresh2, square(g));
-      T second = v;
+      V second = v;
       if constexpr (kVariant & kAmsgrad) second = x = larger(x, v * unbias_before);
       p = p - rate * (m / (root(second * unbias_after + eps_root) + eps));
     }

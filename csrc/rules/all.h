@@ -15,15 +15,16 @@ namespace gradstep::rules {
 // THE list of rules. Dispatch, bindings, tests, benchmarks and docs enumerate it; a rule's number is its place here.
 using All = List<Sgd, Momentum, Nag, AdaGrad, RMSProp, AdaDelta, Adam, Nadam>;
 
-// One compiled update: which rule, which of its variants, with or without L2, in which compute type.
+// One compiled update: which rule, which of its variants, with or without L2 and flushing, in which compute type.
 struct Key {
   int rule;
   unsigned variant;
-  bool l2;
+  bool l2, flush;
   Compute compute;
 
   bool operator==(const Key& other) const {
-    return rule == other.rule && variant == other.variant && l2 == other.l2 && compute == other.compute;
+    return rule == other.rule && variant == other.variant && l2 == other.l2 && flush == other.flush &&
+           compute == other.compute;
   }
 };
 
@@ -36,7 +37,10 @@ GS_ALWAYS_INLINE inline auto visit_rule(int number, const F& f, List<First, Rest
   return f.template visit<First>();
 }
 
-template <class F>
+// What visit() instantiates: where a device's memory is the limit, one instantiation that flushes serves both.
+enum class Flushing { kAsKeyed, kAlways };
+
+template <Flushing kFlushing, class F>
 struct VisitElement {
   const Key& key;
   const F& f;
@@ -52,15 +56,22 @@ struct VisitElement {
     if constexpr (sizeof...(kRest) > 0) {
       if (key.variant != kFirst) return choose<Rule, T>(Values<kRest...>{});
     }
-    return key.l2 ? f.template visit<Element<Rule, T, kFirst, true>>()
-                  : f.template visit<Element<Rule, T, kFirst, false>>();
+    return key.l2 ? choose<Rule, T, kFirst, true>() : choose<Rule, T, kFirst, false>();
+  }
+
+  template <class Rule, class T, unsigned kVariant, bool kL2>
+  GS_ALWAYS_INLINE inline auto choose() const {
+    if constexpr (kFlushing == Flushing::kAsKeyed) {
+      if (!key.flush) return f.template visit<Element<Rule, T, kVariant, kL2, false>>();
+    }
+    return f.template visit<Element<Rule, T, kVariant, kL2, true>>();
   }
 };
 
 // From a run-time key to the compile-time update: returns f.visit<Element<...>>().
-template <class F>
+template <Flushing kFlushing = Flushing::kAsKeyed, class F>
 GS_ALWAYS_INLINE inline auto visit(const Key& key, const F& f) {
-  return visit_rule(key.rule, VisitElement<F>{key, f}, All{});
+  return visit_rule(key.rule, VisitElement<kFlushing, F>{key, f}, All{});
 }
 
 }  // namespace gradstep::rules

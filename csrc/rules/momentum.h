@@ -23,7 +23,8 @@ struct Momentum {
       rate = static_cast<T>(o.lr_in_velocity != 0 ? 1 : o.lr);
     }
 
-    GS_INLINE void operator()(T& p, T g, T& v) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& v) const {
       v = blend(momentum, v, weight, g);
       p = p - rate * v;
     }

@@ -37,7 +37,8 @@ struct Nadam {
       eps_root = static_cast<T>(o.eps_root);
     }
 
-    GS_INLINE void operator()(T& p, T g, T& m, T& v) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& m, V& v) const {
       m = blend(beta1, m, fresh1, g);
       v = blend(beta2, v, fresh2, square(g));
       p = p - (momentum_rate * m + gradient_rate * g) / (root(v * unbias + eps_root) + eps);

@@ -22,8 +22,9 @@ struct Nag {
           weight(static_cast<T>(o.lr_in_velocity != 0 ? o.lr : 1)),
           rate(static_cast<T>(o.lr_in_velocity != 0 ? 1 : o.lr)) {}
 
-    GS_INLINE void operator()(T& p, T g, T& v) const {
-      const T x = weight * g;
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& v) const {
+      const V x = weight * g;
       v = momentum * v + x;
       if constexpr (kVariant & kLookahead) {
         p = p - rate * v;

@@ -30,14 +30,15 @@ struct RMSProp {
       rate = static_cast<T>(carries_lr ? 1 : o.lr);
     }
 
-    GS_INLINE void operator()(T& p, T g, T& s, T& m, T& v) const {
+    template <class V>
+    GS_INLINE void operator()(V& p, V g, V& s, V& m, V& v) const {
       s = blend(rho, s, fresh, square(g));
-      T variance = s;
+      V variance = s;
       if constexpr (kVariant & kCentered) {
         m = blend(rho, m, fresh, g);
         variance = not_negative(s - square(m));  // rounding may take it below zero
       }
-      const T u = g / (root(variance + eps_root) + eps);
+      const V u = g / (root(variance + eps_root) + eps);
       if constexpr (kVariant & kMomentum) {
         v = blend(momentum, v, weight, u);
         p = p - rate * v;

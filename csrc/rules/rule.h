@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/macros.h"
+#include "base/subnormals.h"
 #include "rules/moments.h"
 
 // clang-format off
@@ -18,10 +19,11 @@
 //     // The instantiations worth having, and which of them these options need. Bit k: state k is kept; higher bits are its own.
 //     using Variants = Values<...>;
 //     static unsigned variant(const Options& o);
-//     // The scalars of one step, rounded once to T, and one element's update. A state that is not kept is a dummy.
+//     // The scalars of one step, rounded once to T, and one element's update. A state that is not kept is a dummy. V is
+//     // T, or on a CPU a vector of T: use + - * / and rules/moments.h alone.
 //     template <class T, unsigned kVariant> struct Update {
 //       GS_INLINE Update(const Options& o, Clock& clock);
-//       void operator()(T& p, T g, T& first, ...) const;
+//       template <class V> GS_INLINE void operator()(V& p, V g, V& first, ...) const;
 //     };
 //   };
 //
@@ -57,8 +59,7 @@ struct Clock {
   double mu_product;  // Nadam's product of momenta; 1 before the first step
 };
 
-// What comes before every rule: sign and factor, L2, decoupled decay. Subnormals are flushed, and what is stored is
-// rounded, around it (cpu/job.h).
+// Options that all rules have.
 struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
@@ -66,34 +67,41 @@ struct Common {
 inline constexpr std::size_t kMaxElement = 128;  // bytes of an Element
 inline constexpr int kMaxOptions = 24;           // of a rule and of all together
 
-// The whole update of one element, and the type that a kernel is compiled for.
-template <class Rule, class Compute, unsigned kVariant, bool kL2>
+// The whole update of one element, in the order in which its parts are applied. `Compute` is the type of its scalars; V
+// is that type, or a vector of it.
+template <class Rule, class Compute, unsigned kVariant, bool kL2, bool kFlush>
 struct Element {
   using T = Compute;
   using Options = typename Rule::Options;
   static constexpr int kStates =
       Rule::kStates[0].name == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
+  static constexpr bool kFlushes = kFlush;
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
   static constexpr bool not_negative(int state) { return Rule::kStates[state].not_negative; }
 
   T scale, l2, decay;
+  T least_gradient, least_state;  // 0: nothing is flushed
   typename Rule::template Update<T, kVariant> update;
 
   GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock)
       : scale(c.maximize != 0 ? T(-1) : T(1)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
+        least_gradient(c.flush_subnormals != 0 ? kLeastGradient<T> : T(0)),
+        least_state(c.flush_subnormals != 0 ? kLeastState<T> : T(0)),
         update(o, clock) {}
 
   // Once the gradients' factor is known.
   GS_INLINE void rescale(double factor) { scale = scale * static_cast<T>(factor); }
 
-  template <class... States>
-  GS_INLINE void operator()(T& p, T g, States&... states) const {
+  template <class V, class... States>
+  GS_INLINE void operator()(V& p, V g, States&... states) const {
+    if constexpr (kFlush) g = flushed(g, least_gradient);
     g = scale * g;
     if constexpr (kL2) g = g + l2 * p;
     p = decay * p;
     update(p, g, states...);
+    if constexpr (kFlush) ((states = flushed(states, least_state)), ...);
   }
 };
 

@@ -18,7 +18,10 @@ struct Sgd {
 
     GS_INLINE Update(const Options& o, Clock&) : lr(static_cast<T>(o.lr)) {}
 
-    GS_INLINE void operator()(T& p, T g) const { p = p - lr * g; }
+    template <class V>
+    GS_INLINE void operator()(V& p, V g) const {
+      p = p - lr * g;
+    }
   };
 };
 

@@ -25,8 +25,6 @@ class Backend {
   // About how many elements a task of a step with `elements` should hold.
   virtual std::int64_t grain(std::int64_t elements) const = 0;
 
-  virtual AnyKernel find_kernel(const rules::Key& key) const = 0;
-
   // A tensor was added, or its gradient lies otherwise than the last did: this is how its streams lie.
   virtual void lay_out(std::size_t, const Job&, const Layout&) {}
 

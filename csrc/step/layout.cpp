@@ -51,6 +51,7 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
                        layout.strides[s].data()};
     if (is_packed(walked)) layout.strides[s].clear();
     layout.dtypes[s] = arrays[s]->dtype;
+    layout.storage = with_stream(layout.storage, s, arrays[s]->dtype);
     layout.scales[s] = arrays[s]->scales;
   }
   return layout;

@@ -49,7 +49,13 @@ class Pace {
 
 Pace pace;
 
-// visit(job, piece) for every piece of a plan whose tensor takes part, by so many threads.
+// The last update that a task met, for most have one, and its kernels.
+struct Last {
+  const Update* update = nullptr;
+  const cpu::Kernels* kernels = nullptr;
+};
+
+// visit(job, piece, last) for every piece of a plan whose tensor takes part, by so many threads.
 template <class Visit>
 void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visit& visit) noexcept {
   struct Step {
@@ -60,10 +66,11 @@ void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visi
   const auto task = [](void* context, std::size_t index) {
     const IeeeMode ieee;
     const auto& [the_plan, the_jobs, the_visit] = *static_cast<const Step*>(context);
+    Last last;
     for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
       const Piece& piece = the_plan.pieces[i];
       const Job& job = the_jobs[piece.tensor];
-      if (job.update != nullptr) the_visit(job, piece);
+      if (job.update != nullptr) the_visit(job, piece, last);
     }
   };
   cpu::parallel_for(plan.task_count(), threads, wake, task, &step);
@@ -71,8 +78,6 @@ void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visi
 
 int threads_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthSharing ? cpu::threads() : 1; }
 bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthWaking; }
-
-AnyKernel any(cpu::Kernel kernel) { return reinterpret_cast<AnyKernel>(kernel); }
 
 class OnCpu : public Backend {
  public:
@@ -82,13 +87,12 @@ class OnCpu : public Backend {
     return std::clamp<std::int64_t>(elements / 256, 4096, 65536);
   }
 
-  AnyKernel find_kernel(const rules::Key& key) const override { return any(cpu::find_kernel(key)); }
-
   void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
     const int threads = threads_for(bytes);
     const bool fast = threads > 1 && pace.begin();
-    const auto visit = [prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
-      cpu::run(job, piece.begin, piece.end, prefetches);
+    const auto visit = [prefetches = cpu::prefetches()](const Job& job, const Piece& piece, Last& last) {
+      if (job.update != last.update) last = {job.update, &cpu::find_kernels(job.update->key)};
+      cpu::run(job, *last.kernels, piece.begin, piece.end, prefetches);
     };
     share(plan, jobs, threads, fast || wakes_for(bytes), visit);
     if (threads > 1) pace.end();
@@ -99,7 +103,7 @@ class OnCpu : public Backend {
   double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
     of_chunks_.resize(plan.first_chunk.back());
     of_tensors_.resize(plan.first_chunk.size() - 1);
-    const auto visit = [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece) {
+    const auto visit = [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece, Last&) {
       double* to = &of_chunks_[plan.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);

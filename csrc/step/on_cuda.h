@@ -16,7 +16,6 @@ class OnCuda : public Backend {
  public:
   // A piece of the plan is a thread block's.
   std::int64_t grain(std::int64_t) const override { return kChunk; }
-  AnyKernel find_kernel(const rules::Key&) const override { return nullptr; }
 
   void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override {
     put(tensors_, tensor, Tensor(job, layout));

@@ -36,7 +36,7 @@ int Stepper::add_group(std::vector<double> options) {
 }
 
 void Stepper::check_options(int group, const std::vector<double>& options) const {
-  const rules::Key before = key_of(rule_, groups_[static_cast<std::size_t>(group)], {});
+  rules::Key before = key_of(rule_, groups_[static_cast<std::size_t>(group)], {});
   const rules::Key after = key_of(rule_, options, {});
   const auto& states = catalog()[static_cast<std::size_t>(rule_)].states;
   for (std::size_t s = 0; s < states.size(); ++s) {
@@ -47,6 +47,7 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
           std::string(states[s].name));
     }
   }
+  before.flush = after.flush;  // one kernel serves both on a device
   if (backend_->holds() && !(before == after)) {
     throw std::invalid_argument(
         "a step was captured, and these options take another kernel than its; capture again with an optimizer of their "
@@ -130,8 +131,7 @@ void Stepper::lay_out(std::size_t tensor, const Array& grad) {
   for (int s = 0; s < kMaxStreams; ++s) {
     arrays[s] = t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
-    const bool rounded = s != kGradient && s != kCopy;
-    in_order = in_order || (rounded && by_chance(arrays[s].dtype, stochastic));
+    in_order = in_order || (kStreams[s].rounded && is_stochastic(arrays[s].dtype, stochastic));
   }
   t.layout = make_layout(streams, in_order);
   t.layout.tensor = static_cast<std::uint32_t>(tensor);
@@ -157,7 +157,7 @@ void Stepper::finish_plan() {
     sizes.push_back(slots_[i].size);
     for (int s = 0; s < kMaxStreams; ++s) {
       const KeptArray& stream = tensors_[i].streams[s];
-      if (s == kGradient || stream.data == nullptr) continue;
+      if (!kStreams[s].written || stream.data == nullptr) continue;
       extents.push_back(extent(stream.view()));
       if (stream.scales != nullptr) extents.push_back(extent_of_scales(stream.view(), slots_[i].size));
     }
@@ -211,7 +211,6 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
   rules::Clock after{now.t + 1, now.mu_product};
   Update update = make_update(key_of(rule_, options, compute), options, after);
-  update.kernel = backend_->find_kernel(update.key);
   prepared_.push_back({update, slot.group, bytes_moved(update.key), now, after});
   return prepared_.back();
 }

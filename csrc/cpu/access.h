@@ -1,0 +1,277 @@
+#pragma once
+
+#include "codecs/all.h"
+#include "cpu/noise.h"
+#include "cpu/prefetch.h"
+#include "cpu/simd_convert.h"
+
+// How a loop reads and writes a stream, by the codec that it is stored as. A loop goes over runs of elements: enter()
+// at the first of a run, load() and store() by place in the run, leave() behind its last. For files compiled once per
+// instruction set, and so in an anonymous namespace.
+namespace gradstep::cpu {
+namespace {
+
+// f(j) for each register of `count` elements, then f(j) for each that is left: its first argument has their type.
+template <class T, class F>
+GS_INLINE void each_register(std::int64_t count, const F& f) {
+  std::int64_t j = 0;
+  GS_UNROLL(1)
+  for (; j + Full<T>::kLanes <= count; j += Full<T>::kLanes) f(Full<T>{}, j);
+  GS_UNROLL(1)
+  for (; j < count; ++j) f(T{}, j);
+}
+
+// A state that the rule does not keep, or a copy that there is not.
+struct NoStream {
+  static constexpr bool kInRuns = false;
+
+  GS_INLINE void enter(std::int64_t, std::int64_t) {}
+  template <std::int64_t>
+  GS_INLINE void prefetch_run() const {}
+  template <class V>
+  GS_INLINE V load(std::int64_t) const {
+    return V(0);
+  }
+  template <class V>
+  GS_INLINE void store(std::int64_t, V) {}
+  GS_INLINE void leave(std::int64_t, std::int64_t) {}
+};
+
+template <class Codec, CodecKind = Codec::kKind>
+class Access;
+
+template <class Codec>
+class Access<Codec, CodecKind::kNative> {
+ public:
+  using T = typename Codec::Storage;
+  static constexpr bool kInRuns = false;
+
+  GS_INLINE Access(std::byte* data, float*, const Noise*) : data_(reinterpret_cast<T*>(data)) {}
+
+  GS_INLINE void enter(std::int64_t begin, std::int64_t) { run_ = data_ + begin; }
+  template <std::int64_t kRun>
+  GS_INLINE void prefetch_run() const {
+    prefetch<kRun>(run_);
+  }
+  template <class V>
+  GS_INLINE V load(std::int64_t j) const {
+    return cpu::load<V>(run_ + j);
+  }
+  template <class V>
+  GS_INLINE void store(std::int64_t j, V x) {
+    cpu::store(run_ + j, x);
+  }
+  GS_INLINE void leave(std::int64_t, std::int64_t) {}
+
+ private:
+  T *data_, *run_ = nullptr;
+};
+
+// In place of random bits, where a codec rounds either way.
+template <class Codec>
+struct Halves {
+  std::uint32_t all[kGroup];
+  constexpr Halves() : all() {
+    for (std::uint32_t& half : all) half = Codec::kHalf;
+  }
+};
+template <class Codec>
+constexpr Halves<Codec> kHalves;
+constexpr std::uint32_t kNoGroups[Noise::kGroups] = {};
+
+// One value an item. Runs begin at a multiple of kGroup and are no longer. Without noise it rounds to nearest.
+template <class Codec>
+class Access<Codec, CodecKind::kNarrow> {
+ public:
+  using Storage = typename Codec::Storage;
+  static constexpr bool kInRuns = true;
+
+  GS_INLINE Access(std::byte* data, float*, const Noise* noise) : data_(reinterpret_cast<Storage*>(data)) {
+    if constexpr (Codec::kRoundsEitherWay) {
+      places_ = noise == nullptr ? kHalves<Codec>.all : noise->places;
+      groups_ = noise == nullptr ? kNoGroups : noise->groups;
+      tie_ = noise == nullptr ? 1 : 0;
+    }
+  }
+
+  GS_INLINE void enter(std::int64_t begin, std::int64_t) {
+    run_ = data_ + begin;
+    if constexpr (Codec::kRoundsEitherWay) group_ = groups_[begin / kGroup % Noise::kGroups];
+  }
+  template <std::int64_t kRun>
+  GS_INLINE void prefetch_run() const {
+    prefetch<kRun>(run_);
+  }
+  template <class V>
+  GS_INLINE V load(std::int64_t j) const {
+    return load_as<V>(Codec{}, run_ + j);
+  }
+  template <class V>
+  GS_INLINE void store(std::int64_t j, V x) {
+    if constexpr (Codec::kRoundsEitherWay) {
+      const auto random = cpu::load<decltype(bits_of(x))>(places_ + j) ^ group_;
+      store_words(run_ + j, Codec::encode(x, random, tie_));
+    } else {
+      store_as(Codec{}, run_ + j, x);
+    }
+  }
+  GS_INLINE void leave(std::int64_t, std::int64_t) {}
+
+ private:
+  Storage *data_, *run_ = nullptr;
+  const std::uint32_t *places_ = nullptr, *groups_ = nullptr;
+  std::uint32_t group_ = 0, tie_ = 0;
+};
+
+// Whether codes have any that stands for zero or for what is not finite.
+template <class Codec>
+GS_INLINE bool has_special(const typename Codec::Storage* codes, std::int64_t count) {
+  using Codes = Full<typename Codec::Storage>;
+  typename Codes::Mask special(0);
+  std::int64_t j = 0;
+  for (; j + Codes::kLanes <= count; j += Codes::kLanes) {
+    special = special | Codec::is_special(load<Codes>(codes + j));
+  }
+  bool found = any(special);
+  for (; j < count; ++j) found = found || Codec::is_special(codes[j]);
+  return found;
+}
+
+template <class V, bool kSpecial, class Codec>
+GS_INLINE V decode_code(Codec, const typename Codec::Storage* code, float scale) {
+  return Codec::template decode<kSpecial>(as_signed(load_words<V>(code)), scale);
+}
+
+template <class Codec>
+GS_CALLED void decode_block(const typename Codec::Storage* codes, std::int64_t count, float scale, float* values) {
+  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+    store(values + j, decode_code<decltype(type), true>(Codec{}, codes + j, scale));
+  });
+}
+
+// The bits of the largest magnitude of those that it is given; magnitudes are in the order of their bits, also as
+// signed numbers.
+class Largest {
+ public:
+  GS_INLINE void add(Floats x) { in_lanes_ = larger_of(in_lanes_, as_signed(magnitude_of(x))); }
+  GS_INLINE void add(float x) { rest_ = larger_of(rest_, as_signed(magnitude_of(x))); }
+  GS_INLINE std::uint32_t bits() const {
+    std::int32_t lanes[Integers::kLanes], most = rest_;
+    store(lanes, in_lanes_);
+    for (const std::int32_t lane : lanes) most = larger_of(most, lane);
+    return as_unsigned(most);
+  }
+
+ private:
+  Integers in_lanes_{0};
+  std::int32_t rest_ = 0;
+};
+
+GS_INLINE std::uint32_t largest_of(const float* values, std::int64_t count) {
+  Largest most;
+  each_register<float>(count,
+                       [&](auto type, std::int64_t j) GS_ALWAYS_INLINE { most.add(load<decltype(type)>(values + j)); });
+  return most.bits();
+}
+
+GS_INLINE std::uint32_t largest_finite_of(const float* values, std::int64_t count) {
+  std::uint32_t most = 0;
+  for (std::int64_t j = 0; j < count; ++j) {
+    const std::uint32_t u = magnitude_of(values[j]);
+    most = u > most && u < kInfinity ? u : most;
+  }
+  return most;
+}
+
+// random(type, j) gives the random bits of a register or an element at j.
+template <class Codec, bool kBeyond, class Random>
+GS_INLINE void encode_block_as(const float* values, std::int64_t count, float scale, const Random& random,
+                               typename Codec::Storage* codes) {
+  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+    using V = decltype(type);
+    store_words(codes + j, Codec::template encode<kBeyond>(cpu::load<V>(values + j), scale, random(type, j)));
+  });
+}
+
+// Encodes a block that begins at an element, and whose largest magnitude has the bits `most`; without noise to nearest.
+// Returns its scale.
+template <class Codec>
+GS_CALLED float encode_block(const float* values, std::int64_t count, std::uint32_t most, const Noise* noise,
+                             std::int64_t begin, typename Codec::Storage* codes) {
+  const bool beyond = Codec::is_beyond(most) || noise == nullptr;  // without noise it is no step's, and so any numbers
+  if (most >= kInfinity) most = largest_finite_of(values, count);
+  const float scale = Codec::scale(most);
+  if (noise == nullptr) {
+    const auto half = [](auto type, std::int64_t)
+                          GS_ALWAYS_INLINE { return decltype(bits_of(type))(1u << (Codec::kRandomBits - 1)); };
+    encode_block_as<Codec, true>(values, count, scale, half, codes);
+    return scale;
+  }
+  const std::uint32_t* const groups = noise->groups + begin / kGroup % Noise::kGroups;
+  for (std::int64_t first = 0; first < count; first += kGroup) {
+    const std::uint32_t group = groups[first / kGroup];
+    const auto random = [=](auto type, std::int64_t j)
+                            GS_ALWAYS_INLINE { return cpu::load<decltype(bits_of(type))>(noise->places + j) ^ group; };
+    const std::int64_t size = count - first < kGroup ? count - first : kGroup;
+    if (beyond) {
+      encode_block_as<Codec, true>(values + first, size, scale, random, codes + first);
+    } else {
+      encode_block_as<Codec, false>(values + first, size, scale, random, codes + first);
+    }
+  }
+  return scale;
+}
+
+// One value an item, under the scale of its block. Values wait in the first cache until the largest of their block is
+// known. Runs are of kGroup elements; the first begins a block.
+template <class Codec>
+class Access<Codec, CodecKind::kBlocked> {
+ public:
+  using Storage = typename Codec::Storage;
+  static constexpr bool kInRuns = true;
+
+  GS_INLINE Access(std::byte* data, float* scales, const Noise* noise)
+      : data_(reinterpret_cast<Storage*>(data)), scales_(scales), noise_(noise) {}
+
+  GS_INLINE void enter(std::int64_t begin, std::int64_t end) {
+    run_ = data_ + begin;
+    place_ = begin % kBlock;
+    if (place_ != 0) return;
+    block_ = begin;
+    count_ = end - begin < kBlock ? end - begin : kBlock;
+    scale_ = scales_[begin / kBlock];
+    largest_ = Largest();
+    special_ = has_special<Codec>(run_, count_);
+    if (special_) decode_block<Codec>(run_, count_, scale_, values_);
+  }
+  template <std::int64_t kRun>
+  GS_INLINE void prefetch_run() const {
+    prefetch<kRun>(run_);
+  }
+  template <class V>
+  GS_INLINE V load(std::int64_t j) const {
+    return special_ ? cpu::load<V>(values_ + place_ + j) : decode_code<V, false>(Codec{}, run_ + j, scale_);
+  }
+  template <class V>
+  GS_INLINE void store(std::int64_t j, V x) {
+    largest_.add(x);
+    cpu::store(values_ + place_ + j, x);
+  }
+  GS_INLINE void leave(std::int64_t next, std::int64_t end) {
+    if (next % kBlock != 0 && next != end) return;
+    scales_[block_ / kBlock] = encode_block<Codec>(values_, count_, largest_.bits(), noise_, block_, data_ + block_);
+  }
+
+ private:
+  Storage *data_, *run_ = nullptr;
+  float* scales_;
+  const Noise* noise_;
+  std::int64_t block_ = 0, count_ = 0, place_ = 0;
+  float scale_ = 0;
+  bool special_ = false;
+  Largest largest_;
+  alignas(64) float values_[kBlock];
+};
+
+}  // namespace
+}  // namespace gradstep::cpu

@@ -1,0 +1,167 @@
+#pragma once
+
+#include "codecs/all.h"
+#include "cpu/simd.h"
+
+// How items of 8 and 16 bits are read into a register of 32-bit words and written from one, and the instructions that
+// an instruction set has for a codec.
+namespace gradstep::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+
+constexpr __mmask16 kAll = 0xffff;  // without a mask, GCC 12 warns of its own header
+
+GS_INLINE Words widen(const std::uint16_t* from) {
+  return Words::of(_mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+GS_INLINE Words widen(const std::uint8_t* from) {
+  return Words::of(_mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+GS_INLINE Words widen(const std::int8_t* from) {
+  return Words::of(_mm512_maskz_cvtepi8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+GS_INLINE void narrow(Words words, std::uint16_t* to) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(kAll, words.as<__m512i>()));
+}
+GS_INLINE void narrow(Words words, std::uint8_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(kAll, words.as<__m512i>()));
+}
+
+#elif defined(__AVX2__)
+
+GS_INLINE __m128i load_low(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+
+GS_INLINE Words widen(const std::uint16_t* from) {
+  return Words::of(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+GS_INLINE Words widen(const std::uint8_t* from) { return Words::of(_mm256_cvtepu8_epi32(load_low(from))); }
+GS_INLINE Words widen(const std::int8_t* from) { return Words::of(_mm256_cvtepi8_epi32(load_low(from))); }
+
+// The words are below 2^16.
+GS_INLINE void narrow(Words words, std::uint16_t* to) {
+  const auto all = words.as<__m256i>();
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
+GS_INLINE void narrow(Words words, std::uint8_t* to) {
+  const __m256i low = _mm256_and_si256(words.as<__m256i>(), _mm256_set1_epi32(0xff));
+  const __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(pairs, pairs));
+}
+
+#elif defined(__SSE2__)
+
+GS_INLINE __m128i load_four(const void* bytes) {
+  int all;
+  __builtin_memcpy(&all, bytes, sizeof all);
+  return _mm_cvtsi32_si128(all);
+}
+
+GS_INLINE Words widen(const std::uint16_t* from) {
+  return Words::of(_mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), _mm_setzero_si128()));
+}
+GS_INLINE Words widen(const std::uint8_t* from) {
+  const __m128i zero = _mm_setzero_si128();
+  return Words::of(_mm_unpacklo_epi16(_mm_unpacklo_epi8(load_four(from), zero), zero));
+}
+GS_INLINE Words widen(const std::int8_t* from) {
+  const __m128i pairs = _mm_unpacklo_epi8(load_four(from), load_four(from));
+  return Words::of(_mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24));
+}
+GS_INLINE void narrow(Words words, std::uint16_t* to) {
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(words.as<__m128i>(), 16), 16);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(extended, extended));
+}
+GS_INLINE void narrow(Words words, std::uint8_t* to) {
+  const __m128i low = _mm_and_si128(words.as<__m128i>(), _mm_set1_epi32(0xff));
+  const __m128i pairs = _mm_packs_epi32(low, low);
+  const int all = _mm_cvtsi128_si32(_mm_packus_epi16(pairs, pairs));
+  __builtin_memcpy(to, &all, sizeof all);
+}
+
+#else
+
+template <class Storage>
+using Items = typename NativeOf<Storage, Words::kLanes* static_cast<int>(sizeof(Storage))>::Type;
+
+template <class Storage>
+GS_INLINE Words widen(const Storage* from) {
+  Items<Storage> items;
+  __builtin_memcpy(&items, from, sizeof items);
+  return __builtin_convertvector(items, Words::Native);
+}
+template <class Storage>
+GS_INLINE void narrow(Words words, Storage* to) {
+  const auto items = __builtin_convertvector(words.v, Items<Storage>);
+  __builtin_memcpy(to, &items, sizeof items);
+}
+
+#endif
+
+// The words of items, widened with zeros, or with their sign where they have one: V says how many.
+template <class V, class Storage>
+GS_INLINE auto load_words(const Storage* from) {
+  if constexpr (sizeof(V) == sizeof(float)) {
+    return static_cast<std::uint32_t>(*from);
+  } else {
+    return widen(from);
+  }
+}
+
+// The lowest bits of words.
+template <class Storage>
+GS_INLINE void store_words(Storage* to, std::uint32_t word) {
+  *to = static_cast<Storage>(word);
+}
+template <class Storage>
+GS_INLINE void store_words(Storage* to, Words words) {
+  if constexpr (sizeof(Storage) == 1) {
+    narrow(words, reinterpret_cast<std::uint8_t*>(to));
+  } else {
+    narrow(words, to);
+  }
+}
+
+// A value, or a register of them, as stored by a narrow codec; stored to nearest.
+template <class V, class Codec>
+GS_INLINE V load_as(Codec, const typename Codec::Storage* from) {
+  return Codec::decode(load_words<V>(from));
+}
+template <class V, class Codec>
+GS_INLINE void store_as(Codec, typename Codec::Storage* to, V x) {
+  store_words(to, Codec::encode(x));
+}
+
+// Instructions for float16, which give the codec's bits.
+#if defined(__AVX512F__)
+template <>
+GS_INLINE Floats load_as(codecs::Float16, const std::uint16_t* from) {
+  return Floats::of(_mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+template <>
+GS_INLINE void store_as(codecs::Float16, std::uint16_t* to, Floats x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(kAll, x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__)
+template <>
+GS_INLINE Floats load_as(codecs::Float16, const std::uint16_t* from) {
+  return Floats::of(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+template <>
+GS_INLINE void store_as(codecs::Float16, std::uint16_t* to, Floats x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__ARM_NEON)
+template <>
+GS_INLINE Floats load_as(codecs::Float16, const std::uint16_t* from) {
+  return Floats::of(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
+}
+template <>
+GS_INLINE void store_as(codecs::Float16, std::uint16_t* to, Floats x) {
+  vst1_u16(to, vreinterpret_u16_f16(vcvt_f16_f32(x.v)));
+}
+#endif
+
+}  // namespace
+}  // namespace gradstep::cpu
