@@ -16,7 +16,8 @@ function(gradstep_isa name)
   add_library(kernels_${name} OBJECT csrc/cpu/kernels.cpp csrc/cpu/conversions.cpp)
   target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
   # Its loops are vectors already; vectorizing what is left over would only make it three times as large.
-  set_source_files_properties(csrc/cpu/kernels.cpp PROPERTIES COMPILE_OPTIONS -fno-tree-vectorize)
+  set_source_files_properties(csrc/cpu/kernels.cpp PROPERTIES
+    COMPILE_OPTIONS "-fno-tree-vectorize;-fno-unswitch-loops")
   # An interface library of its own, because a target's own options would come before the baseline's, and lose.
   add_library(isa_${name} INTERFACE)
   target_compile_options(isa_${name} INTERFACE ${ROW_FLAGS})

@@ -65,7 +65,7 @@ def kernels(path):
     found = defaultdict(list)
     for name, body in functions(path).items():
         if key := KERNEL.search(name):
-            found[key[1].lower(), *key.groups()[1:]].append(body)
+            found[(key[1].lower(), *key.groups()[1:])].append(body)
     return found
 
 

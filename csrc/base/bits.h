@@ -34,6 +34,8 @@ GS_INLINE std::int32_t absolute(std::int32_t x) { return x < 0 ? -x : x; }
 GS_INLINE std::int32_t larger_of(std::int32_t a, std::int32_t b) { return a < b ? b : a; }
 GS_INLINE std::int32_t smaller_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 
+GS_INLINE std::uint32_t increment_if(bool condition, std::uint32_t x) { return x + (condition ? 1 : 0); }
+
 inline constexpr std::uint32_t kSign = 0x80000000, kInfinity = 0x7f800000, kNan = 0x7fc00000;
 
 template <class Float>

@@ -10,7 +10,7 @@
 #define GS_UNROLL_(text) _Pragma(#text)
 #define GS_UNROLL(count) GS_UNROLL_(GCC unroll count)
 #endif
-#define GS_CALLED [[gnu::noinline]] static               // of one instruction set's file, and long
+#define GS_CALLED [[gnu::noinline]] static               // for what is long, in files of one instruction set
 #define GS_ALWAYS_INLINE __attribute__((always_inline))  // for a lambda, and for what is of no use on a device
 
 #define GS_RESTRICT __restrict__

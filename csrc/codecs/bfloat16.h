@@ -12,28 +12,30 @@ struct BFloat16 {
   static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState | kAsCopy;
   static constexpr int kRandomBits = 16;  // as many as are dropped
 
+  static constexpr int kShift = 16;
+
   template <class Word>
   GS_INLINE static auto decode(Word code) {
-    return float_of(code << 16);
+    return float_of(code);
   }
 
-  // With kHalf and a tie of 1 to nearest even; with random bits and 0, stochastically.
+  // With kHalf and kTie to nearest even; with random bits and 0, stochastically.
   static constexpr bool kRoundsEitherWay = true;
-  static constexpr std::uint32_t kHalf = 0x7fff;
+  static constexpr std::uint32_t kHalf = 0x7fff, kTie = 0x10000;  // half a unit, less than that; its last bit
   template <class Float, class Word>
   GS_INLINE static auto encode(Float x, Word added, std::uint32_t tie) {
     const auto bits = bits_of(x);
-    const auto rounded = bits + added + ((bits >> 16) & tie);
+    const auto rounded = increment_if(as_signed(bits & tie) > 0, bits + added);
     // To NaN nothing is added, which could carry it into a number.
-    return select(x != x, bits | 0x400000u, rounded) >> 16;
+    return select(x != x, bits | 0x400000u, rounded);
   }
   template <class Float>
   GS_INLINE static auto encode(Float x) {
-    return encode(x, kHalf, 1);
+    return encode(x, kHalf, kTie);
   }
   template <class Float, class Word>
   GS_INLINE static auto encode(Float x, Word random) {
-    return encode(x, random, 0);
+    return encode(x, random, 0u);
   }
 };
 

@@ -12,14 +12,15 @@
 //     static constexpr CodecKind kKind = CodecKind::kNarrow;
 //     static constexpr unsigned kRoles = kAsParameter | ...; // the streams that may be stored so
 //     static constexpr int kRandomBits = 16;                // that rounding a value stochastically takes
+//     static constexpr int kShift = 0;                      // the bits of a Word below the item's
 //     template <class Word> static auto decode(Word code);  // to a float,
 //     static Word encode(Float x);                          // to nearest even, and
 //     static Word encode(Float x, Word random);             // stochastically
 //     static constexpr bool kRoundsEitherWay = false;       // whether it has one piece of code for both, bfloat16's
 //   };
 //
-// A Word is a std::uint32_t, and a Float a float; on a CPU they are also vectors of them. The storage's bits are the
-// lowest of a Word. Blocked codecs have a scale for each kBlock elements besides; see codecs/q8.h.
+// A Word is a std::uint32_t, and a Float a float; on a CPU they are also vectors of them. Blocked codecs have a scale
+// for each kBlock elements besides; see codecs/q8.h.
 namespace gradstep {
 
 enum class CodecKind : std::uint8_t {

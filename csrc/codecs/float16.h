@@ -12,6 +12,7 @@ struct Float16 {
   static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsCopy;
   static constexpr int kRandomBits = 16;
   static constexpr bool kRoundsEitherWay = false;
+  static constexpr int kShift = 0;
 
   template <class Word>
   GS_INLINE static auto decode(Word code) {

@@ -46,7 +46,7 @@ class Access<Codec, CodecKind::kNative> {
   using T = typename Codec::Storage;
   static constexpr bool kInRuns = false;
 
-  GS_INLINE Access(std::byte* data, float*, const Noise*) : data_(reinterpret_cast<T*>(data)) {}
+  GS_INLINE Access(std::byte* data, float*, const Noise*, float*) : data_(reinterpret_cast<T*>(data)) {}
 
   GS_INLINE void enter(std::int64_t begin, std::int64_t) { run_ = data_ + begin; }
   template <std::int64_t kRun>
@@ -86,17 +86,17 @@ class Access<Codec, CodecKind::kNarrow> {
   using Storage = typename Codec::Storage;
   static constexpr bool kInRuns = true;
 
-  GS_INLINE Access(std::byte* data, float*, const Noise* noise) : data_(reinterpret_cast<Storage*>(data)) {
+  GS_INLINE Access(std::byte* data, float*, const Noise* noise, float*) : data_(reinterpret_cast<Storage*>(data)) {
     if constexpr (Codec::kRoundsEitherWay) {
       places_ = noise == nullptr ? kHalves<Codec>.all : noise->places;
       groups_ = noise == nullptr ? kNoGroups : noise->groups;
-      tie_ = noise == nullptr ? 1 : 0;
+      tie_ = noise == nullptr ? Codec::kTie : 0;
     }
   }
 
   GS_INLINE void enter(std::int64_t begin, std::int64_t) {
     run_ = data_ + begin;
-    if constexpr (Codec::kRoundsEitherWay) group_ = groups_[begin / kGroup % Noise::kGroups];
+    if constexpr (Codec::kRoundsEitherWay) group_ = groups_[Noise::group_of(begin)];
   }
   template <std::int64_t kRun>
   GS_INLINE void prefetch_run() const {
@@ -110,7 +110,7 @@ class Access<Codec, CodecKind::kNarrow> {
   GS_INLINE void store(std::int64_t j, V x) {
     if constexpr (Codec::kRoundsEitherWay) {
       const auto random = cpu::load<decltype(bits_of(x))>(places_ + j) ^ group_;
-      store_words(run_ + j, Codec::encode(x, random, tie_));
+      store_words<Codec::kShift>(run_ + j, Codec::encode(x, random, tie_));
     } else {
       store_as(Codec{}, run_ + j, x);
     }
@@ -137,16 +137,22 @@ GS_INLINE bool has_special(const typename Codec::Storage* codes, std::int64_t co
   return found;
 }
 
-template <class V, bool kSpecial, class Codec>
-GS_INLINE V decode_code(Codec, const typename Codec::Storage* code, float scale) {
-  return Codec::template decode<kSpecial>(as_signed(load_words<V>(code)), scale);
+template <bool kSpecial, class Codec>
+GS_INLINE void decode_block_as(Codec, const typename Codec::Storage* codes, std::int64_t count, float scale,
+                               float* values) {
+  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+    const auto code = as_signed(load_words<decltype(type), 0>(codes + j));
+    store(values + j, Codec::template decode<kSpecial>(code, scale));
+  });
 }
 
 template <class Codec>
 GS_CALLED void decode_block(const typename Codec::Storage* codes, std::int64_t count, float scale, float* values) {
-  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
-    store(values + j, decode_code<decltype(type), true>(Codec{}, codes + j, scale));
-  });
+  if (has_special<Codec>(codes, count)) {
+    decode_block_as<true>(Codec{}, codes, count, scale, values);
+  } else {
+    decode_block_as<false>(Codec{}, codes, count, scale, values);
+  }
 }
 
 // The bits of the largest magnitude of those that it is given; magnitudes are in the order of their bits, also as
@@ -189,7 +195,7 @@ GS_INLINE void encode_block_as(const float* values, std::int64_t count, float sc
                                typename Codec::Storage* codes) {
   each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
     using V = decltype(type);
-    store_words(codes + j, Codec::template encode<kBeyond>(cpu::load<V>(values + j), scale, random(type, j)));
+    store_words<0>(codes + j, Codec::template encode<kBeyond>(cpu::load<V>(values + j), scale, random(type, j)));
   });
 }
 
@@ -207,7 +213,7 @@ GS_CALLED float encode_block(const float* values, std::int64_t count, std::uint3
     encode_block_as<Codec, true>(values, count, scale, half, codes);
     return scale;
   }
-  const std::uint32_t* const groups = noise->groups + begin / kGroup % Noise::kGroups;
+  const std::uint32_t* const groups = noise->groups + Noise::group_of(begin);
   for (std::int64_t first = 0; first < count; first += kGroup) {
     const std::uint32_t group = groups[first / kGroup];
     const auto random = [=](auto type, std::int64_t j)
@@ -230,19 +236,17 @@ class Access<Codec, CodecKind::kBlocked> {
   using Storage = typename Codec::Storage;
   static constexpr bool kInRuns = true;
 
-  GS_INLINE Access(std::byte* data, float* scales, const Noise* noise)
-      : data_(reinterpret_cast<Storage*>(data)), scales_(scales), noise_(noise) {}
+  GS_INLINE Access(std::byte* data, float* scales, const Noise* noise, float* values)
+      : data_(reinterpret_cast<Storage*>(data)), scales_(scales), noise_(noise), values_(values) {}
 
   GS_INLINE void enter(std::int64_t begin, std::int64_t end) {
     run_ = data_ + begin;
-    place_ = begin % kBlock;
+    place_ = static_cast<std::int64_t>(static_cast<std::uint64_t>(begin) % kBlock);
     if (place_ != 0) return;
     block_ = begin;
     count_ = end - begin < kBlock ? end - begin : kBlock;
-    scale_ = scales_[begin / kBlock];
     largest_ = Largest();
-    special_ = has_special<Codec>(run_, count_);
-    if (special_) decode_block<Codec>(run_, count_, scale_, values_);
+    decode_block<Codec>(run_, count_, scales_[begin / kBlock], values_);
   }
   template <std::int64_t kRun>
   GS_INLINE void prefetch_run() const {
@@ -250,7 +254,7 @@ class Access<Codec, CodecKind::kBlocked> {
   }
   template <class V>
   GS_INLINE V load(std::int64_t j) const {
-    return special_ ? cpu::load<V>(values_ + place_ + j) : decode_code<V, false>(Codec{}, run_ + j, scale_);
+    return cpu::load<V>(values_ + place_ + j);
   }
   template <class V>
   GS_INLINE void store(std::int64_t j, V x) {
@@ -258,7 +262,7 @@ class Access<Codec, CodecKind::kBlocked> {
     cpu::store(values_ + place_ + j, x);
   }
   GS_INLINE void leave(std::int64_t next, std::int64_t end) {
-    if (next % kBlock != 0 && next != end) return;
+    if (static_cast<std::uint64_t>(next) % kBlock != 0 && next != end) return;
     scales_[block_ / kBlock] = encode_block<Codec>(values_, count_, largest_.bits(), noise_, block_, data_ + block_);
   }
 
@@ -267,10 +271,8 @@ class Access<Codec, CodecKind::kBlocked> {
   float* scales_;
   const Noise* noise_;
   std::int64_t block_ = 0, count_ = 0, place_ = 0;
-  float scale_ = 0;
-  bool special_ = false;
   Largest largest_;
-  alignas(64) float values_[kBlock];
+  float* values_;  // kBlock of them; in the object, they would keep all else of it out of registers
 };
 
 }  // namespace

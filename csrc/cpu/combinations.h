@@ -37,10 +37,13 @@ struct Combination {
   using Gradient = Gradient_;
   using States = States_;
   using Copy = Copy_;
+  static constexpr bool kNative = false;
 };
 
 template <class Codec>
-using Native = Combination<Codec, Codec, Every<Codec>>;
+struct Native : Combination<Codec, Codec, Every<Codec>> {
+  static constexpr bool kNative = true;
+};
 
 template <class... Combinations>
 struct CombinationList {

@@ -60,11 +60,11 @@ void encode_items(const float* values, std::int64_t size, const Noise* noise, st
     return;
   }
   for (std::int64_t begin = 0; begin < size; begin += kGroup) {
-    const std::uint32_t group = noise->groups[(first + begin) / kGroup % Noise::kGroups];
+    const std::uint32_t group = noise->groups[Noise::group_of(first + begin)];
     const std::int64_t count = size - begin < kGroup ? size - begin : kGroup;
     each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
       const auto random = load<decltype(bits_of(type))>(noise->places + j) ^ group;
-      store_words(items + begin + j, Codec::encode(load<decltype(type)>(values + begin + j), random));
+      store_words<Codec::kShift>(items + begin + j, Codec::encode(load<decltype(type)>(values + begin + j), random));
     });
   }
 }

@@ -26,17 +26,36 @@ GS_INLINE void loop(const Element element, std::int64_t begin, std::int64_t end,
     };
     apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
   };
+  const auto enter = [&](std::int64_t i) GS_ALWAYS_INLINE {
+    p.enter(i, end), g.enter(i, end), copy.enter(i, end), (states.enter(i, end), ...);
+  };
+  const auto leave = [&](std::int64_t i) GS_ALWAYS_INLINE {
+    p.leave(i, end), g.leave(i, end), copy.leave(i, end), (states.leave(i, end), ...);
+  };
   // What lies behind these elements is not prefetched: it may be in another core's cache.
   const std::int64_t last_prefetch = prefetches ? end - kReach : -1;
-  for (std::int64_t i = begin; i < end; i += kRun) {
-    const std::int64_t next = end - i < kRun ? end : i + kRun;
-    p.enter(i, end), g.enter(i, end), copy.enter(i, end), (states.enter(i, end), ...);
-    if (i <= last_prefetch) {
-      p.template prefetch_run<kRun>(), g.template prefetch_run<kRun>(), copy.template prefetch_run<kRun>();
-      (states.template prefetch_run<kRun>(), ...);
+  const auto prefetch_run = [&](std::int64_t i) GS_ALWAYS_INLINE {
+    if (i > last_prefetch) return;
+    p.template prefetch_run<kRun>(), g.template prefetch_run<kRun>(), copy.template prefetch_run<kRun>();
+    (states.template prefetch_run<kRun>(), ...);
+  };
+
+  std::int64_t i = begin;
+  if constexpr (!kInRuns) {
+    // Whole runs apart, whose count the compiler knows, and can unroll.
+    for (; i + kRun <= end; i += kRun) {
+      enter(i);
+      prefetch_run(i);
+      GS_UNROLL(4)
+      for (std::int64_t j = 0; j < kRun; j += Full<T>::kLanes) update(Full<T>{}, j);
     }
+  }
+  for (; i < end; i += kRun) {
+    const std::int64_t next = end - i < kRun ? end : i + kRun;
+    enter(i);
+    prefetch_run(i);
     each_register<T>(next - i, update);
-    p.leave(next, end), g.leave(next, end), copy.leave(next, end), (states.leave(next, end), ...);
+    leave(next);
   }
 }
 
@@ -46,14 +65,24 @@ constexpr bool is_none(Codec) {
   return false;
 }
 
-GS_INLINE NoStream open(None, std::byte* const*, const StoredStreams*, int) { return {}; }
+GS_INLINE NoStream open(None, std::byte* const*, const StoredStreams*, float*, int) { return {}; }
 template <class Codec>
-GS_INLINE Access<Codec> open(Codec, std::byte* const* streams, const StoredStreams* stored, int s) {
+GS_INLINE Access<Codec> open(Codec, std::byte* const* streams, const StoredStreams* stored, float* block, int s) {
   if constexpr (Codec::kKind == CodecKind::kNative) {
-    return {streams[s], nullptr, nullptr};
+    return {streams[s], nullptr, nullptr, nullptr};
   } else {
-    return {streams[s], stored->scales[s], stored->noise[s]};
+    return {streams[s], stored->scales[s], stored->noise[s], block};
   }
+}
+
+template <bool kKept, class T>
+GS_INLINE T load_if_kept(const T* state, std::int64_t i) {
+  if constexpr (kKept) return state[i];
+  return T(0);
+}
+template <bool kKept, class T>
+GS_INLINE void store_if_kept(T* state, std::int64_t i, T x) {
+  if constexpr (kKept) state[i] = x;
 }
 
 template <class Codec, bool kKept>
@@ -86,7 +115,32 @@ struct KernelOf<Element, How, Places<k...>> {
 
   static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
                   const StoredStreams* stored) {
-    const auto stream = [=](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, s); };
+    if constexpr (How::kNative) {
+      // Few elements would wait for the registers of many to be set up.
+      if (end - begin < Full<typename Element::T>::kLanes) return run_few(element, streams, begin, end);
+    }
+    run_many(element, streams, begin, end, prefetches, stored);
+  }
+
+  GS_INLINE static void run_few(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end) {
+    using T = typename Element::T;
+    const auto& update = *static_cast<const Element*>(element);
+    const auto at = [=](int s) GS_ALWAYS_INLINE { return reinterpret_cast<T*>(streams[s]); };
+    GS_UNROLL(1)
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto apply = [&](T w, T gradient, auto... x) GS_ALWAYS_INLINE {
+        update(w, gradient, x...);
+        at(kParameter)[i] = w;
+        (store_if_kept<Element::keeps(k)>(at(kFirstState + k), i, x), ...);
+      };
+      apply(at(kParameter)[i], at(kGradient)[i], load_if_kept<Element::keeps(k)>(at(kFirstState + k), i)...);
+    }
+  }
+
+  GS_CALLED void run_many(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end,
+                          bool prefetches, const StoredStreams* stored) {
+    alignas(64) float blocks[kMaxStreams][kBlock];
+    const auto stream = [&](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, blocks[s], s); };
     loop(*static_cast<const Element*>(element), begin, end, prefetches, stream(typename How::Parameter{}, kParameter),
          stream(typename How::Gradient{}, kGradient), stream(typename How::Copy{}, kCopy),
          stream(State<k>{}, kFirstState + k)...);

@@ -25,6 +25,7 @@ using gradstep::as_signed;
 using gradstep::as_unsigned;
 using gradstep::bits_of;
 using gradstep::float_of;
+using gradstep::increment_if;
 using gradstep::larger_of;
 using gradstep::magnitude;
 using gradstep::select;
@@ -96,6 +97,7 @@ struct Vector {
   GS_INLINE friend Vector operator>>(Vector a, int bits) { return a.v >> bits; }
 
   GS_INLINE friend Mask operator<(Vector a, Vector b) { return Mask(a.v < b.v); }
+  GS_INLINE friend Mask operator>(Vector a, Vector b) { return Mask(a.v > b.v); }
   GS_INLINE friend Mask operator>=(Vector a, Vector b) { return Mask(a.v >= b.v); }
   GS_INLINE friend Mask operator==(Vector a, Vector b) { return Mask(a.v == b.v); }
   GS_INLINE friend Mask operator!=(Vector a, Vector b) { return Mask(a.v != b.v); }
@@ -126,6 +128,7 @@ GS_INLINE Integers smaller_of(Integers a, Integers b) {
   return Integers::of(_mm512_maskz_min_epi32(0xffff, a.as<__m512i>(), b.as<__m512i>()));
 }
 GS_INLINE Integers absolute(Integers x) { return Integers::of(_mm512_maskz_abs_epi32(0xffff, x.as<__m512i>())); }
+GS_INLINE Words increment_if(Integers condition, Words x) { return select(condition, x + 1, x); }
 #elif defined(__AVX2__)
 GS_INLINE Integers larger_of(Integers a, Integers b) {
   return Integers::of(_mm256_max_epi32(a.as<__m256i>(), b.as<__m256i>()));
@@ -134,7 +137,9 @@ GS_INLINE Integers smaller_of(Integers a, Integers b) {
   return Integers::of(_mm256_min_epi32(a.as<__m256i>(), b.as<__m256i>()));
 }
 GS_INLINE Integers absolute(Integers x) { return Integers::of(_mm256_abs_epi32(x.as<__m256i>())); }
+GS_INLINE Words increment_if(Integers condition, Words x) { return x - as_unsigned(condition); }
 #else
+GS_INLINE Words increment_if(Integers condition, Words x) { return x - as_unsigned(condition); }
 GS_INLINE Integers absolute(Integers x) { return (x ^ (x >> 31)) - (x >> 31); }
 GS_INLINE Integers larger_of(Integers a, Integers b) { return select(a < b, b, a); }
 GS_INLINE Integers smaller_of(Integers a, Integers b) { return select(a < b, a, b); }

@@ -24,6 +24,19 @@ GS_INLINE Words widen(const std::int8_t* from) {
 GS_INLINE void narrow(Words words, std::uint16_t* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(kAll, words.as<__m512i>()));
 }
+
+// By one permutation each: shifts and conversions compete with division for the same units.
+alignas(64) constexpr std::uint16_t kToUpper[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                    0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+alignas(64) constexpr std::uint16_t kFromUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+GS_INLINE Words widen_to_upper(const std::uint16_t* from) {
+  const __m512i items = _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return Words::of(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kToUpper), items));
+}
+GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) {
+  const __m512i items = _mm512_maskz_permutexvar_epi16(0xffff, _mm512_load_si512(kFromUpper), words.as<__m512i>());
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(items));
+}
 GS_INLINE void narrow(Words words, std::uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(kAll, words.as<__m512i>()));
 }
@@ -43,6 +56,13 @@ GS_INLINE void narrow(Words words, std::uint16_t* to) {
   const auto all = words.as<__m256i>();
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
+GS_INLINE Words widen_to_upper(const std::uint16_t* from) { return widen(from) << 16; }
+GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) {
+  const __m256i order = _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i halves = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(words.as<__m256i>(), order), 0b1000);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(halves));
 }
 GS_INLINE void narrow(Words words, std::uint8_t* to) {
   const __m256i low = _mm256_and_si256(words.as<__m256i>(), _mm256_set1_epi32(0xff));
@@ -73,6 +93,13 @@ GS_INLINE void narrow(Words words, std::uint16_t* to) {
   const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(words.as<__m128i>(), 16), 16);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(extended, extended));
 }
+GS_INLINE Words widen_to_upper(const std::uint16_t* from) {
+  return Words::of(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) {
+  const __m128i extended = _mm_srai_epi32(words.as<__m128i>(), 16);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi32(extended, extended));
+}
 GS_INLINE void narrow(Words words, std::uint8_t* to) {
   const __m128i low = _mm_and_si128(words.as<__m128i>(), _mm_set1_epi32(0xff));
   const __m128i pairs = _mm_packs_epi32(low, low);
@@ -96,29 +123,38 @@ GS_INLINE void narrow(Words words, Storage* to) {
   const auto items = __builtin_convertvector(words.v, Items<Storage>);
   __builtin_memcpy(to, &items, sizeof items);
 }
+GS_INLINE Words widen_to_upper(const std::uint16_t* from) { return widen(from) << 16; }
+GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) { narrow(words >> 16, to); }
 
 #endif
 
-// The words of items, widened with zeros, or with their sign where they have one: V says how many.
-template <class V, class Storage>
+// The words of items, widened with zeros, or with their sign where they have one, and shifted to the left: V says how
+// many.
+template <class V, int kShift, class Storage>
 GS_INLINE auto load_words(const Storage* from) {
   if constexpr (sizeof(V) == sizeof(float)) {
-    return static_cast<std::uint32_t>(*from);
+    return static_cast<std::uint32_t>(*from) << kShift;
+  } else if constexpr (kShift == 16) {
+    return widen_to_upper(from);
   } else {
+    static_assert(kShift == 0);
     return widen(from);
   }
 }
 
-// The lowest bits of words.
-template <class Storage>
+// Items back from their places in words.
+template <int kShift, class Storage>
 GS_INLINE void store_words(Storage* to, std::uint32_t word) {
-  *to = static_cast<Storage>(word);
+  *to = static_cast<Storage>(word >> kShift);
 }
-template <class Storage>
+template <int kShift, class Storage>
 GS_INLINE void store_words(Storage* to, Words words) {
-  if constexpr (sizeof(Storage) == 1) {
+  if constexpr (kShift == 16) {
+    narrow_from_upper(words, to);
+  } else if constexpr (sizeof(Storage) == 1) {
     narrow(words, reinterpret_cast<std::uint8_t*>(to));
   } else {
+    static_assert(kShift == 0);
     narrow(words, to);
   }
 }
@@ -126,11 +162,11 @@ GS_INLINE void store_words(Storage* to, Words words) {
 // A value, or a register of them, as stored by a narrow codec; stored to nearest.
 template <class V, class Codec>
 GS_INLINE V load_as(Codec, const typename Codec::Storage* from) {
-  return Codec::decode(load_words<V>(from));
+  return Codec::decode(load_words<V, Codec::kShift>(from));
 }
 template <class V, class Codec>
 GS_INLINE void store_as(Codec, typename Codec::Storage* to, V x) {
-  store_words(to, Codec::encode(x));
+  store_words<Codec::kShift>(to, Codec::encode(x));
 }
 
 // Instructions for float16, which give the codec's bits.

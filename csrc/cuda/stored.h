@@ -153,11 +153,11 @@ GS_DEVICE std::uint32_t narrowed(codecs::Float16, float x) { return __half_as_us
 #endif
 template <class Codec>
 GS_DEVICE float widened(Codec, std::uint32_t code) {
-  return Codec::decode(code);
+  return Codec::decode(code << Codec::kShift);
 }
 template <class Codec>
 GS_DEVICE std::uint32_t narrowed(Codec, float x) {
-  return Codec::encode(x);
+  return Codec::encode(x) >> Codec::kShift;
 }
 
 // One value an item.
@@ -174,7 +174,7 @@ struct Narrow {
                                std::uint32_t (&raw)[kItems]) {
     if (chance.asked) {
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], chance.noise.bits(i)));
+      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], chance.noise.bits(i)) >> Codec::kShift);
     } else {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) Width::put(raw, i, narrowed(Codec{}, x[i]));
