@@ -8,15 +8,17 @@ ratios within one trial mean something.
 
 **What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many
 steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A trial with a wrong answer
-is left out of the report, which names it, and the run ends with exit status 1.
+is left out of the report, which names it, and the run ends with exit status 1. A peer's 8-bit states are other numbers
+than gradstep's: a trial of its own measures how far the parameters of both deviate from those with float32 states.
 
 **The peers at their best.** NumPy is written by hand with ``out=``, in pieces that stay in the cache. torch is shown in
 all its forms (single, foreach, fused where it has one), optax compiled with donated buffers, Numba exactly and with
-fast-math, which takes approximate roots. A worker of OpenMP spins for about 15 ms after a call. On a virtual machine of
-two cores Linux was seen to wake it on the caller's own core and to leave it there for milliseconds: the calls of torch
-and Numba took a hundred times longer. So there is a pause of 40 ms before every block, which also keeps the cores free
-of spinning neighbours while gradstep runs; a block waits until calls are up to speed; and torch is judged by its median
-in the form that is best there. A cold call cannot be waited for: judge OpenMP's by the least.
+fast-math, which takes approximate roots. bitsandbytes (0.50 or newer) is measured in the part storage alone. A worker
+of OpenMP spins for about 15 ms after a call. On a virtual machine of two cores Linux was seen to wake it on the
+caller's own core and to leave it there for milliseconds: the calls of torch and Numba took a hundred times longer. So
+there is a pause of 40 ms before every block, which also keeps the cores free of spinning neighbours while gradstep
+runs; a block waits until calls are up to speed; and torch is judged by its median in the form that is best there. A
+cold call cannot be waited for: judge OpenMP's by the least.
 
 **The ceiling** is the fastest of several in-place passes over as many streams, in the same trial and on as many
 threads: plain, with 1 or with 8 lines of each stream prefetched at a time, on pages of 4 KB and of 2 MB; its form

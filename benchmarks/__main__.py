@@ -40,7 +40,7 @@ def build_parser() -> Parser:
     )
     options = parser.add_argument
     rules = [cls.__name__ for cls in gs.optimizers.ALL]
-    libraries = {**peers.MODULES, **peers.ON_GPU}
+    libraries = {**peers.MODULES, **peers.ON_GPU, **peers.NARROW}
     sizes = " ".join(map(str, SIZES))
     whole = at_least(1)
     options("--parts", choices=ALL, nargs="+", default=list(ALL), metavar="PART", help=f"of {', '.join(ALL)}")
@@ -105,6 +105,7 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
         threads=given.threads or range(1, gs.get_num_threads() + 1),
         peers=chosen_peers(given, peers.MODULES) if set(parts) - ON_GPU.keys() else [],
         cuda_peers=chosen_peers(given, peers.ON_GPU) if set(parts) & ON_GPU.keys() else [],
+        narrow_peers=chosen_peers(given, peers.NARROW) if "storage" in parts else [],
         repeats=given.repeats or (3 if given.quick else 11),
         pause=((5 if given.quick else 40) if given.pause is None else given.pause) / 1000,
         quick=given.quick,
@@ -135,6 +136,7 @@ def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Resu
             "threads": list(settings.threads),
             "peers": [peer.name for peer in settings.peers],
             "cuda_peers": [peer.name for peer in settings.cuda_peers],
+            "narrow_peers": [peer.name for peer in settings.narrow_peers],
             "repeats": settings.repeats,
             "pause": settings.pause,
             "quick": settings.quick,

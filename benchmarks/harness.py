@@ -43,6 +43,7 @@ class Settings:
     pause: float  # seconds before every block
     quick: bool
     cuda_peers: Sequence[Peer] = ()
+    narrow_peers: Sequence[Peer] = ()  # those that have narrow states
 
     def on_gpu(self) -> Settings:
         """Those of a part on a GPU: its peers, no rest for threads, and more turns, for a sample is one short step."""

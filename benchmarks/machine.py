@@ -17,7 +17,7 @@ import gradstep as gs
 from gradstep.bench import processor
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("numpy", "torch", "optax", "jax", "numba")
+PACKAGES = ("numpy", "torch", "optax", "jax", "numba", "bitsandbytes")
 
 
 def read(path: Path) -> str:

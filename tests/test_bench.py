@@ -22,8 +22,9 @@ if not shutil.which("c++"):
 from benchmarks import __main__, ceiling, guard, machine, peers
 from benchmarks.__main__ import main
 from benchmarks.harness import problem, row
-from benchmarks.parts import PARTS
+from benchmarks.parts import PARTS, storage
 from benchmarks.peers import numpy_out
+from benchmarks.peers.peer import Peer
 
 NAMES = [cls.__name__ for cls in optimizers.ALL]
 SMALL = ["--quick", "--sizes", "1000", "--repeats", "1", "--pause", "0", "--peers", "numpy"]
@@ -145,7 +146,7 @@ def test_the_results_hold_every_part_and_how_they_came_about(report):
         ("SGD", 12),
         ("Adam", 28),
     }
-    for timed in (found for found in results["rows"] if found["part"] != "memory"):
+    for timed in (found for found in results["rows"] if "samples" in found):
         assert 0 < timed["least"] <= timed["low"] <= timed["median"] <= timed["high"]
         assert len(timed["samples"]) == 1
         assert timed["calls"] >= 1
@@ -228,6 +229,33 @@ def test_a_peer_computes_what_it_is_timed_for(library):
             arm.take(3)
             bench.check([arm])
             assert row("", bench.Arm(arm.name, arm.step, arm.problem, calls=1, samples=[1.0]))["tensors"] == 2
+
+
+@pytest.mark.live
+def test_a_peer_with_narrow_states_steps_beside_our_storage_of_as_many_bits():
+    pytest.importorskip("bitsandbytes")
+    narrow = peers.load(["bitsandbytes"], peers.NARROW)
+    cases = {
+        case: [arm for arm in (peer.make(peer.name, one) for peer in narrow) if arm]
+        for case, one in storage.problems(gs.Adam, 1000).items()
+    }
+    assert {case: [arm.name for arm in arms] for case, arms in cases.items() if arms} == {
+        "float32": ["bitsandbytes 32-bit"],
+        "q8 states": ["bitsandbytes 8-bit"],
+    }
+    for (arm,) in filter(None, cases.values()):
+        arm.take(3)
+    bench.check(cases["float32"])
+    assert [peer.make(peer.name, problem(gs.Nadam, (1, 10))) for peer in narrow] == [None, None]
+
+
+def test_narrow_states_deviate_by_less_than_no_step_at_all(report):
+    rows = json.loads((report / "results.json").read_text())["rows"]
+    found = {row["arm"]: row["deviation"] for row in rows if "deviation" in row and row["spread"] == "of one scale"}
+    assert 0 < found["bfloat16 states"] < found["q8 states"] < 0.2
+    still = Peer("still", "nowhere", lambda name, one: bench.Arm(name, lambda: None, one, one.params))
+    with pytest.raises(bench.WrongAnswer, match="still moved the parameters elsewhere"):
+        list(storage.Deviations(256).rows("of one scale", [still]))
 
 
 # ---- the ceiling ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ MODULES = {"numpy": "numpy_out", "torch": "torch_forms", "optax": "optax_jit", "
 """The file of each library. A further peer is a line here and a file with PEERS, its forms."""
 ON_GPU = {"torch": "torch_cuda", "cupy": "cupy_out"}
 """The same on a GPU."""
+NARROW = {"bitsandbytes": "bitsandbytes_adam"}
+"""The same beside narrow states, in the part storage."""
 
 
 def installed(modules: Mapping[str, str] = MODULES) -> list[str]:
