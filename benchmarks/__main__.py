@@ -30,6 +30,8 @@ SIZES = (10, 100, 1000, 10_000, 100_000, 1_000_000, 16_000_000, 1 << 24, 64_000_
 QUICK_SIZES = (10, 1000, 100_000)
 ARRAYS = 40
 """Of the size of a parameter, in all arms of a trial and what they leave behind."""
+OF_LARGE = {"threads", "arithmetic"}
+"""Parts with tensors beyond every cache, whose trials have arms for several numbers of threads."""
 
 
 def build_parser() -> Parser:
@@ -116,9 +118,11 @@ def fitting(settings: Settings, parts: Sequence[str]) -> tuple[Settings, list[st
     """The settings without the sizes for which the memory is too small, and words about those."""
     most = machine.fitting(ARRAYS)
     left_out = [f"{size} elements: too little memory" for size in settings.sizes if size > most]
-    large = min(settings.large, machine.fitting(ARRAYS * len(settings.threads)))
-    if large < settings.large and "threads" in parts:
-        left_out.append(f"threads, {settings.large} elements: too little memory, so {large}")
+    # Adam in all ways to store it takes as much memory as two numbers of threads.
+    large = min(settings.large, machine.fitting(ARRAYS * max(2, len(settings.threads))))
+    if large < settings.large:
+        words = f"{settings.large} elements: too little memory, so {large}"
+        left_out += [f"{part}, {words}" for part in parts if part in OF_LARGE]
     return replace(settings, sizes=[size for size in settings.sizes if size <= most], large=large), left_out
 
 

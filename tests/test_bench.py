@@ -22,7 +22,7 @@ if not shutil.which("c++"):
 from benchmarks import __main__, ceiling, guard, machine, peers
 from benchmarks.__main__ import main
 from benchmarks.harness import problem, row
-from benchmarks.parts import PARTS, storage
+from benchmarks.parts import PARTS, arithmetic, storage
 from benchmarks.peers import numpy_out
 from benchmarks.peers.peer import Peer
 
@@ -256,6 +256,29 @@ def test_narrow_states_deviate_by_less_than_no_step_at_all(report):
     still = Peer("still", "nowhere", lambda name, one: bench.Arm(name, lambda: None, one, one.params))
     with pytest.raises(bench.WrongAnswer, match="still moved the parameters elsewhere"):
         list(storage.Deviations(256).rows("of one scale", [still]))
+
+
+def test_the_model_of_other_machines_takes_the_longer_of_memory_and_arithmetic(report):
+    rows = json.loads((report / "results.json").read_text())["rows"]
+    cases = {row["case"] for row in rows if row["part"] == "arithmetic" and row["rule"] == "Adam"}
+    assert cases >= {"float32", "float64", *storage.STATES, *storage.PARAMS, *storage.BOTH, "threads: 1"}
+
+    def timed(case, arm, elements, seconds):
+        return {"rule": "Adam", "case": case, "arm": arm, "elements": elements, "bytes": 28, "median": seconds}
+
+    rows = [
+        timed("float32", arithmetic.FEW, 1000, 2e-6),
+        timed("float32", arithmetic.MANY, 3000, 6e-6),  # 2 ns an element on one core
+        timed("float32", "threads: 1", 1000, 3.5e-6),
+        timed("float32", "threads: 2", 1000, 1.5e-6),
+        timed("threads: 1", "ceiling, plain", 1000, 2.8e-6),  # 10 GB/s
+        timed("threads: 1", "ceiling, 1 line ahead", 1000, 5.6e-6),
+        timed("threads: 2", "ceiling, plain", 1000, 0.7e-6),  # 40 GB/s
+    ]
+    cells = arithmetic.table([row | {"threads": [1, 2]} for row in rows]).splitlines()[-1].strip("| ").split(" | ")
+    one, two = ["10.0", "2.800 (memory)", "3.500 (125%)"], ["40.0", "1.000 (arithmetic)", "1.500 (150%)"]
+    more = ["0.187 (memory)", "0.093 (memory)"]
+    assert cells == ["Adam", "float32", "28", "2.000", *one, *two, *more]
 
 
 # ---- the ceiling ----------------------------------------------------------------------------------------------------

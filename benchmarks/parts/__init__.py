@@ -1,6 +1,7 @@
 """The parts of the benchmark: one short file each, with a TITLE, ABOUT it, its `trials` and its `table`."""
 
 from . import (
+    arithmetic,
     cuda_large,
     cuda_many,
     cuda_storage,
@@ -23,6 +24,7 @@ PARTS = {
     "threads": threads,
     "options": options,
     "storage": storage,
+    "arithmetic": arithmetic,
     "memory": memory,
     "layouts": layouts,
     "subnormals": subnormals,
