@@ -36,6 +36,7 @@ OWN = "gradstep::cpu::(anonymous namespace)::"
 SOURCES = ("kernels", "conversions")  # of which every instruction set has its own object
 KERNEL = re.compile(
     r"KernelOf<gradstep::rules::Element<gradstep::rules::(\w+), (float|double), \d+u, (true|false), (true|false)>"
+    r".*::run_many\("
 )
 
 
@@ -129,7 +130,7 @@ def test_every_conversion_is_vectorized_at_full_width(isa):
     """Codes are taken apart, put together and given their random bits many at a time."""
     v, register = registers(isa)
     found = {name: body for name, body in functions(isa_object(isa, "conversions")).items() if "(anonymous" in name}
-    moves = re.compile(rf"{v}(p(s[lr]l|add|sub)[dw]|punpck[lh](bw|wd)|cvtph2ps)\s.*%{register}\d")
+    moves = re.compile(rf"{v}(p(s[lr]l|add|sub)[dw]|punpck[lh](bw|wd)|perm[wi]2?w?|pshufb|cvtph2ps)\s.*%{register}\d")
     products = re.compile(rf"{v}pmul(udq|lq)\s.*%{register}\d")
     for codec in ("Float16", "BFloat16", "Q8<signed char>", "Q8<unsigned char>"):
         for direction in ("decode", "encode"):

@@ -30,12 +30,12 @@ alignas(64) constexpr std::uint16_t kToUpper[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0,
                                                     0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
 alignas(64) constexpr std::uint16_t kFromUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 GS_INLINE Words widen_to_upper(const std::uint16_t* from) {
-  const __m512i items = _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return Words::of(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kToUpper), items));
+  const __m512i twice = _mm512_maskz_broadcast_i64x4(0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return Words::of(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kToUpper), twice));
 }
 GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) {
   const __m512i items = _mm512_maskz_permutexvar_epi16(0xffff, _mm512_load_si512(kFromUpper), words.as<__m512i>());
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(items));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __builtin_shufflevector(items, items, 0, 1, 2, 3));
 }
 GS_INLINE void narrow(Words words, std::uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(kAll, words.as<__m512i>()));
