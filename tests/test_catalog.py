@@ -58,6 +58,7 @@ def test_signatures_are_the_contract(name):
 @pytest.mark.parametrize("rule", CORE)
 def test_reference_and_class_agree(rule):
     ours, theirs = RULES[rule], REFERENCE[rule]
+    assert CORE[rule]["scalars"] == list(theirs.scalars)
     assert theirs is not None, f"{reference.__name__} lacks {ours.__name__}"
     assert signature(ours) == signature(theirs)
     assert signature(ours)[-9:] == signature(optimizers.SGD)[-9:], "the options that every class has"

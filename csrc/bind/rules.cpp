@@ -56,6 +56,9 @@ void register_rules(py::module_& m) {
       }
       entry["states"] = states;
       entry["not_negative"] = not_negative;
+      py::list scalars;
+      for (const rules::Scalar& scalar : info.scalars) scalars.append(py::make_tuple(scalar.name, scalar.first));
+      entry["scalars"] = scalars;
       all.append(entry);
     }
     return all;

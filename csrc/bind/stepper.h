@@ -179,22 +179,32 @@ class Stepper {
     return taken;
   }
 
-  // Each tensor's own step number and, of use to Nadam alone, its product of momenta.
-  std::vector<std::pair<std::int64_t, double>> clocks() {
-    std::vector<std::pair<std::int64_t, double>> all;
+  // Each tensor's own step number, and the rule's scalars.
+  using Clocks = std::vector<std::pair<std::int64_t, std::vector<double>>>;
+  Clocks clocks() {
+    Clocks all;
     step::Times times;
     may_wait([&] { times = stepper_.times(); });
-    for (const rules::Clock& clock : times.clocks) all.emplace_back(clock.t, clock.mu_product);
+    for (const rules::Clock& clock : times.clocks) {
+      all.emplace_back(clock.t, std::vector<double>(clock.scalars, clock.scalars + scalars()));
+    }
     return all;
   }
 
-  void set_times(std::int64_t step_count, const std::vector<std::pair<std::int64_t, double>>& all) {
+  void set_times(std::int64_t step_count, const Clocks& all) {
     std::vector<rules::Clock> clocks;
-    for (const auto& [t, mu_product] : all) clocks.push_back({t, mu_product});
+    for (const auto& [t, values] : all) {
+      if (values.size() != scalars()) throw std::invalid_argument("each of the rule's scalars is needed");
+      rules::Clock& clock = clocks.emplace_back();
+      clock.t = t;
+      std::copy(values.begin(), values.end(), clock.scalars);
+    }
     may_wait([&] { stepper_.set_times(step_count, clocks); });
   }
 
  private:
+  std::size_t scalars() const { return step::catalog()[static_cast<std::size_t>(rule_)].scalars.size(); }
+
   // An array that steps will write.
   Watched own(const py::object& object, const std::string& kind, const std::string& name, Role role,
               bool codes = false) {

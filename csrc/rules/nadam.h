@@ -9,6 +9,7 @@ namespace gradstep::rules {
 struct Nadam {
   static constexpr const char* kName = "nadam";
   static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNotNegative}};
+  static constexpr Scalar kScalars[] = {{"mu_product", 1}};
   GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay);
   using Variants = Values<0b11>;
   static unsigned variant(const Options&) { return 0b11; }
@@ -25,7 +26,7 @@ struct Nadam {
 
     GS_INLINE Update(const Options& o, Clock& clock) {
       const double mu_now = mu(o, clock.t), mu_next = mu(o, clock.t + 1);
-      const double product = clock.mu_product = clock.mu_product * mu_now;
+      const double product = clock.scalars[0] = clock.scalars[0] * mu_now;
       beta1 = static_cast<T>(o.beta1);
       fresh1 = static_cast<T>(1 - o.beta1);
       beta2 = static_cast<T>(o.beta2);

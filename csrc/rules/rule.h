@@ -14,6 +14,8 @@
 //     static constexpr const char* kName = "x";
 //     // Its states; {{nullptr}} where it has none.
 //     static constexpr State kStates[] = {{"first"}, {"second", kNotNegative}, ...};
+//     // Its scalars; left out where it has none.
+//     static constexpr Scalar kScalars[] = {{"first", 1}, ...};
 //     // Its options, all double; lr is one of them.
 //     GS_OPTIONS(lr, ...);
 //     // The instantiations worth having, and which of them these options need. Bit k: state k is kept; higher bits are its own.
@@ -32,6 +34,7 @@
 namespace gradstep::rules {
 
 inline constexpr int kMaxStates = 3;
+inline constexpr int kMaxScalars = 1;
 
 // A state's name, and whether it can be below zero: an 8-bit code spends a bit on that.
 struct State {
@@ -39,6 +42,12 @@ struct State {
   bool not_negative = false;
 };
 inline constexpr bool kNotNegative = true;
+
+// A number from 0 to 1 that each tensor carries from step to step, and what it is before the first.
+struct Scalar {
+  const char* name;
+  double first;
+};
 
 // Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
 #define GS_OPTIONS(...)                                  \
@@ -55,8 +64,8 @@ struct List {};
 
 // What a step's scalars depend on besides options.
 struct Clock {
-  std::int64_t t;     // this tensor's step number, 1 at its first
-  double mu_product;  // Nadam's product of momenta; 1 before the first step
+  std::int64_t t;               // this tensor's step number, 1 at its first
+  double scalars[kMaxScalars];  // the rule's, in its order
 };
 
 // Options that all rules have.

@@ -1,6 +1,7 @@
 #include "step/catalog.h"
 
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <type_traits>
@@ -31,10 +32,20 @@ Options read(const double* values) {
   return options;
 }
 
+template <class Rule>
+std::vector<rules::Scalar> scalars_of(decltype(&Rule::kScalars)) {
+  static_assert(std::size(Rule::kScalars) <= rules::kMaxScalars);
+  return {std::begin(Rule::kScalars), std::end(Rule::kScalars)};
+}
+template <class Rule>
+std::vector<rules::Scalar> scalars_of(...) {
+  return {};
+}
+
 struct Describe {
   template <class Rule>
   RuleInfo visit() const {
-    RuleInfo info{Rule::kName, split(rules::Common::Options::kNames), {}};
+    RuleInfo info{Rule::kName, split(rules::Common::Options::kNames), {}, scalars_of<Rule>(nullptr)};
     for (auto& name : split(Rule::Options::kNames)) info.options.push_back(name);
     for (const rules::State& state : Rule::kStates) {
       if (state.name != nullptr) info.states.push_back(state);
@@ -81,6 +92,12 @@ constexpr int length(rules::List<Rules...>) {
 }
 
 }  // namespace
+
+rules::Clock RuleInfo::first_clock() const {
+  rules::Clock clock{};
+  for (std::size_t i = 0; i < scalars.size(); ++i) clock.scalars[i] = scalars[i].first;
+  return clock;
+}
 
 const std::vector<RuleInfo>& catalog() {
   static const std::vector<RuleInfo> all = [] {

@@ -12,6 +12,9 @@ struct RuleInfo {
   std::string name;
   std::vector<std::string> options;  // in the order in which values are given; the common ones first
   std::vector<rules::State> states;
+  std::vector<rules::Scalar> scalars;
+
+  rules::Clock first_clock() const;  // before a tensor's first step
 };
 
 const std::vector<RuleInfo>& catalog();
@@ -35,7 +38,7 @@ inline bool keeps(const rules::Key& key, std::size_t state) { return (key.varian
 // parameter and the states that it keeps twice.
 std::int64_t bytes_moved(const rules::Key& key);
 
-// An update of a tensor whose clock already stands at the new step; advances the clock's product. Its kernel is left to
+// An update of a tensor whose clock already stands at the new step; advances the clock's scalars. Its kernel is left to
 // the backend.
 Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock);
 

@@ -22,6 +22,10 @@ Extent extent_of_scales(const Array& array, std::int64_t elements) {
   return {first, first + static_cast<std::uintptr_t>(blocks_of(elements)) * sizeof(float)};
 }
 
+bool same(const rules::Clock& a, const rules::Clock& b) {
+  return a.t == b.t && std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
+}
+
 std::string tuple(const std::int64_t* shape, int rank) {
   std::string text = "(";
   for (int axis = 0; axis < rank; ++axis) text += (axis == 0 ? "" : ", ") + std::to_string(shape[axis]);
@@ -107,6 +111,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   }
 
   Slot slot;
+  slot.clock = catalog()[static_cast<std::size_t>(rule_)].first_clock();
   slot.size = std::accumulate(param.shape, param.shape + param.rank, std::int64_t{1}, std::multiplies<>());
   slot.rank = static_cast<std::int8_t>(param.rank);
   slot.group = group;
@@ -203,13 +208,13 @@ const Stepper::Prepared& Stepper::prepare(const Slot& slot) {
   const Compute compute = compute_of(slot.dtype);
   for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
     const Prepared& p = prepared_[i];
-    if (p.group == slot.group && p.key.compute == compute && p.before.t == now.t &&
-        p.before.mu_product == now.mu_product) {
+    if (p.group == slot.group && p.key.compute == compute && same(p.before, now)) {
       return p;
     }
   }
   const std::vector<double>& options = groups_[static_cast<std::size_t>(slot.group)];
-  rules::Clock after{now.t + 1, now.mu_product};
+  rules::Clock after = now;
+  ++after.t;
   Update update = make_update(key_of(rule_, options, compute), options, after);
   prepared_.push_back({update, slot.group, bytes_moved(update.key), now, after});
   return prepared_.back();

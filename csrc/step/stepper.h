@@ -85,7 +85,7 @@ class Stepper {
 
   // What every step reads of a tensor besides its job, in a cache line.
   struct alignas(64) Slot {
-    rules::Clock clock{0, 1};
+    rules::Clock clock;
     std::int64_t size;
     Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
     // Of the last gradient: where this one has the same and is aligned, the layout stands.

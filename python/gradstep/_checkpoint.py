@@ -26,8 +26,8 @@ def contents(opt: Optimizer) -> dict[str, Any]:
         "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in opt._groups],
         "state": {name: [states.get(name) for states in opt._states] for name in opt.state_names()},
     }
-    if opt.has_mu_product:
-        data["mu_product"] = [product for _, product in clocks]
+    for place, name in enumerate(opt.scalar_names()):
+        data[name] = [scalars[place] for _, scalars in clocks]
     return data
 
 
@@ -56,9 +56,12 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
     clip_norm = _options.limit(saved["clip_norm"], "the state dict's clip_norm")
     step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
     steps = [_options.whole_number(t, 0, f"the state dict's steps[{i}]") for i, t in enumerate(saved["steps"])]
-    products = [
-        _options.number(product, _options.UP_TO_ONE, f"the state dict's mu_product[{i}]")
-        for i, product in enumerate(saved.get("mu_product", [1.0] * len(steps)))
+    scalars = [
+        [
+            _options.number(saved[name][i], _options.UP_TO_ONE, f"the state dict's {name}[{i}]")
+            for name in opt.scalar_names()
+        ]
+        for i in range(len(steps))
     ]
 
     opt._take_clip_norm(clip_norm)  # first, for it may be refused
@@ -68,7 +71,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:
                 opt._library.from_numpy(array, value)
-    opt._stepper.set_times(step_count, list(zip(steps, products, strict=True)))
+    opt._stepper.set_times(step_count, list(zip(steps, scalars, strict=True)))
 
 
 def check_like(given: Any, ours: Any, name: str) -> None:

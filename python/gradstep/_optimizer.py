@@ -14,7 +14,7 @@ from ._step import check_apart, take
 from ._structure import Array, Grads, Params, Structure, first_array, is_groups
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
-"""The compiled rules by name: the names of their options and states."""
+"""The compiled rules by name: the names of their options, states and scalars."""
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
 
@@ -161,8 +161,6 @@ class Optimizer:
     """States that do not start at zero: the option that holds their first value."""
     too_fine_for_q8: ClassVar[dict[str, str]] = {}
     """Options under which states of q8 would do harm, and why."""
-    has_mu_product: ClassVar[bool] = False
-    """Whether each tensor carries one number from step to step besides its step number."""
 
     defaults: ClassVar[dict[str, Any]]
     """The options of groups with their defaults, as the signature of the class has them."""
@@ -394,6 +392,10 @@ class Optimizer:
         """The names of the arrays that are kept for some parameter."""
         known = _storage.names(RULES[self.rule]["states"])
         return [name for name in known if any(name in states for states in self._states)]
+
+    def scalar_names(self) -> list[str]:
+        """The names of the numbers that each tensor carries from step to step besides its step number."""
+        return [name for name, _ in RULES[self.rule]["scalars"]]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later run needs to go on with the same bits, as plain data with copies of the arrays.

@@ -31,15 +31,16 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     states = RULES[cls.rule]["states"]
     settled = {*cls.initial_state.values(), *_storage.FIXED}  # here the arrays that are passed in tell
     defaults = {key: value for key, value in cls.defaults.items() if key not in settled}
-    clock: dict[str, float] = {"step": 1, **({"mu_product": 1.0} if cls.has_mu_product else {})}
+    scalars: dict[str, float] = dict(RULES[cls.rule]["scalars"])
 
     def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
         if len(arrays) > len(states):
             raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
         step = _options.whole_number(given.pop("step", 1), 1, f"{name}: step")
-        product = 1.0
-        if cls.has_mu_product:
-            product = _options.number(given.pop("mu_product", 1.0), _options.UP_TO_ONE, f"{name}: mu_product")
+        carried = [
+            _options.number(given.pop(scalar, first), _options.UP_TO_ONE, f"{name}: {scalar}")
+            for scalar, first in scalars.items()
+        ]
         master = given.pop("master", None)
         chosen = {**defaults, **_options.check_all(given, defaults, name)}
         if callable(chosen["lr"]):
@@ -57,12 +58,12 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.suspects())
-        stepper.set_times(step - 1, [(step - 1, product)])
+        stepper.set_times(step - 1, [(step - 1, carried)])
         if library.on_gpu:
             use_stream(library, stepper)
         refuse_capture(library, stepper, f"{name}: a captured step needs an optimizer, which keeps what replays read")
         take(stepper, [g])
-        return stepper.clocks[0][1] if cls.has_mu_product else None
+        return stepper.clocks[0][1][0] if scalars else None
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     positional = inspect.Parameter.POSITIONAL_ONLY
@@ -71,10 +72,9 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
         "`p`, `g` and the states are arrays of one shape, all of float64 or none; see the module for others;\n"
         "`step` is the number of this step, from 1.\n"
-        + (
-            "`mu_product` is what the step before returned, 1 at the first; returns the next.\n"
-            if cls.has_mu_product
-            else ""
+        + "".join(
+            f"`{scalar}` is what the step before returned, {first:g} at the first; returns the next.\n"
+            for scalar, first in scalars.items()
         )
         + "Raises TypeError and ValueError as the class does; nothing is written then."
     )
@@ -82,7 +82,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         inspect.Parameter("p", positional),
         inspect.Parameter("g", positional),
         *[inspect.Parameter(state, positional, default=None) for state in states],
-        *[inspect.Parameter(key, keyword, default=default) for key, default in clock.items()],
+        *[inspect.Parameter(key, keyword, default=default) for key, default in {"step": 1, **scalars}.items()],
         *[inspect.Parameter(key, keyword, default=default) for key, default in defaults.items()],
         inspect.Parameter("master", keyword, default=None),
     ]

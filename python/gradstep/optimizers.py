@@ -487,7 +487,6 @@ class Nadam(Optimizer):
         "optax": {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": None},
         "paper": {"lr": REQUIRED, "betas": (0.975, 0.999), "eps": 1e-8, "momentum_decay": None},
     }
-    has_mu_product = True
 
     def __init__(
         self,
