@@ -139,10 +139,10 @@ class Stepper {
   }
 
   // Takes a step and returns None; without gradients, with those that were bound. Or, where gradients lie among the
-  // bytes of arrays that steps write, takes none and returns the gradients and the pairs to look at; step(those
-  // gradients, true) then takes it. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
+  // bytes of arrays that steps write, prepares it and returns the gradients and their possible overlaps; run() with the
+  // gradients then takes the step. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
   // thread that waits for its lock is unwound, and these frames would drop references without it.
-  std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads, bool looked_at) {
+  std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads) {
     glance();
     py::tuple held;
     if (grads.is_none()) {
@@ -153,17 +153,22 @@ class Stepper {
       }
     } else {
       held = hold(grads);
-      std::vector<Suspect> suspects = set_gradients(held, looked_at);
-      if (!suspects.empty()) return std::pair{std::move(held), std::move(suspects)};
+      std::vector<Suspect> possible_overlaps = set_gradients(held);
+      if (!possible_overlaps.empty()) return std::pair{std::move(held), std::move(possible_overlaps)};
     }
-    without_gil([this] { stepper_.run(); });
+    run(held);
     return std::nullopt;
+  }
+
+  // Takes the step that step() prepared. Its gradients are an argument so that they live until it is done.
+  void run(const py::tuple&) {
+    without_gil([this] { stepper_.run(); });
   }
 
   // From now on every step is with these gradients; returns what step() would.
   std::vector<Suspect> bind(const py::object& grads) {
     const py::tuple held = hold(grads);
-    std::vector<Suspect> suspects = set_gradients(held, false);
+    std::vector<Suspect> suspects = set_gradients(held);
     is_bound_ = true;
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::object grad = held[i];
@@ -289,7 +294,7 @@ class Stepper {
     return held;
   }
 
-  std::vector<Suspect> set_gradients(const py::tuple& held, bool looked_at) {
+  std::vector<Suspect> set_gradients(const py::tuple& held) {
     std::vector<Suspect> suspects;
     stepper_.begin();
     for (std::size_t i = 0; i < held.size(); ++i) {
@@ -297,8 +302,7 @@ class Stepper {
       if (grad.is_none()) continue;
       const Array array = arrays_.view(grad, grads_, stepper_.name(i));
       check_unmoved(i);
-      const bool may_overlap = stepper_.set_gradient(i, array);
-      if (may_overlap && !looked_at) add_suspects(grad, array, stepper_.name(i), suspects);
+      if (stepper_.set_gradient(i, array)) add_suspects(grad, array, stepper_.name(i), suspects);
     }
     return suspects;
   }
@@ -381,7 +385,8 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("add_tensor", &Steps::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),
            py::arg("master") = py::none())
       .def("suspects", &Steps::suspects)
-      .def("step", &Steps::step, py::arg("grads"), py::arg("looked_at") = false)
+      .def("step", &Steps::step, py::arg("grads"))
+      .def("run", &Steps::run, py::arg("prepared"))
       .def_property_readonly("step_count", &Steps::step_count)
       .def_property_readonly("clocks", &Steps::clocks)
       .def("set_times", &Steps::set_times, py::arg("step_count"), py::arg("clocks"));

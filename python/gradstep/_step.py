@@ -14,9 +14,9 @@ def take(stepper: _core.Stepper, grads: Any) -> None:
     """Takes a step, without `grads` with those bound, or raises TypeError or ValueError with nothing written."""
     held_back = stepper.step(grads)
     if held_back is not None:
-        held, suspects = held_back
-        check_apart(suspects)
-        stepper.step(held, looked_at=True)
+        prepared, possible_overlaps = held_back
+        check_apart(possible_overlaps)
+        stepper.run(prepared)
 
 
 def check_apart(suspects: Iterable[tuple[Any, Any, str]]) -> None:
