@@ -59,12 +59,13 @@ if(build STREQUAL "OFF")
 endif()
 
 # The one that takes longest comes first: the others are compiled beside it.
-set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/held.cu csrc/cuda/norm.cu
+set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/advance.cu csrc/cuda/norm.cu
   csrc/cuda/runtime.cu)
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp
   csrc/bind/rules.cpp
+  csrc/step/cuda_state.cpp
   csrc/step/on_cuda.cpp)
 target_link_libraries(_cuda PRIVATE gradstep_core)
 install(TARGETS _cuda LIBRARY DESTINATION gradstep)

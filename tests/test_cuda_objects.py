@@ -59,7 +59,7 @@ class Kernel(NamedTuple):
 
 
 # kernel<Element<Rule, type, variant, l2>, tensors>, as a compiler writes it.
-MANGLED = re.compile(r"\d(native|stored|advance)INS_5rules7ElementINS\d_\d+(\w+?)E([fd])Lj(\d+)ELb([01])EEELi(\d+)EEE")
+MANGLED = re.compile(r"\d(native|stored)INS_5rules7ElementINS\d_\d+(\w+?)E([fd])Lj(\d+)ELb([01])EEELi(\d+)EEE")
 
 
 def kernel(name):
@@ -111,7 +111,7 @@ def assert_complete(kernels):
     updates = {(found.rule, found.variant) for found in kernels}
     assert {rule for rule, _ in updates} == {rule["name"] for rule in _core.rules()}
     wanted = set()
-    for kind, dtype in (*product(("native", "advance"), ("f32", "f64")), ("stored", "f32")):
+    for kind, dtype in (("native", "f32"), ("native", "f64"), ("stored", "f32")):
         sizes = {found.tensors for found in kernels if found.kind == kind}
         for (rule, variant), l2, size in product(updates, (False, True), sizes):
             wanted.add(Kernel(kind, rule, dtype, variant, l2, size))
@@ -157,13 +157,14 @@ def test_machine_code_fuses_nothing(sass, ptx):
         counts, found = ptx[name], mnemonics(body)
         if not any(word.startswith(("div.rn.f", "rcp.rn.f", "sqrt.rn.f")) for word in counts):
             assert not list(filter(FUSED.match, body)), name
-            if not isinstance(name, Kernel):
-                continue  # it may have sums twice, in copies of a piece of code
         for dtype, addition in (("f32", "FADD"), ("f64", "DADD")):
             sums = counts[f"add.rn.{dtype}"] + counts[f"sub.rn.{dtype}"]
             # What all roots of doubles share has a sum of its own, of a NaN with itself.
             shared = dtype == "f64" and "sqrt.rn.f64" in counts
-            assert found[addition] == sums + shared, name
+            if isinstance(name, Kernel):
+                assert found[addition] == sums + shared, name
+            else:  # it may have sums twice, in copies of a piece of code
+                assert found[addition] >= sums + shared, name
 
 
 def test_nothing_is_kept_in_local_memory(architecture, sass):
@@ -183,7 +184,7 @@ def test_streams_are_moved_128_bits_at_a_time(sass):
         )
         if "add_chunks" in name:
             assert loads >= 2 + 4, name  # of floats, and of doubles
-        if isinstance(name, Kernel) and name.kind != "advance":
+        if isinstance(name, Kernel):
             assert loads >= name.vectors * (2 + name.states), name  # parameter, gradient and states
             assert stores >= name.vectors * (1 + name.states), name
 

@@ -35,7 +35,7 @@ class CudaArrays {
   int device() const { return device_; }
   // Until all that was sent to the device is done.
   void wait() const;
-  bool is_capturing() const { return backend_->must_hold(); }
+  bool is_capturing() const { return backend_->is_capturing(); }
 
   // What an array was when the optimizer was made.
   class Watched {

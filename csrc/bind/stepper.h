@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -84,9 +83,8 @@ class Stepper {
   void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
 
   // None: no more of it.
-  void set_clip_norm(const std::optional<double>& limit) {
-    stepper_.set_clip_norm(limit.value_or(std::numeric_limits<double>::quiet_NaN()));
-  }
+  void set_clip_norm(const std::optional<double>& limit) { stepper_.set_clip_norm(limit); }
+  void set_skip_nonfinite(bool on) { stepper_.set_skip_nonfinite(on); }
 
   std::optional<double> grad_norm() {
     std::optional<double> norm;
@@ -180,7 +178,7 @@ class Stepper {
 
   std::int64_t step_count() {
     std::int64_t taken = 0;
-    may_wait([&] { taken = stepper_.taken(); });
+    may_wait([&] { taken = stepper_.step_count(); });
     return taken;
   }
 
@@ -188,23 +186,23 @@ class Stepper {
   using Clocks = std::vector<std::pair<std::int64_t, std::vector<double>>>;
   Clocks clocks() {
     Clocks all;
-    step::Times times;
-    may_wait([&] { times = stepper_.times(); });
-    for (const rules::Clock& clock : times.clocks) {
+    step::StepState state;
+    may_wait([&] { state = stepper_.state(); });
+    for (const rules::Clock& clock : state.clocks) {
       all.emplace_back(clock.t, std::vector<double>(clock.scalars, clock.scalars + scalars()));
     }
     return all;
   }
 
   void set_times(std::int64_t step_count, const Clocks& all) {
-    std::vector<rules::Clock> clocks;
+    step::StepState state{step_count, {}};
     for (const auto& [t, values] : all) {
       if (values.size() != scalars()) throw std::invalid_argument("each of the rule's scalars is needed");
-      rules::Clock& clock = clocks.emplace_back();
+      rules::Clock& clock = state.clocks.emplace_back();
       clock.t = t;
       std::copy(values.begin(), values.end(), clock.scalars);
     }
-    may_wait([&] { stepper_.set_times(step_count, clocks); });
+    may_wait([&] { stepper_.set_state(state); });
   }
 
  private:
@@ -260,10 +258,14 @@ class Stepper {
     return codes;
   }
 
-  // Where a device has the times, it is waited for.
+  // Runs f, which may wait for a device.
   template <class F>
   void may_wait(const F& f) {
-    stepper_.holds() ? without_gil(f) : f();
+    if constexpr (Arrays::kOnDevice) {
+      without_gil(f);
+    } else {
+      f();
+    }
   }
 
   // At a few of the arrays, in turn, where to look at all would take too long.
@@ -380,6 +382,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Steps::set_lr, py::arg("group"), py::arg("lr"))
       .def("set_clip_norm", &Steps::set_clip_norm, py::arg("limit"))
+      .def("set_skip_nonfinite", &Steps::set_skip_nonfinite, py::arg("on"))
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensor", &Steps::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),

@@ -34,7 +34,7 @@ struct Row {
   bool strided[kMaxStreams];
 };
 
-// What is done to tensors of one group at the same step number.
+// What the step that was prepared last does to a tensor.
 template <class Element>
 struct Step : Around {
   alignas(Element) std::byte bytes[sizeof(Element)];
@@ -43,19 +43,28 @@ struct Step : Around {
 };
 inline constexpr std::size_t kMaxStep = rules::kMaxElement + 32;
 
-// What the device keeps once a step was captured, so that a replay goes on from where the last step ended. All null
-// before.
-struct Held {
+// What the device keeps from step to step.
+struct DeviceState {
   std::byte* steps;             // of each tensor, in kMaxStep bytes: its Step, made of
   rules::Clock* clocks;         // its clock, and
-  const std::uint32_t* groups;  // its group's
-  double* options;              // kMaxOptions for each
-  std::int64_t* taken;          // the number of steps
+  const std::uint32_t* groups;  // its group's options, for
+  const Compute* computes;      // the type that it is computed in
+  std::int64_t* taken;          // the number of steps; null: there are none
+  GradientPass* pass;           // of the last step that had one
 };
 
-// How gradients were clipped, and the limit for steps that are captured.
-struct Clip {
-  double limit, norm, factor;
+// The options of a group, and the updates that they ask for, but for the type that a tensor is computed in.
+struct Group {
+  rules::Key key;
+  double options[rules::kMaxOptions];
+};
+
+// The options of captured steps, which may change between replays. Those of other steps come with the launch.
+struct Captured {
+  PassOptions asked;
+  GradientPass pass;  // of the last step from the first that is captured on
+
+  GS_INLINE Group* groups() { return reinterpret_cast<Group*>(this + 1); }  // behind it
 };
 
 // Sums of squares on the way to a norm.
@@ -63,24 +72,33 @@ struct Sums {
   double *of_chunks, *of_tensors;    // what is in them before does not matter
   const std::uint32_t* first_chunk;  // of each tensor, and one more
   std::uint32_t tensors;
-  double limit;  // NaN: the clip's
-  Clip* clip;
 };
 
-// A launch: neighbours among the tensors, and few different steps. They travel with the launch, so that a step neither
-// copies nor waits.
+// The launch that goes before those of the updates: neighbours among the tensors, of few groups.
+struct AdvanceArgs {
+  static constexpr std::uint32_t kTensors = 4096, kGroups = 8;
+
+  DeviceState state;
+  Captured* captured;  // null: options come with the launch
+  PassOptions asked;
+  Sums sums;                   // of the pass over gradients; null: there is none
+  bool is_first;               // of the step
+  std::uint32_t first, count;  // tensors
+  std::uint32_t first_group;
+  Group groups[kGroups];
+  std::uint32_t active[kTensors / 32];  // a bit for each tensor: whether it takes part
+};
+
+// A launch of updates: neighbours among the tensors. Their gradients travel with it, so that a step neither copies nor
+// waits.
 template <class Element, int kTensors>
 struct Args {
-  static constexpr int kSteps = 8;
-
-  const Row* rows;             // of all tensors
-  const Chunk* chunks;         // from this launch's first
-  Held held;                   // in place of `steps`
-  const Clip* clip;            // null: gradients are taken as they are
-  std::uint32_t first, count;  // tensors
-  Step<Element> steps[kSteps];
+  const Row* rows;                 // of all tensors
+  const Chunk* chunks;             // from this launch's first
+  const std::byte* steps;          // of all tensors
+  const GradientPass* pass;        // null: there was none
+  std::uint32_t first;             // tensor
   std::byte* gradients[kTensors];  // null: the tensor takes no part
-  std::uint8_t step_of[kTensors];
 };
 
 // A launch takes 32 KB of arguments. Lists that fit into less do not pay for them.

@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -54,12 +53,6 @@ GS_DEVICE void update(const Element& element, T (&x)[kMaxStreams][kItems], int i
   update(element, x, i, std::make_integer_sequence<int, Element::kStates>());
 }
 
-template <class Element, int kTensors>
-GS_DEVICE const Step<Element>& step_of(const Args<Element, kTensors>& args, std::uint32_t tensor) {
-  if (args.held.steps == nullptr) return args.steps[args.step_of[tensor - args.first]];
-  return *reinterpret_cast<const Step<Element>*>(args.held.steps + tensor * kMaxStep);
-}
-
 // What a thread block is to do. Without a gradient, nothing.
 template <class Element>
 struct Task {
@@ -67,23 +60,19 @@ struct Task {
   std::byte* gradient;
   const Row& row;
   const Step<Element>& step;
-  const Clip* clip;
 
   template <int kTensors>
   GS_DEVICE explicit Task(const Args<Element, kTensors>& args)
       : chunk(*global(args.chunks + blockIdx.x)),
         gradient(args.gradients[chunk.tensor - args.first]),
         row(*global(args.rows + chunk.tensor)),
-        step(step_of(args, chunk.tensor)),
-        clip(args.clip) {}
+        step(*reinterpret_cast<const Step<Element>*>(global(args.steps + chunk.tensor * kMaxStep))) {
+    if (args.pass != nullptr && global(args.pass)->skip) gradient = nullptr;
+  }
 
   GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : row.streams[s]; }
 
-  GS_DEVICE Element element() const {
-    Element element = step.element();
-    if (clip != nullptr) element.rescale(global(clip)->factor);
-    return element;
-  }
+  GS_DEVICE const Element& element() const { return step.element(); }
 };
 
 // Sets to zero what is behind a block's last element.
@@ -213,75 +202,24 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   }
 }
 
-// Advances the clock that the device keeps of a tensor, and computes its step as the host would: in double, by the same
-// code.
-template <class Element, int kTensors>
-__global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Args<Element, kTensors> args) {
-  const Held& held = args.held;
-  const std::uint32_t place = blockIdx.x * kThreads + threadIdx.x, tensor = args.first + place;
-  if (place == 0 && held.taken != nullptr) ++*held.taken;
-  if (place >= args.count || args.gradients[place] == nullptr) return;
-  const double* const options = held.options + held.groups[tensor] * rules::kMaxOptions;
-  const auto& common = *reinterpret_cast<const rules::Common::Options*>(options);
-  const auto& own = *reinterpret_cast<const typename Element::Options*>(options + sizeof common / sizeof(double));
-  static_assert(sizeof common + sizeof own <= rules::kMaxOptions * sizeof(double));
-
-  rules::Clock& clock = held.clocks[tensor];
-  ++clock.t;
-  auto& step = *reinterpret_cast<Step<Element>*>(held.steps + tensor * kMaxStep);
-  static_cast<Around&>(step) = Around(common, clock.t);
-  new (step.bytes) Element(common, own, clock);
-}
-
-// One launch after the other, each of as many neighbours as there is room for and of the thread blocks that
-// blocks(first, last) says for them.
-template <class Element, int kTensors, class Blocks>
-void launch_as(const Work& work, void (*kernel)(Args<Element, kTensors>), const Blocks& blocks) {
-  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes && sizeof(Step<Element>) <= kMaxStep);
-  Args<Element, kTensors> args;
-  args.rows = work.rows;
-  args.held = work.held;
-  args.clip = work.clip;
-  if (work.loads) return load(kernel);
-  for (std::uint32_t tensor = 0; tensor < work.tensors;) {
-    const Update* steps[args.kSteps];
-    int known = 0;
-    args.first = tensor;
-    const std::uint32_t limit = work.tensors - tensor < kTensors ? work.tensors : tensor + kTensors;
-    for (; tensor < limit; ++tensor) {
-      const std::uint32_t place = tensor - args.first;
-      const Job& job = work.jobs[tensor];
-      args.gradients[place] = nullptr;
-      if (job.update == nullptr || !(job.update->key == work.key)) continue;
-      if (work.held.steps == nullptr) {
-        int step = known;
-        while (step > 0 && steps[step - 1] != job.update) --step;
-        if (step == 0) {
-          if (known == args.kSteps) break;
-          static_cast<Around&>(args.steps[known]) = *job.update;
-          std::memcpy(args.steps[known].bytes, job.update->element, sizeof(Element));
-          steps[known++] = job.update;
-          step = known;
-        }
-        args.step_of[place] = static_cast<std::uint8_t>(step - 1);
-      }
-      args.gradients[place] = job.streams[kGradient];
-    }
-    args.count = tensor - args.first;
-    args.chunks = work.chunks + work.first_chunk[args.first];
-    if (const std::uint32_t count = blocks(args.first, tensor); count > 0) {
-      start(kernel, args, count, kThreads, work.stream, "a step's launch");
-    }
-    args.held.taken = nullptr;  // the first has counted
-  }
-}
-
-// A thread block for each chunk.
+// One launch after the other, each of as many neighbours as there is room for, with a thread block for each chunk.
 template <class Element, int kTensors>
 void launch_chunks(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
-  launch_as(work, kernel, [&](std::uint32_t first, std::uint32_t last) {
-    return static_cast<std::uint32_t>(work.first_chunk[last] - work.first_chunk[first]);
-  });
+  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes);
+  if (work.loads) return load(kernel);
+  Args<Element, kTensors> args;
+  args.rows = work.rows;
+  args.steps = work.steps;
+  args.pass = work.pass;
+  const std::size_t tensors = work.gradients.size();
+  for (std::size_t first = 0, last; first < tensors; first = last) {
+    last = tensors - first < kTensors ? tensors : first + kTensors;
+    args.first = static_cast<std::uint32_t>(first);
+    args.chunks = work.chunks + work.first_chunk[first];
+    std::memcpy(args.gradients, &work.gradients[first], (last - first) * sizeof(std::byte*));
+    const auto blocks = static_cast<std::uint32_t>(work.first_chunk[last] - work.first_chunk[first]);
+    if (blocks > 0) start(kernel, args, blocks, kThreads, work.stream, "a step's launch");
+  }
 }
 
 // What rules::visit() takes: each launches the kernel of an element, if that is of its kind.
@@ -292,7 +230,8 @@ struct LaunchNative {
   template <class Element>
   void visit() const {
     if constexpr (std::is_same_v<typename Element::T, T>) {
-      work.tensors > kFew ? launch_chunks(work, &native<Element, kMany>) : launch_chunks(work, &native<Element, kFew>);
+      work.gradients.size() > kFew ? launch_chunks(work, &native<Element, kMany>)
+                                   : launch_chunks(work, &native<Element, kFew>);
     }
   }
 };
@@ -303,17 +242,6 @@ struct LaunchStored {
   template <class Element>
   void visit() const {
     if constexpr (std::is_same_v<typename Element::T, float>) launch_chunks(work, &stored<Element, kMany>);
-  }
-};
-
-// A thread for each tensor.
-struct LaunchAdvance {
-  const Work& work;
-
-  template <class Element>
-  void visit() const {
-    launch_as(work, &advance<Element, kMany>,
-              [](std::uint32_t first, std::uint32_t last) { return (last - first + kThreads - 1) / kThreads; });
   }
 };
 

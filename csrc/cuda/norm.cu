@@ -1,45 +1,15 @@
+#include <cstring>
+
 #include "cuda/check.h"
 #include "cuda/lane.h"
 #include "cuda/launch.h"
 #include "cuda/stored.h"
-#include "job/norm.h"
+#include "cuda/sums.h"
 
-// The norm in three launches: a warp adds up the squares of a chunk, then the chunks of a tensor, then the tensors.
+// The norm in two launches: a warp adds up the squares of a chunk, then the chunks of a tensor. Whoever comes next adds
+// up the tensors.
 namespace gradstep::cuda {
 namespace {
-
-constexpr int kOwn = kSumLanes / kWarp;  // lanes of a sum that a lane of the warp has
-static_assert(kBlock % kSumLanes == 0 && kItems % kOwn == 0);
-
-// The sum of lanes, by a warp.
-GS_DEVICE double fold(double (&lanes)[kSumLanes], int lane) {
-#pragma unroll
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < half; i += kWarp) {
-      if (i + lane < half) lanes[i + lane] = lanes[i + lane] + lanes[i + lane + half];
-    }
-  }
-  __syncwarp();
-  return lanes[0];
-}
-
-// The sum of numbers, by a warp, which has room for lanes.
-GS_DEVICE double sum(const double* numbers, std::int64_t count, int lane, double (&lanes)[kSumLanes]) {
-  double own[kOwn] = {};
-#pragma unroll 4
-  for (std::int64_t row = 0; row < count; row += kSumLanes) {
-#pragma unroll
-    for (int k = 0; k < kOwn; ++k) {
-      const std::int64_t i = row + k * kWarp + lane;
-      own[k] = own[k] + (i < count ? numbers[i] : 0);
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < kOwn; ++k) lanes[k * kWarp + lane] = own[k];
-  return fold(lanes, lane);
-}
 
 // A stream that is no state.
 struct Stateless {
@@ -124,49 +94,41 @@ __global__ void __launch_bounds__(kThreads) add_tensors(const Sums sums) {
   if (lane_of_thread() == 0) sums.of_tensors[tensor] = total;
 }
 
-__global__ void __launch_bounds__(kWarp) finish(const Sums sums) {
-  __shared__ double lanes[kSumLanes];
-  const double norm = sqrt(sum(sums.of_tensors, sums.tensors, lane_of_thread(), lanes));
-  if (lane_of_thread() != 0) return;
-  sums.clip->norm = norm;
-  sums.clip->factor = clip_factor(norm, sums.limit == sums.limit ? sums.limit : sums.clip->limit);
-}
+constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }
 
 template <class Args>
-void launch(void (*kernel)(Args), Args& args, std::uint32_t blocks, int threads, const NormWork& work) {
-  if (work.loads) return load(kernel);
-  if (blocks > 0) start(kernel, args, blocks, threads, work.stream, "a norm's launch");
+void launch(void (*kernel)(Args), Args& args, std::uint32_t warps, const NormWork& work) {
+  if (warps > 0) start(kernel, args, blocks_for(warps), kThreads, work.stream, "a norm's launch");
 }
-
-constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }
 
 template <int kTensors>
 void launch_chunks(const NormWork& work) {
   static_assert(sizeof(Gradients<kTensors>) <= kMostBytes);
   Gradients<kTensors> args;
   args.rows = work.rows;
-  for (std::uint32_t tensor = 0; tensor < work.sums.tensors;) {
-    args.first = tensor;
-    const std::uint32_t limit = work.sums.tensors - tensor < kTensors ? work.sums.tensors : tensor + kTensors;
-    for (; tensor < limit; ++tensor) {
-      const Job& job = work.jobs[tensor];
-      args.of[tensor - args.first] = job.update == nullptr ? nullptr : job.streams[kGradient];
-    }
-    const std::size_t begin = work.first_chunk[args.first];
-    args.count = static_cast<std::uint32_t>(work.first_chunk[tensor] - begin);
+  for (std::uint32_t first = 0, last; first < work.sums.tensors; first = last) {
+    last = work.sums.tensors - first < kTensors ? work.sums.tensors : first + kTensors;
+    std::memcpy(args.of, work.gradients + first, (last - first) * sizeof(std::byte*));
+    const std::size_t begin = work.first_chunk[first];
+    args.first = first;
+    args.count = static_cast<std::uint32_t>(work.first_chunk[last] - begin);
     args.chunks = work.chunks + begin;
     args.sums = work.sums.of_chunks + begin;
-    launch(&add_chunks<kTensors>, args, blocks_for(args.count), kThreads, work);
+    launch(&add_chunks<kTensors>, args, args.count, work);
   }
 }
 
 }  // namespace
 
-void launch_norm(const NormWork& work) {
+void launch_sums(const NormWork& work) {
   work.sums.tensors > kFew ? launch_chunks<kMany>(work) : launch_chunks<kFew>(work);
   Sums sums = work.sums;
-  launch(&add_tensors, sums, blocks_for(sums.tensors), kThreads, work);
-  launch(&finish, sums, 1, kWarp, work);
+  launch(&add_tensors, sums, sums.tensors, work);
+}
+
+void load_sums(std::size_t tensors) {
+  tensors > kFew ? load(&add_chunks<kMany>) : load(&add_chunks<kFew>);
+  load(&add_tensors);
 }
 
 }  // namespace gradstep::cuda

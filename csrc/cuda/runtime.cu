@@ -19,17 +19,6 @@ Memory::~Memory() {
   if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
 }
 
-void Memory::fill(const void* from, std::size_t bytes) {
-  const Relaxed relaxed;
-  cudaStream_t stream;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "the creation of a stream");
-  const cudaError_t copied = cudaMemcpyAsync(data_, from, bytes, cudaMemcpyHostToDevice, stream);
-  const cudaError_t waited = cudaStreamSynchronize(stream);
-  cudaStreamDestroy(stream);
-  check(copied, "the copy of a step's tables");
-  check(waited, "the copy of a step's tables");
-}
-
 OnDevice::OnDevice(int device) {
   check(cudaGetDevice(&before_), "the first call");
   if (device < 0 || before_ == device) return;
@@ -51,6 +40,17 @@ void wait_for_device() { check(cudaDeviceSynchronize(), "a step, or what else th
 
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
   check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "the copy of what a step keeps");
+}
+
+void copy_to_device(void* to, const void* from, std::size_t bytes) {
+  const Relaxed relaxed;
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "the creation of a stream");
+  const cudaError_t copied = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
+  const cudaError_t waited = cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  check(copied, "the copy of a step's tables");
+  check(waited, "the copy of a step's tables");
 }
 
 int device_of(const void* pointer) {

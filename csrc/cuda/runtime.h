@@ -21,8 +21,6 @@ class Memory {
   ~Memory();
 
   std::byte* data() const { return data_; }
-  // At once: what is captured meanwhile does not hold the copy.
-  void fill(const void* from, std::size_t bytes);
 
  private:
   std::byte* data_ = nullptr;
@@ -45,6 +43,8 @@ bool is_capturing(void* stream);
 
 void wait_for_device();
 void copy_to_host(void* to, const void* from, std::size_t bytes);
+// At once: what is captured meanwhile does not hold the copy.
+void copy_to_device(void* to, const void* from, std::size_t bytes);
 
 // The device in whose memory a pointer lies; -1: in none's.
 int device_of(const void* pointer);

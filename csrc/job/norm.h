@@ -32,7 +32,29 @@ inline double sum(const double* numbers, std::size_t count) {
   return fold(lanes);
 }
 
-// What a gradient is multiplied by. A norm that is NaN is not hidden.
-GS_INLINE double clip_factor(double norm, double limit) { return norm <= limit ? 1 : limit / norm; }
+// What a step asks of the pass over its gradients. Without either, there is none.
+struct PassOptions {
+  bool clips;
+  double clip_norm;  // the most that the norm may be
+  bool skips_nonfinite;
+
+  GS_INLINE bool asks() const { return clips || skips_nonfinite; }
+};
+
+// What the pass found, and what the step makes of it.
+struct GradientPass {
+  double norm;
+  bool finite;    // the norm
+  double factor;  // what gradients are multiplied by
+  bool skip;      // the step leaves parameters, states and clocks as they are
+};
+inline constexpr GradientPass kNoPass{0, true, 1, false};
+
+// A norm that is NaN clips too, so that it is not hidden.
+GS_INLINE GradientPass judge(double norm, const PassOptions& asked) {
+  const bool finite = norm - norm == 0;
+  const double factor = !asked.clips || norm <= asked.clip_norm ? 1 : asked.clip_norm / norm;
+  return {norm, finite, factor, asked.skips_nonfinite && !finite};
+}
 
 }  // namespace gradstep

@@ -29,8 +29,8 @@ struct Key {
 };
 
 // From a run-time number to the compile-time rule: returns f.visit<Rule>().
-template <class F, class First, class... Rest>
-GS_ALWAYS_INLINE inline auto visit_rule(int number, const F& f, List<First, Rest...>) {
+GS_HOST_FUNCTIONS template <class F, class First, class... Rest>
+GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
   if constexpr (sizeof...(Rest) > 0) {
     if (number != 0) return visit_rule(number - 1, f, List<Rest...>{});
   }
@@ -45,22 +45,22 @@ struct VisitElement {
   const Key& key;
   const F& f;
 
-  template <class Rule>
-  GS_ALWAYS_INLINE inline auto visit() const {
+  GS_HOST_FUNCTIONS template <class Rule>
+  GS_INLINE auto visit() const {
     using Variants = typename Rule::Variants;
     return key.compute == Compute::kDouble ? choose<Rule, double>(Variants{}) : choose<Rule, float>(Variants{});
   }
 
-  template <class Rule, class T, unsigned kFirst, unsigned... kRest>
-  GS_ALWAYS_INLINE inline auto choose(Values<kFirst, kRest...>) const {
+  GS_HOST_FUNCTIONS template <class Rule, class T, unsigned kFirst, unsigned... kRest>
+  GS_INLINE auto choose(Values<kFirst, kRest...>) const {
     if constexpr (sizeof...(kRest) > 0) {
       if (key.variant != kFirst) return choose<Rule, T>(Values<kRest...>{});
     }
     return key.l2 ? choose<Rule, T, kFirst, true>() : choose<Rule, T, kFirst, false>();
   }
 
-  template <class Rule, class T, unsigned kVariant, bool kL2>
-  GS_ALWAYS_INLINE inline auto choose() const {
+  GS_HOST_FUNCTIONS template <class Rule, class T, unsigned kVariant, bool kL2>
+  GS_INLINE auto choose() const {
     if constexpr (kFlushing == Flushing::kAsKeyed) {
       if (!key.flush) return f.template visit<Element<Rule, T, kVariant, kL2, false>>();
     }
@@ -69,8 +69,8 @@ struct VisitElement {
 };
 
 // From a run-time key to the compile-time update: returns f.visit<Element<...>>().
-template <Flushing kFlushing = Flushing::kAsKeyed, class F>
-GS_ALWAYS_INLINE inline auto visit(const Key& key, const F& f) {
+GS_HOST_FUNCTIONS template <Flushing kFlushing = Flushing::kAsKeyed, class F>
+GS_INLINE auto visit(const Key& key, const F& f) {
   return visit_rule(key.rule, VisitElement<kFlushing, F>{key, f}, All{});
 }
 

@@ -92,16 +92,14 @@ struct Element {
   T least_gradient, least_state;  // 0: nothing is flushed
   typename Rule::template Update<T, kVariant> update;
 
-  GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock)
-      : scale(c.maximize != 0 ? T(-1) : T(1)),
+  // Gradients are multiplied by `factor` before all else.
+  GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock, double factor)
+      : scale((c.maximize != 0 ? T(-1) : T(1)) * static_cast<T>(factor)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
         least_gradient(c.flush_subnormals != 0 ? kLeastGradient<T> : T(0)),
         least_state(c.flush_subnormals != 0 ? kLeastState<T> : T(0)),
         update(o, clock) {}
-
-  // Once the gradients' factor is known.
-  GS_INLINE void rescale(double factor) { scale = scale * static_cast<T>(factor); }
 
   template <class V, class... States>
   GS_INLINE void operator()(V& p, V g, States&... states) const {

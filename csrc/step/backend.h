@@ -5,54 +5,54 @@
 #include <vector>
 
 #include "job/job.h"
-#include "step/plan.h"
+#include "job/norm.h"
+#include "step/catalog.h"
 
 namespace gradstep::step {
 
-// What the scalars of a step are made of: options of groups, and of each tensor its group and its clock.
-struct Times {
-  std::int64_t taken;  // steps of the optimizer
-  std::vector<rules::Clock> clocks;
-  std::vector<std::uint32_t> groups;
-  std::vector<std::vector<double>> options;
+// Where the steps of an optimizer have come to.
+struct StepState {
+  std::int64_t taken = 0;            // steps
+  std::vector<rules::Clock> clocks;  // of each tensor
 };
 
-// What runs the steps of one optimizer: a processor, or a device.
+// What of a tensor never changes.
+struct TensorInfo {
+  std::int64_t size;
+  int group;
+  Compute compute;
+};
+
+// What runs the steps of one optimizer, a processor or a device, and owns what they go by: options, layouts, clocks.
 class Backend {
  public:
   virtual ~Backend() = default;
 
-  // About how many elements a task of a step with `elements` should hold.
-  virtual std::int64_t grain(std::int64_t elements) const = 0;
+  // Options of a group, the next one or one that is known, and of the pass over gradients: from the next step on. Where
+  // they throw, nothing has changed.
+  virtual void set_options(std::size_t group, const GroupOptions& options) = 0;
+  virtual void set_gradient_pass(const PassOptions& options) = 0;
 
-  // A tensor was added, or its gradient lies otherwise than the last did: this is how its streams lie.
-  virtual void lay_out(std::size_t, const Job&, const Layout&) {}
+  // Adds a tensor, with its clock before the first step; none after a step.
+  virtual void add_tensor(const TensorInfo& info, const rules::Clock& clock) = 0;
+  // Says where a tensor's streams are, but for the gradient, and how all lie; and how the gradient lies for the norm,
+  // which goes along it in the order of its indices.
+  virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) = 0;
 
-  // The plan by which run() will go from now on.
-  virtual void take(const Plan&) {}
+  // Takes a step with these gradients, one for each tensor; null: the tensor takes no part. Where it throws, nothing
+  // was written and the step is not counted, but where a device fails on the way.
+  virtual void run(std::byte* const* gradients) = 0;
+  // What the pass of the last run found. Of use only where that had one.
+  virtual GradientPass gradient_pass() = 0;
+  // The pass alone, asked for nothing but the norm.
+  virtual double norm(std::byte* const* gradients) = 0;
 
-  // Runs the jobs of a plan's tensors, those without an update left out. `bytes` counts what the others read and write,
-  // as if all were stored in the compute type. Where it throws, nothing was written, but where a device fails on the
-  // way.
-  virtual void run(const Plan& plan, const Job* jobs, std::int64_t bytes) = 0;
+  virtual StepState state() = 0;
+  virtual void set_state(const StepState& state) = 0;
+  virtual std::int64_t step_count() = 0;  // state().taken, without waiting where that is known
 
-  // The same of a tensor's gradient alone, as clip() is to go along it.
-  virtual void lay_out_gradient(std::size_t, const Job&, const Layout&) {}
-
-  // The norm of the gradients of all jobs with an update, and what those of this step are to be multiplied by to keep
-  // it at the limit; 1 where run() knows more. Throws as run() does. A limit of NaN: no more of this.
-  virtual void set_limit(double limit) = 0;
-  virtual double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) = 0;
-  virtual double norm() = 0;  // that clip() found
-
-  // Whether it keeps the times itself, because a step may be replayed without a call, and whether the next run needs it
-  // to. Then run() takes of updates what is done, not their scalars, and advances the clocks.
-  virtual bool holds() const { return false; }
-  virtual bool must_hold() const { return false; }
-  // To hand them over and get them back; changed options are set alone.
-  virtual void hold(const Times&) {}
-  virtual void read(Times&) {}
-  virtual void set_options(int, const std::vector<double>&) {}
+  // Whether a step may be taken again without a call, so that what it launches cannot change any more.
+  virtual bool is_captured() const = 0;
 };
 
 }  // namespace gradstep::step

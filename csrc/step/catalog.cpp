@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "base/ieee_mode.h"
 
@@ -66,23 +67,14 @@ struct Variant {
 struct Prepare {
   const double* options;
   rules::Clock& clock;
-  std::byte* element;
-
-  template <class Element>
-  void visit() const {
-    static_assert(sizeof(Element) <= rules::kMaxElement && alignof(Element) <= 16);
-    new (element)
-        Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon), clock);
-  }
-};
-
-struct Rescale {
   double factor;
   std::byte* element;
 
   template <class Element>
   void visit() const {
-    reinterpret_cast<Element*>(element)->rescale(factor);
+    static_assert(sizeof(Element) <= rules::kMaxElement && alignof(Element) <= 16);
+    new (element) Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon),
+                          clock, factor);
   }
 };
 
@@ -142,18 +134,21 @@ template <class F>
 
 bool rounds_stochastically(const std::vector<double>& options) { return Around(common(options), 0).stochastic; }
 
-Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock) {
+Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, double factor) {
   Update update;
   static_cast<Around&>(update) = Around(common(options), clock.t);
   update.key = key;
   const IeeeMode ieee;
-  compute(key, Prepare{options.data(), clock, update.element});
+  compute(key, Prepare{options.data(), clock, factor, update.element});
   return update;
 }
 
-void rescale(Update& update, double factor) {
-  const IeeeMode ieee;
-  compute(update.key, Rescale{factor, update.element});
+GroupOptions group_options(int rule, std::vector<double> values) {
+  GroupOptions options{std::move(values), {}};
+  for (const Compute type : {Compute::kFloat, Compute::kDouble}) {
+    options.keys[static_cast<int>(type)] = key_of(rule, options.values, type);
+  }
+  return options;
 }
 
 }  // namespace gradstep::step

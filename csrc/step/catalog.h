@@ -38,11 +38,17 @@ inline bool keeps(const rules::Key& key, std::size_t state) { return (key.varian
 // parameter and the states that it keeps twice.
 std::int64_t bytes_moved(const rules::Key& key);
 
-// An update of a tensor whose clock already stands at the new step; advances the clock's scalars. Its kernel is left to
-// the backend.
-Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock);
+// An update of a tensor whose clock already stands at the new step, with gradients multiplied by a factor; advances the
+// clock's scalars.
+Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, double factor);
 
-// Has an update that was just made multiply gradients by a factor.
-void rescale(Update& update, double factor);
+// The options of a group, in the catalog's order, and the updates that they ask for.
+struct GroupOptions {
+  std::vector<double> values;
+  rules::Key keys[2];  // of tensors that are computed in float, and in double
+
+  const rules::Key& key(Compute compute) const { return keys[static_cast<int>(compute)]; }
+};
+GroupOptions group_options(int rule, std::vector<double> values);
 
 }  // namespace gradstep::step

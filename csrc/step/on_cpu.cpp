@@ -4,6 +4,10 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <deque>
+#include <iterator>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "base/ieee_mode.h"
@@ -13,6 +17,7 @@
 #include "cpu/prefetch_choice.h"
 #include "cpu/threads.h"
 #include "job/norm.h"
+#include "step/plan.h"
 
 namespace gradstep::step {
 namespace {
@@ -79,60 +84,206 @@ void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visi
 int threads_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthSharing ? cpu::threads() : 1; }
 bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthWaking; }
 
+// Writes what is new alone: the workers have these cache lines too, and need not fetch again what nobody changed.
+template <class T>
+void assign_if_changed(T& kept, T value) {
+  if (kept != value) kept = value;
+}
+
+bool same(const rules::Clock& a, const rules::Clock& b) {
+  return a.t == b.t && std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
+}
+
+// A job for each tensor, and the layouts that jobs point to.
+struct Jobs {
+  std::vector<Job> jobs;
+  std::deque<Layout> layouts;
+
+  void add() {
+    jobs.emplace_back();
+    layouts.emplace_back();
+  }
+
+  void set_layout(std::size_t tensor, Layout layout) {
+    layouts[tensor] = std::move(layout);
+    assign_if_changed<const Layout*>(jobs[tensor].layout, layouts[tensor].plain() ? nullptr : &layouts[tensor]);
+  }
+};
+
 class OnCpu : public Backend {
  public:
-  // Few enough that threads end together, enough that claiming a task costs nothing (20 ns, where 4096 elements take 1
-  // us and more), and that few begin with memory that nobody asked for ahead.
-  std::int64_t grain(std::int64_t elements) const override {
-    return std::clamp<std::int64_t>(elements / 256, 4096, 65536);
+  OnCpu() {
+    for (const Compute compute : {Compute::kFloat, Compute::kDouble}) {
+      norm_updates_[static_cast<int>(compute)].key.compute = compute;
+    }
   }
 
-  void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
+  void set_options(std::size_t group, const GroupOptions& options) override {
+    groups_.resize(std::max(groups_.size(), group + 1));
+    groups_[group] = options;
+  }
+
+  void set_gradient_pass(const PassOptions& options) override { asked_ = options; }
+
+  void add_tensor(const TensorInfo& info, const rules::Clock& clock) override {
+    tensors_.push_back({clock, info});
+    steps_.add();
+    norms_.add();
+    plan_ = {};
+  }
+
+  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override {
+    for (int s = 0; s < kMaxStreams; ++s) {
+      if (s != kGradient) assign_if_changed(steps_.jobs[tensor].streams[s], streams[s]);
+    }
+    steps_.set_layout(tensor, std::move(layout));
+    norms_.set_layout(tensor, std::move(gradient));
+  }
+
+  void run(std::byte* const* gradients) override {
+    finish_plan();
+    pass_ = asked_.asks() ? pass_over(gradients, asked_) : kNoPass;
+    if (pass_.skip) return;
+    prepared_.clear();
+    std::int64_t bytes = 0;
+    const Prepared* prepared = nullptr;
+    Job* job = steps_.jobs.data();
+    for (Tensor& tensor : tensors_) {
+      std::byte* const gradient = *gradients++;
+      if (gradient != nullptr) {
+        if (prepared == nullptr || !prepared->fits(tensor)) prepared = &prepare(tensor);
+        assign_if_changed(job->streams[kGradient], gradient);
+        tensor.clock = prepared->after;
+        bytes += tensor.info.size * prepared->bytes;
+      }
+      assign_if_changed<const Update*>(job->update, gradient == nullptr ? nullptr : prepared);
+      ++job;
+    }
     const int threads = threads_for(bytes);
     const bool fast = threads > 1 && pace.begin();
-    const auto visit = [prefetches = cpu::prefetches()](const Job& job, const Piece& piece, Last& last) {
-      if (job.update != last.update) last = {job.update, &cpu::find_kernels(job.update->key)};
-      cpu::run(job, *last.kernels, piece.begin, piece.end, prefetches);
+    const auto visit = [prefetches = cpu::prefetches()](const Job& of, const Piece& piece, Last& last) {
+      if (of.update != last.update) last = {of.update, &cpu::find_kernels(of.update->key)};
+      cpu::run(of, *last.kernels, piece.begin, piece.end, prefetches);
     };
-    share(plan, jobs, threads, fast || wakes_for(bytes), visit);
+    share(plan_, steps_.jobs.data(), threads, fast || wakes_for(bytes), visit);
     if (threads > 1) pace.end();
+    ++taken_;
   }
 
-  void set_limit(double limit) override { limit_ = limit; }
+  GradientPass gradient_pass() override { return pass_; }
 
-  double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override {
-    of_chunks_.resize(plan.first_chunk.back());
-    of_tensors_.resize(plan.first_chunk.size() - 1);
+  double norm(std::byte* const* gradients) override {
+    finish_plan();
+    return pass_over(gradients, {}).norm;
+  }
+
+  StepState state() override {
+    StepState state{taken_, {}};
+    for (const Tensor& tensor : tensors_) state.clocks.push_back(tensor.clock);
+    return state;
+  }
+
+  void set_state(const StepState& state) override {
+    taken_ = state.taken;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) tensors_[i].clock = state.clocks[i];
+  }
+
+  std::int64_t step_count() override { return taken_; }
+
+  bool is_captured() const override { return false; }
+
+ private:
+  struct Tensor {
+    rules::Clock clock;
+    TensorInfo info;
+  };
+
+  // The update of one step, shared by the tensors of a group that stand at the same step number.
+  struct Prepared : Update {
+    int group;
+    std::int64_t bytes;  // read and written per element
+    rules::Clock before, after;
+
+    bool fits(const Tensor& tensor) const {
+      return group == tensor.info.group && key.compute == tensor.info.compute && same(before, tensor.clock);
+    }
+  };
+
+  void finish_plan() {
+    if (!plan_.tasks.empty()) return;
+    prepared_.reserve(tensors_.size());  // jobs point into it
+    std::vector<std::int64_t> sizes;
+    for (const Tensor& tensor : tensors_) sizes.push_back(tensor.info.size);
+    const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+    plan_ = make_plan(sizes.data(), sizes.size(), grain_on_cpu(elements));
+  }
+
+  // Tensors of a group nearly always share their scalars, so it looks back a little.
+  const Prepared& prepare(const Tensor& tensor) {
+    constexpr std::size_t kLookBack = 4;
+    const auto& [clock, info] = tensor;
+    for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
+      if (prepared_[i].fits(tensor)) return prepared_[i];
+    }
+    const GroupOptions& options = groups_[static_cast<std::size_t>(info.group)];
+    rules::Clock after = clock;
+    ++after.t;
+    const Update update = make_update(options.key(info.compute), options.values, after, pass_.factor);
+    prepared_.push_back({update, info.group, bytes_moved(update.key), clock, after});
+    return prepared_.back();
+  }
+
+  GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked) {
+    of_chunks_.resize(plan_.first_chunk.back());
+    of_tensors_.resize(tensors_.size());
+    std::int64_t bytes = 0;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const auto& [size, group, compute] = tensors_[i].info;
+      const bool active = gradients[i] != nullptr;
+      assign_if_changed<const Update*>(norms_.jobs[i].update,
+                                       active ? &norm_updates_[static_cast<int>(compute)] : nullptr);
+      if (!active) continue;
+      assign_if_changed(norms_.jobs[i].streams[kGradient], gradients[i]);
+      bytes += size * size_of(compute);
+    }
     const auto visit = [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece, Last&) {
-      double* to = &of_chunks_[plan.first_chunk[piece.tensor]] + piece.begin / kChunk;
+      double* to = &of_chunks_[plan_.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
       }
     };
-    share(plan, jobs, threads_for(bytes), wakes_for(bytes), visit);
+    share(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
     const IeeeMode ieee;
-    return add_up(plan, jobs);
+    return add_up(gradients, asked);
   }
 
-  double norm() override { return norm_; }
-
- private:
   // Apart from its caller, as all arithmetic in another floating-point mode.
-  [[gnu::noinline]] double add_up(const Plan& plan, const Job* jobs) {
+  [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked) {
     for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
-      const std::size_t first = plan.first_chunk[i], count = plan.first_chunk[i + 1] - first;
-      of_tensors_[i] = jobs[i].update == nullptr ? 0 : sum(of_chunks_.data() + first, count);
+      const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
+      of_tensors_[i] = gradients[i] == nullptr ? 0 : sum(of_chunks_.data() + first, count);
     }
-    norm_ = std::sqrt(sum(of_tensors_.data(), of_tensors_.size()));
-    return clip_factor(norm_, limit_);
+    return judge(std::sqrt(sum(of_tensors_.data(), of_tensors_.size())), asked);
   }
 
-  double limit_ = 0, norm_ = 0;
+  std::vector<GroupOptions> groups_;
+  std::vector<Tensor> tensors_;
+  Jobs steps_, norms_;  // of the update, and of the pass over gradients
+  Plan plan_;           // empty until the next run
+  std::int64_t taken_ = 0;
+  std::vector<Prepared> prepared_;
+  PassOptions asked_{};
+  GradientPass pass_ = kNoPass;
+  Update norm_updates_[2];                      // that do nothing, but say what is computed in
   std::vector<double> of_chunks_, of_tensors_;  // sums of squares
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> on_cpu() { return std::make_unique<OnCpu>(); }
+
+// Few enough that threads end together, enough that claiming a task costs nothing (20 ns, where 4096 elements take 1 us
+// and more), and that few begin with memory that nobody asked for ahead.
+std::int64_t grain_on_cpu(std::int64_t elements) { return std::clamp<std::int64_t>(elements / 256, 4096, 65536); }
 
 }  // namespace gradstep::step

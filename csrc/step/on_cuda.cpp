@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
 
 namespace gradstep::step {
 
-OnCuda::Tensor::Tensor(const Job& job, const Layout& layout) : narrow(!layout.native()) {
+OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout) : narrow(!layout.native()) {
   for (int s = 0; s < kMaxStreams; ++s) {
-    row.streams[s] = job.streams[s];
+    row.streams[s] = streams[s];
     row.scales[s] = layout.scales[s];
     row.dtypes[s] = layout.dtypes[s];
     row.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
@@ -25,26 +26,63 @@ OnCuda::Tensor::Tensor(const Job& job, const Layout& layout) : narrow(!layout.na
   }
 }
 
-void OnCuda::put(std::vector<Tensor>& tensors, std::size_t place, Tensor tensor) {
-  if (place >= tensors.size()) tensors.resize(place + 1);
-  tensors[place] = std::move(tensor);
+void OnCuda::set_options(std::size_t group, const GroupOptions& options) {
+  if (is_captured()) set_captured(captured()->groups()[group].options, options.values.data(), options.values.size());
+  groups_.resize(std::max(groups_.size(), group + 1));
+  groups_[group].key = options.key(Compute::kFloat);
+  groups_[group].key.flush = true;  // one kernel serves both
+  std::copy(options.values.begin(), options.values.end(), groups_[group].options);
+}
+
+void OnCuda::set_gradient_pass(const PassOptions& options) {
+  if (is_captured() && options.clips) set_captured(&captured()->asked.clip_norm, &options.clip_norm, 1);
+  asked_ = options;
+}
+
+// A captured step's options are on the device, and change after what is in the stream.
+void OnCuda::set_captured(double* there, const double* values, std::size_t count) const {
+  const cuda::OnDevice on_device(device_);
+  if (cuda::is_capturing(stream_)) throw std::runtime_error("options cannot be set while a step is captured");
+  cuda::set_captured(there, values, count, stream_);
+}
+
+void OnCuda::add_tensor(const TensorInfo& info, const rules::Clock& clock) {
+  state_.add_tensor(info, clock);
+  tensors_.emplace_back();
+  gradients_.emplace_back();
+  plan_ = {};
+  uploaded_ = false;
+}
+
+void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) {
+  tensors_[tensor] = Tensor(streams, layout);
+  gradients_[tensor] = Tensor(streams, gradient);
   uploaded_ = false;
 }
 
 // What does not change from step to step, the walks first, to which rows point.
-void OnCuda::upload(const Plan& plan) {
-  const std::size_t tensors = plan.first_chunk.size() - 1, count = plan.pieces.size();
+void OnCuda::upload(bool with_sums) {
+  if (uploaded_ && (has_sums_ || !with_sums)) return;
+  has_sums_ = has_sums_ || with_sums;
+  if (plan_.tasks.empty()) {
+    std::vector<std::int64_t> sizes;
+    for (const TensorInfo& tensor : state_.tensors()) sizes.push_back(tensor.size);
+    plan_ = make_plan(sizes.data(), sizes.size(), kChunk);  // a piece is a thread block's
+  }
+  const std::size_t tensors = tensors_.size(), count = plan_.pieces.size();
+  const std::vector<Tensor> none;
+  const std::vector<Tensor>& gradients = has_sums_ ? gradients_ : none;
   std::vector<cuda::Chunk> chunks;
-  for (const Piece& piece : plan.pieces) chunks.push_back({piece.tensor, piece.begin, piece.end});
-  const std::vector<std::uint32_t> first_chunk(plan.first_chunk.begin(), plan.first_chunk.end());
-  const std::vector<double> sums(gradients_.empty() ? 0 : tensors + count);
+  for (const Piece& piece : plan_.pieces) chunks.push_back({piece.tensor, piece.begin, piece.end});
+  const std::vector<std::uint32_t> first_chunk(plan_.first_chunk.begin(), plan_.first_chunk.end());
+  const std::vector<double> sums(has_sums_ ? tensors + count : 0);
   std::size_t walks = 0;
-  for (const auto* rows : {&tensors_, &gradients_}) {
+  for (const std::vector<Tensor>* rows : {&std::as_const(tensors_), &gradients}) {
     for (const Tensor& t : *rows) walks += t.walk.size();
   }
-  std::vector<std::byte> bytes(walks * sizeof(std::int64_t) +
-                               (tensors_.size() + gradients_.size()) * sizeof(cuda::Row) + count * sizeof(cuda::Chunk) +
-                               sums.size() * sizeof(double) + first_chunk.size() * sizeof(std::uint32_t));
+  std::vector<std::byte> bytes(walks * sizeof(std::int64_t) + (tensors + gradients.size()) * sizeof(cuda::Row) +
+                               count * sizeof(cuda::Chunk) + sums.size() * sizeof(double) +
+                               first_chunk.size() * sizeof(std::uint32_t));
   cuda::Memory tables(bytes.size());
 
   std::size_t end = 0;
@@ -65,137 +103,129 @@ void OnCuda::upload(const Plan& plan) {
     return add(rows);
   };
   rows_ = add_rows(tensors_);
-  gradient_rows_ = add_rows(gradients_);
+  gradient_rows_ = add_rows(gradients);
   chunks_ = add(chunks);
   sums_.of_chunks = add(sums);
   sums_.of_tensors = sums_.of_chunks + count;
   sums_.first_chunk = add(first_chunk);
   sums_.tensors = static_cast<std::uint32_t>(tensors);
-  tables.fill(bytes.data(), bytes.size());
-  if (holds()) replaced_.push_back(std::move(tables_));
+  cuda::copy_to_device(tables.data(), bytes.data(), bytes.size());
+  if (is_captured()) replaced_.push_back(std::move(tables_));
   tables_ = std::move(tables);
   uploaded_ = true;
 }
 
-void OnCuda::set_limit(double limit) {
-  if (holds_clip_) set_held(&reinterpret_cast<cuda::Clip*>(clip_.data())->limit, {limit});
-  limit_ = limit;
+// What a captured step finds on the device, in place of what travels with other launches.
+void OnCuda::capture() {
+  const cuda::Captured head{asked_, {std::numeric_limits<double>::quiet_NaN(), false, 1, false}};
+  const std::size_t groups = groups_.size() * sizeof(cuda::Group);
+  std::vector<std::byte> bytes(sizeof head + groups);
+  std::memcpy(bytes.data(), &head, sizeof head);
+  if (groups > 0) std::memcpy(bytes.data() + sizeof head, groups_.data(), groups);
+  cuda::Memory memory(bytes.size());
+  cuda::copy_to_device(memory.data(), bytes.data(), bytes.size());
+  captured_ = std::move(memory);
+  state_.expect_replays();
 }
 
-double OnCuda::clip(const Plan& plan, const Job* jobs, std::int64_t) {
-  const cuda::OnDevice on_device(device_);
-  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-  if (clip_.data() == nullptr || holds_clip_ != holds()) {
-    cuda::Memory memory(sizeof(cuda::Clip));
-    const cuda::Clip clip{limit_, kNone, 1};
-    memory.fill(&clip, sizeof clip);
-    replaced_.push_back(std::exchange(clip_, std::move(memory)));  // which steps on the way may still read
-    holds_clip_ = holds();
-  }
-  if (!uploaded_) upload(plan);
-  sums_.clip = reinterpret_cast<cuda::Clip*>(clip_.data());
-  sums_.limit = holds_clip_ ? kNone : limit_;
-  cuda::NormWork work{jobs, plan.first_chunk.data(), gradient_rows_, chunks_, sums_, stream_};
-  if (cuda::is_capturing(stream_)) {  // else the launches do so
-    work.loads = true;
-    cuda::launch_norm(work);
-    work.loads = false;
-  }
-  cuda::launch_norm(work);
-  return 1;
+cuda::NormWork OnCuda::norm_work(std::byte* const* gradients) const {
+  return {gradients, plan_.first_chunk.data(), gradient_rows_, chunks_, sums_, stream_};
 }
 
-double OnCuda::norm() {
-  const cuda::OnDevice on_device(device_);
-  cuda::wait_for_device();
-  cuda::Clip clip;
-  cuda::copy_to_host(&clip, clip_.data(), sizeof clip);
-  return clip.norm;
-}
-
-void OnCuda::hold(const Times& times) {
-  const cuda::OnDevice on_device(device_);
-  const std::size_t tensors = times.clocks.size();
-  const std::size_t steps = tensors * cuda::kMaxStep, clocks = tensors * sizeof(rules::Clock);
-  const std::size_t options = times.options.size() * rules::kMaxOptions * sizeof(double);
-  std::vector<std::byte> bytes(steps + clocks + options + sizeof(std::int64_t) + tensors * sizeof(std::uint32_t));
-  if (holds()) {
-    cuda::wait_for_device();  // steps on the way have their own times
-  } else {
-    times_ = cuda::Memory(bytes.size());
-  }
-  cuda::Held held{};
-  held.steps = times_.data();
-  held.clocks = reinterpret_cast<rules::Clock*>(held.steps + steps);
-  held.options = reinterpret_cast<double*>(held.steps + steps + clocks);
-  held.taken = reinterpret_cast<std::int64_t*>(held.steps + steps + clocks + options);
-  held.groups = reinterpret_cast<const std::uint32_t*>(held.taken + 1);
-
-  const auto put = [&](const void* there, const void* from, std::size_t size) {
-    std::memcpy(bytes.data() + (static_cast<const std::byte*>(there) - times_.data()), from, size);
-  };
-  put(held.clocks, times.clocks.data(), clocks);
-  for (std::size_t group = 0; group < times.options.size(); ++group) {
-    const std::vector<double>& values = times.options[group];
-    put(held.options + group * rules::kMaxOptions, values.data(), values.size() * sizeof values[0]);
-  }
-  put(held.taken, &times.taken, sizeof times.taken);
-  put(held.groups, times.groups.data(), tensors * sizeof times.groups[0]);
-  times_.fill(bytes.data(), bytes.size());
-  held_ = held;
-}
-
-void OnCuda::read(Times& times) {
-  const cuda::OnDevice on_device(device_);
-  cuda::wait_for_device();
-  cuda::copy_to_host(times.clocks.data(), held_.clocks, times.clocks.size() * sizeof(rules::Clock));
-  cuda::copy_to_host(&times.taken, held_.taken, sizeof times.taken);
-}
-
-void OnCuda::set_options(int group, const std::vector<double>& options) {
-  set_held(held_.options + group * rules::kMaxOptions, options);
-}
-
-void OnCuda::set_held(double* there, const std::vector<double>& values) const {
-  const cuda::OnDevice on_device(device_);
-  if (cuda::is_capturing(stream_)) throw std::runtime_error("options cannot be set while a step is captured");
-  cuda::set_held(there, values, stream_);
-}
-
-void OnCuda::run(const Plan& plan, const Job* jobs, std::int64_t) {
-  const cuda::OnDevice on_device(device_);
-  if (!uploaded_) upload(plan);
-
-  const auto* const clip = limit_ == limit_ ? reinterpret_cast<const cuda::Clip*>(clip_.data()) : nullptr;
-
-  // Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
+// Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
+std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cuda::DeviceState& state) const {
   std::vector<cuda::Work> works;
-  const Update* last = nullptr;
-  cuda::Work* work = nullptr;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const Update* const update = jobs[i].update;
-    if (update == nullptr) continue;
-    if (update != last) {
-      const auto same = [=](const cuda::Work& w) { return w.key == update->key; };
-      auto found = std::find_if(works.begin(), works.end(), same);
-      if (found == works.end()) {
-        found = works.insert(found, {update->key, false, jobs, static_cast<std::uint32_t>(tensors_.size()),
-                                     plan.first_chunk.data(), rows_, chunks_, held_, clip, stream_});
-      }
-      work = &*found;
-      last = update;
+    if (gradients[i] == nullptr) continue;
+    const TensorInfo& info = state_.tensors()[i];
+    rules::Key key = groups_[static_cast<std::size_t>(info.group)].key;
+    key.compute = info.compute;
+    auto work = std::find_if(works.begin(), works.end(), [&](const cuda::Work& w) { return w.key == key; });
+    if (work == works.end()) {
+      const std::vector<std::byte*> none(tensors_.size());
+      const GradientPass* const pass = asked_.asks() ? state.pass : nullptr;
+      work =
+          works.insert(work, {key, false, none, plan_.first_chunk.data(), rows_, chunks_, state.steps, pass, stream_});
     }
     work->stored = work->stored || tensors_[i].narrow;
+    work->gradients[i] = gradients[i];
   }
-  if (holds() && works.empty()) cuda::count_held(held_, stream_);
-  if (holds() && cuda::is_capturing(stream_)) {  // else the launches do so
-    for (const cuda::Work& one : works) cuda::load(one);
+  return works;
+}
+
+// Has the driver load what is to be launched. It else does so at the first launch: it must not while a stream is
+// captured, and where it fails, no launch of the step is to have gone before.
+void OnCuda::load(const std::vector<cuda::Work>& works) {
+  if (asked_.asks() && !loaded_sums_) {
+    cuda::load_sums(tensors_.size());
+    loaded_sums_ = true;
   }
-  for (cuda::Work& one : works) {
-    if (&one != works.data()) one.held.taken = nullptr;  // the first has counted the step
-    if (holds()) cuda::advance_held(one);
-    cuda::launch(one);
+  if (loaded_.empty()) cuda::load_advance();
+  for (const cuda::Work& work : works) {
+    const std::pair kernel(work.key, work.stored);
+    if (std::find(loaded_.begin(), loaded_.end(), kernel) != loaded_.end()) continue;
+    cuda::load(work);
+    loaded_.push_back(kernel);
   }
+}
+
+void OnCuda::run(std::byte* const* gradients) {
+  const cuda::OnDevice on_device(device_);
+  const bool capturing = cuda::is_capturing(stream_);
+  upload(asked_.asks());
+  if (capturing && !is_captured()) capture();
+  cuda::DeviceState state = state_.on_device();
+  if (is_captured()) state.pass = &captured()->pass;
+  const std::vector<cuda::Work> works = works_for(gradients, state);
+  const cuda::AdvanceWork advance{gradients,
+                                  state_.groups().data(),
+                                  static_cast<std::uint32_t>(tensors_.size()),
+                                  groups_,
+                                  state,
+                                  capturing ? captured() : nullptr,
+                                  asked_,
+                                  asked_.asks() ? sums_ : cuda::Sums{},
+                                  stream_};
+  load(works);
+
+  state_.begin_step();
+  if (asked_.asks()) cuda::launch_sums(norm_work(gradients));
+  cuda::launch_advance(advance);
+  for (const cuda::Work& work : works) cuda::launch(work);
+  if (!capturing && !asked_.skips_nonfinite) state_.end_step();
+}
+
+GradientPass OnCuda::gradient_pass() {
+  const cuda::OnDevice on_device(device_);
+  cuda::wait_for_device();
+  GradientPass pass;
+  cuda::copy_to_host(&pass, is_captured() ? &captured()->pass : state_.on_device().pass, sizeof pass);
+  return pass;
+}
+
+double OnCuda::norm(std::byte* const* gradients) {
+  const cuda::OnDevice on_device(device_);
+  upload(true);
+  cuda::DeviceState state{};
+  state.pass = state_.on_device().pass;
+  cuda::launch_sums(norm_work(gradients));
+  cuda::launch_advance({nullptr, nullptr, 0, groups_, state, nullptr, {}, sums_, stream_});
+  return gradient_pass().norm;
+}
+
+StepState OnCuda::state() {
+  const cuda::OnDevice on_device(device_);
+  return state_.get();
+}
+
+void OnCuda::set_state(const StepState& state) {
+  const cuda::OnDevice on_device(device_);
+  state_.set(state);
+}
+
+std::int64_t OnCuda::step_count() {
+  const cuda::OnDevice on_device(device_);
+  return state_.step_count();
 }
 
 }  // namespace gradstep::step

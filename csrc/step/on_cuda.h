@@ -2,48 +2,45 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <utility>
 #include <vector>
 
 #include "cuda/launch.h"
 #include "cuda/runtime.h"
 #include "step/backend.h"
+#include "step/cuda_state.h"
+#include "step/plan.h"
 
 namespace gradstep::step {
 
-// Steps on a GPU. What does not change from step to step lies there; the rest travels with the launch.
+// Steps on a GPU. What does not change from step to step lies there, as do clocks; options and gradients travel with
+// the launches.
 class OnCuda : public Backend {
  public:
-  // A piece of the plan is a thread block's.
-  std::int64_t grain(std::int64_t) const override { return kChunk; }
+  void set_options(std::size_t group, const GroupOptions& options) override;
+  void set_gradient_pass(const PassOptions& options) override;
 
-  void lay_out(std::size_t tensor, const Job& job, const Layout& layout) override {
-    put(tensors_, tensor, Tensor(job, layout));
-  }
-  void lay_out_gradient(std::size_t tensor, const Job& job, const Layout& layout) override {
-    put(gradients_, tensor, Tensor(job, layout));
-  }
-  void take(const Plan&) override { uploaded_ = false; }
-  void run(const Plan& plan, const Job* jobs, std::int64_t bytes) override;
+  void add_tensor(const TensorInfo& info, const rules::Clock& clock) override;
+  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override;
 
-  void set_limit(double limit) override;
-  double clip(const Plan& plan, const Job* jobs, std::int64_t bytes) override;
-  double norm() override;
+  void run(std::byte* const* gradients) override;
+  GradientPass gradient_pass() override;
+  double norm(std::byte* const* gradients) override;
 
-  // From the first step that is captured in a graph on, times are the device's.
-  bool holds() const override { return held_.steps != nullptr; }
-  bool must_hold() const override {
-    const cuda::OnDevice on_device(device_);
-    return cuda::is_capturing(stream_);
-  }
-  void hold(const Times& times) override;
-  void read(Times& times) override;
-  void set_options(int group, const std::vector<double>& options) override;
+  StepState state() override;
+  void set_state(const StepState& state) override;
+  std::int64_t step_count() override;
+
+  bool is_captured() const override { return captured_.data() != nullptr; }
 
   // Where the arrays are, and the stream of the next run.
   void use(int device, void* stream) {
     device_ = device;
     stream_ = stream;
+  }
+  bool is_capturing() const {
+    const cuda::OnDevice on_device(device_);
+    return cuda::is_capturing(stream_);
   }
 
  private:
@@ -53,28 +50,36 @@ class OnCuda : public Backend {
     bool narrow = false;             // whether something is stored in another type than the rule's
 
     Tensor() = default;
-    Tensor(const Job& job, const Layout& layout);
+    Tensor(std::byte* const* streams, const Layout& layout);
   };
 
-  void put(std::vector<Tensor>& tensors, std::size_t place, Tensor tensor);
-  void upload(const Plan& plan);
-  void set_held(double* there, const std::vector<double>& values) const;
+  cuda::Captured* captured() const { return reinterpret_cast<cuda::Captured*>(captured_.data()); }
+  void upload(bool with_sums);
+  void capture();
+  void set_captured(double* there, const double* values, std::size_t count) const;
+  std::vector<cuda::Work> works_for(std::byte* const* gradients, const cuda::DeviceState& state) const;
+  void load(const std::vector<cuda::Work>& works);
+  cuda::NormWork norm_work(std::byte* const* gradients) const;
 
   int device_ = -1;
   void* stream_ = nullptr;
-  std::vector<Tensor> tensors_, gradients_;  // the latter where they are clipped: as the norm goes along them
-  bool uploaded_ = false;
+  CudaState state_;
+  std::vector<cuda::Group> groups_;
+  PassOptions asked_{};
+
+  std::vector<Tensor> tensors_, gradients_;  // the latter as the norm goes along them
+  Plan plan_;
+  bool uploaded_ = false, has_sums_ = false;  // the tables, and in them what a norm needs
   cuda::Memory tables_;
   std::vector<cuda::Memory> replaced_;  // what a graph may still read
   // In the tables:
   const cuda::Row *rows_ = nullptr, *gradient_rows_ = nullptr;
   const cuda::Chunk* chunks_ = nullptr;
   cuda::Sums sums_{};
-  double limit_ = std::numeric_limits<double>::quiet_NaN();  // of the norm; NaN: none
-  cuda::Memory clip_;                                        // cuda::Clip,
-  bool holds_clip_ = false;                                  // whose limit counts, not what launches bring
-  cuda::Memory times_;
-  cuda::Held held_{};  // in it
+
+  cuda::Memory captured_;                            // cuda::Captured, from the first step that is captured on
+  std::vector<std::pair<rules::Key, bool>> loaded_;  // kernels: their updates, and whether something is stored,
+  bool loaded_sums_ = false;                         // and those of a norm
 };
 
 }  // namespace gradstep::step

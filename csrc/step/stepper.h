@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -10,13 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "job/job.h"
 #include "step/array.h"
 #include "step/backend.h"
 #include "step/catalog.h"
 #include "step/layout.h"
 #include "step/norm.h"
-#include "step/plan.h"
 #include "step/ranges.h"
 
 namespace gradstep::step {
@@ -45,9 +43,11 @@ class Stepper {
   void set_lr(int group, double lr);
 
   // From now on the gradients of a step are multiplied by what makes the norm of all of them together `limit` at most.
-  // NaN: by nothing. Throws where a captured step does otherwise, or the backend does; then nothing has changed.
-  void set_clip_norm(double limit);
-  // The norm of the last step's gradients, if it was limited, before it was.
+  // None: by nothing. Throws where a captured step does otherwise, or the backend does; then nothing has changed.
+  void set_clip_norm(std::optional<double> limit);
+  // From now on a step whose gradients have a norm that is not finite leaves all as it is. Throws likewise.
+  void set_skip_nonfinite(bool on);
+  // The norm of the last step's gradients, if the step asked for it, before it was limited.
   std::optional<double> grad_norm();
 
   // `name` follows what the arrays are called: "[3]", "['w']". A state, or a master, that is not kept has null data.
@@ -68,65 +68,48 @@ class Stepper {
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
 
-  // Where the steps have come to: each tensor's clock, and how many the optimizer took.
-  Times times();
-  void set_times(std::int64_t taken, const std::vector<rules::Clock>& clocks);
-  bool holds() const { return backend_->holds(); }
-  std::int64_t taken() { return backend_->holds() ? times().taken : taken_; }
+  StepState state() { return backend_->state(); }
+  void set_state(const StepState& state);
+  std::int64_t step_count() { return backend_->step_count(); }
 
  private:
   struct Tensor {
     std::string name;
+    int group;
     KeptArray streams[kMaxStreams];  // the gradient's stands for one that lies as the last did
-    Layout layout;                   // with such a gradient
 
     const KeptArray& param() const { return streams[streams[kCopy].data == nullptr ? kParameter : kCopy]; }
   };
 
-  // What every step reads of a tensor besides its job, in a cache line.
+  // What every step reads of a tensor, in a cache line.
   struct alignas(64) Slot {
-    rules::Clock clock;
-    std::int64_t size;
     Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
     // Of the last gradient: where this one has the same and is aligned, the layout stands.
     const std::int64_t *shape, *strides;
     DType dtype;
     bool aligned = true;
     std::int8_t rank;
-    bool active = false;
-    int group;
   };
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
-  // The update of one step, shared by the tensors of a group that stand at the same step number.
-  struct Prepared : Update {
-    int group;
-    std::int64_t bytes;  // read and written per element
-    rules::Clock before, after;
-  };
-
-  bool clips() const { return limit_ == limit_; }
-  void lay_out(std::size_t tensor, const Array& grad);
+  const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
+  void set_gradient_pass(const PassOptions& asked);
+  void set_layout(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
-  const Prepared& prepare(const Slot& slot);
-  void finish_plan();
-  void clip();
+  void find_owned();
 
   int rule_;
   std::unique_ptr<Backend> backend_;
   std::string params_, grads_;
-  std::vector<std::vector<double>> groups_;
+  std::vector<GroupOptions> groups_;
   std::vector<Tensor> tensors_;
-  std::vector<Slot> slots_;  // one a tensor,
-  std::vector<Job> jobs_;    // and one
-  std::vector<Prepared> prepared_;
-  Ranges owned_;  // parameters and states
-  Plan plan_;     // empty until the first step
-  std::int64_t taken_ = 0;
-  Gradients gradients_;  // where they are clipped
-  bool has_norm_ = false;
-  double limit_ = std::numeric_limits<double>::quiet_NaN();  // of the norm; NaN: none
+  std::vector<Slot> slots_;            // one a tensor,
+  std::vector<std::byte*> gradients_;  // and one; null: it takes no part in the next step
+  Ranges owned_;                       // parameters and states,
+  bool owned_is_known_ = false;        // from the first step on
+  PassOptions asked_{};                // of the pass over gradients
+  bool has_pass_ = false;              // the last step
 };
 
 }  // namespace gradstep::step

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -186,6 +187,40 @@ TEST(codes_with_gaps_step_as_packed_ones_and_keep_what_lies_between) {
     CHECK(same);
   }
   cpu::use_isa("");
+}
+
+TEST(a_step_may_be_skipped_where_the_norm_is_not_finite) {
+  constexpr std::size_t kSize = 300;
+  Packed p(kSize, 1), g(kSize, 1), m(kSize), v(kSize);
+  step::Stepper stepper(step::rule_number("nadam"), step::on_cpu(), "params", "grads");
+  stepper.add_group(options_of("nadam", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}}));
+  stepper.add_tensor(0, "", p.view(), {m.view(), v.view()});
+  const auto take = [&](float gradient) {
+    g.values[7] = gradient;
+    stepper.begin();
+    stepper.set_gradient(0, g.view());
+    stepper.run();
+  };
+  take(1);
+  CHECK(!stepper.grad_norm());
+  stepper.set_skip_nonfinite(true);
+  take(2);
+  CHECK(stepper.grad_norm().value() == std::sqrt(kSize + 3.0));
+  const auto before = std::tuple(p.values, m.values, v.values);
+  const rules::Clock clock = stepper.state().clocks[0];
+  CHECK(stepper.step_count() == 2 && clock.t == 2 && clock.scalars[0] < 1);
+  for (const float gradient : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    take(gradient);
+    CHECK(!std::isfinite(stepper.grad_norm().value()));
+    CHECK(std::tuple(p.values, m.values, v.values) == before);
+    CHECK(stepper.step_count() == 2 && stepper.state().clocks[0].t == 2);
+    CHECK(stepper.state().clocks[0].scalars[0] == clock.scalars[0]);
+  }
+  take(2);
+  CHECK(stepper.step_count() == 3 && p.values != std::get<0>(before));
+  stepper.set_skip_nonfinite(false);
+  take(std::nanf(""));
+  CHECK(stepper.step_count() == 4 && std::isnan(p.values[7]) && p.values[8] == p.values[9]);
 }
 
 TEST(random_words_are_those_of_the_authors) {

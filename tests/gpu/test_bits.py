@@ -161,7 +161,7 @@ def split_like(arrays):
 
 def test_many_tensors(gpu):
     """More than few, and more than any launch has room for."""
-    for count in (321, 3501):
+    for count in (321, 4200):
         sizes = [1 + i % 7 for i in range(count)]
         p, grads = problem(sum(sizes), "float32")
         ours = [gpu.array(piece) for piece in split(p, sizes)]

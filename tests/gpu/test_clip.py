@@ -138,6 +138,38 @@ def test_four_launches_and_nothing_else(gpu, emulated):
     assert [seen[what] for what in ("launches", "allocations", "copies", "waits")] == [12, 0, 0, 0]
 
 
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_a_step_may_be_skipped_where_the_norm_is_not_finite(limit, captured, gpu):
+    """No clock advances then, nor does Nadam's product of momenta. The classes do not offer it yet."""
+    sizes = [5, 5000]
+    params, grads = numbers(8, sizes, "float32"), [numbers(9 + i, sizes, "float32") for i in range(6)]
+    ours, theirs, bound = to(gpu, params), [p.copy() for p in params], to(gpu, grads[0])
+    opt, ref = optimizers.Nadam(ours, clip_norm=limit), reference.Nadam(theirs, clip_norm=limit)
+    opt._stepper.set_skip_nonfinite(True)
+    replay = Graph(gpu, lambda: opt.step(bound)).replay if captured else lambda: opt.step(bound)
+    for step, bad in enumerate((None, np.inf, None, np.nan, -np.inf, None)):
+        if bad is not None:
+            grads[step][1][4321] = bad
+        for array, g in zip(bound, grads[step], strict=True):
+            array[...] = gpu.array(g)
+        replay()
+        if bad is None:
+            ref.step(grads[step])
+        assert np.isfinite(opt.grad_norm) == (bad is None)
+        assert opt.step_count == ref.step_count
+        assert opt.state_dict()["steps"] == [ref.step_count] * 2
+        assert all(same_bits(gpu.numpy(a), b) for a, b in zip(ours, theirs, strict=True)), step
+    assert opt.step_count == 3
+    if captured:
+        with pytest.raises(ValueError, match="a step was captured, and it cannot begin or end to skip"):
+            opt._stepper.set_skip_nonfinite(False)
+    else:
+        opt._stepper.set_skip_nonfinite(False)
+        opt.step(bound)
+        assert opt.step_count == 4
+
+
 @pytest.mark.parametrize("first", ["eager", "captured"])
 def test_replays(first, gpu):
     """The norm is of each replay's gradients, and the limit may change between them."""

@@ -1,4 +1,4 @@
-"""What a step on a GPU does besides bits: one launch, nothing waited for; streams, graphs, refusals."""
+"""What a step on a GPU does besides bits: two launches, nothing waited for; streams, graphs, refusals."""
 
 import pickle
 from collections import deque
@@ -23,7 +23,7 @@ class Count:
 
 
 @pytest.mark.parametrize("count", [1, 7, 320, 321, 3400])
-def test_a_step_is_one_launch_and_nothing_else(count, gpu, emulated):
+def test_a_step_is_two_launches_and_nothing_else(count, gpu, emulated):
     """However many tensors there are; also where the rate and the gradients are others at every step."""
     params = [gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)]
     grads = [[gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)] for _ in range(2)]
@@ -32,10 +32,10 @@ def test_a_step_is_one_launch_and_nothing_else(count, gpu, emulated):
     seen = Count(emulated)
     for step in range(4):
         opt.step(grads[step % 2])
-    assert [seen[what] for what in ("launches", "allocations", "copies", "waits")] == [4, 0, 0, 0]
+    assert [seen[what] for what in ("launches", "allocations", "copies", "waits")] == [8, 0, 0, 0]
 
 
-def test_groups_of_one_kernel_share_a_launch(gpu, emulated):
+def test_groups_of_one_kernel_share_launches(gpu, emulated):
     arrays = [gpu.array(np.ones(5, np.float32)) for _ in range(8)]
     opt = optimizers.Adam(
         [{"params": [array], "lr": 0.1 * i, "weight_decay": 0.1 * i} for i, array in enumerate(arrays)]
@@ -44,7 +44,25 @@ def test_groups_of_one_kernel_share_a_launch(gpu, emulated):
     opt.step(grads)
     seen = Count(emulated)
     opt.step(grads)
-    assert seen["launches"] == 1
+    assert seen["launches"] == 2
+
+
+def test_more_groups_than_a_launch_has_room_for(gpu, emulated):
+    rates = [0.01 * i for i in range(20)]
+    ours, theirs = [gpu.array(np.ones(5, np.float32)) for _ in rates], [np.ones(5, np.float32) for _ in rates]
+    opt, ref = (
+        cls([{"params": [array], "lr": lr} for array, lr in zip(arrays, rates, strict=True)])
+        for cls, arrays in ((optimizers.Nadam, ours), (REFERENCE["nadam"], theirs))
+    )
+    grads = [[np.full(5, i, np.float32)] for i in range(20)]
+    opt.step([[gpu.array(g)] for [g] in grads])
+    ref.step(grads)
+    seen = Count(emulated)
+    opt.step([[gpu.array(g)] for [g] in grads])
+    ref.step(grads)
+    assert seen["launches"] == 4
+    assert opt.step_count == 2
+    assert all(same_bits(gpu.numpy(a), b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_tables_are_copied_once_for_gradients_that_lie_otherwise(gpu, emulated):

@@ -1,0 +1,109 @@
+#include <cstring>
+#include <new>
+
+#include "cuda/check.h"
+#include "cuda/launch.h"
+#include "cuda/sums.h"
+
+// The launch before those of the updates. It ends the pass over gradients, advances clocks, and computes each tensor's
+// step as the host would: in double, by the same code.
+namespace gradstep::cuda {
+namespace {
+
+// What rules::visit() takes.
+struct Prepare {
+  const double* options;
+  rules::Clock& clock;
+  double factor;
+  std::byte* to;
+
+  template <class Element>
+  GS_INLINE void visit() const {
+    const auto& common = *reinterpret_cast<const rules::Common::Options*>(options);
+    const auto& own = *reinterpret_cast<const typename Element::Options*>(options + sizeof common / sizeof(double));
+    static_assert(sizeof common + sizeof own <= rules::kMaxOptions * sizeof(double));
+    static_assert(sizeof(Step<Element>) <= kMaxStep);
+    auto& step = *reinterpret_cast<Step<Element>*>(to);
+    static_cast<Around&>(step) = Around(common, clock.t);
+    new (step.bytes) Element(common, own, clock, factor);
+  }
+};
+
+__global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ AdvanceArgs args) {
+  __shared__ double lanes[kSumLanes];
+  __shared__ GradientPass pass;
+  const DeviceState& state = args.state;
+  const bool passes = args.sums.of_tensors != nullptr;
+  if (warp_of_thread() == 0) {
+    const double norm = passes ? sqrt(sum(args.sums.of_tensors, args.sums.tensors, lane_of_thread(), lanes)) : 0;
+    if (lane_of_thread() == 0) {
+      pass = passes ? judge(norm, args.captured == nullptr ? args.asked : args.captured->asked) : kNoPass;
+    }
+  }
+  __syncthreads();
+  const std::uint32_t place = blockIdx.x * kThreads + threadIdx.x, tensor = args.first + place;
+  if (place == 0 && args.is_first) {
+    if (passes) *state.pass = pass;
+    if (state.taken != nullptr && !pass.skip) ++*state.taken;
+  }
+  if (pass.skip || place >= args.count || (args.active[place / 32] >> place % 32 & 1) == 0) return;
+  const std::uint32_t number = state.groups[tensor];
+  const Group* const group =
+      args.captured == nullptr ? &args.groups[number - args.first_group] : args.captured->groups() + number;
+  rules::Key key = group->key;
+  key.compute = state.computes[tensor];
+  rules::Clock& clock = state.clocks[tensor];
+  ++clock.t;
+  rules::visit<rules::Flushing::kAlways>(key,
+                                         Prepare{group->options, clock, pass.factor, state.steps + tensor * kMaxStep});
+}
+
+struct Values {
+  double* to;
+  int count;
+  double of[rules::kMaxOptions];
+};
+
+__global__ void set(const __grid_constant__ Values values) {
+  const auto i = static_cast<int>(threadIdx.x);
+  if (i < values.count) values.to[i] = values.of[i];
+}
+
+}  // namespace
+
+void launch_advance(const AdvanceWork& work) {
+  static_assert(sizeof(AdvanceArgs) <= kMostBytes);
+  AdvanceArgs args{work.state, work.captured, work.asked, work.sums, true, 0, 0, 0, {}, {}};
+  std::uint32_t tensor = 0;
+  do {
+    args.first = tensor;
+    args.first_group = tensor < work.tensors ? work.group_of[tensor] : 0;
+    bool any = args.is_first;
+    std::memset(args.active, 0, sizeof args.active);
+    for (; tensor < work.tensors; ++tensor) {
+      const std::uint32_t place = tensor - args.first;
+      if (place == args.kTensors || work.group_of[tensor] - args.first_group >= args.kGroups) break;
+      if (work.gradients[tensor] == nullptr) continue;
+      args.active[place / 32] |= 1u << place % 32;
+      any = true;
+    }
+    args.count = tensor - args.first;
+    for (std::uint32_t i = 0; i < args.kGroups && args.first_group + i < work.groups.size(); ++i) {
+      args.groups[i] = work.groups[args.first_group + i];
+    }
+    const std::uint32_t blocks = args.count == 0 ? 1 : (args.count + kThreads - 1) / kThreads;
+    if (any) start(&advance, args, blocks, kThreads, work.stream, "a step's launch");
+    args.is_first = false;
+  } while (tensor < work.tensors);
+}
+
+void load_advance() { load(&advance); }
+
+void set_captured(double* to, const double* values, std::size_t count, void* stream) {
+  static_assert(rules::kMaxOptions <= kWarp);
+  Values args{to, static_cast<int>(count), {}};
+  std::memcpy(args.of, values, count * sizeof(double));
+  start(&set, args, 1, kWarp, stream, "the change of an option");
+}
+
+}  // namespace gradstep::cuda
