@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   const Element element = task.element();
 
   const auto stochastic_in = [&](int s) {
-    return kStreams[s].rounded && is_stochastic(row.dtypes[s], step.stochastic);
+    return (kRoundedStreams >> s & 1) != 0 && is_stochastic(row.dtypes[s], step.stochastic);
   };
 
   // A thread draws four words of the places, and four of the groups, for one stream.

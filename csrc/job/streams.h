@@ -24,6 +24,14 @@ inline constexpr int kParameter = 0, kGradient = 1, kFirstState = 2, kCopy = kFi
 constexpr bool is_state(int s) { return kStreams[s].roles == kAsState; }
 static_assert(is_state(kFirstState) && is_state(kCopy - 1) && kStreams[kCopy].roles == kAsCopy);
 
+// Bit s: stream s is rounded. In a device's code the list cannot be indexed by a number that is not a constant.
+constexpr unsigned rounded_streams() {
+  unsigned bits = 0;
+  for (int s = 0; s < kMaxStreams; ++s) bits |= static_cast<unsigned>(kStreams[s].rounded) << s;
+  return bits;
+}
+inline constexpr unsigned kRoundedStreams = rounded_streams();
+
 // How all streams of a tensor are stored, as one number: a byte for each, its DType; 0xff: there is no such stream.
 using StorageKey = std::uint64_t;
 inline constexpr StorageKey kNoStreams = ~StorageKey{0};
