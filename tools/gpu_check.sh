@@ -10,17 +10,17 @@ cd "$root" || exit 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PATH="$PATH:/usr/local/cuda/bin" PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-export PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONFAULTHANDLER=1 PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 python=${PYTHON:-python3}
-pytest=("$python" -m pytest -q -p no:cacheprovider)
+pytest=("$python" -m pytest -q -p no:cacheprovider -p no:benchmark) # which warns beside xdist
 parallel=()
 "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8) # most of a test is the reference, on one core
 
-all=570   # seconds for all of it
-chosen=16 # tests that are run under a sanitizer, which is slow: every n-th, and these, for each kernel one
+all=${SECONDS_FOR_ALL:-570} # seconds for all of it
+chosen=16                   # tests that are run under a sanitizer, which is slow: every n-th, and these, for each kernel one
 export always='every_small_size\[adam-float32-default\]|every_storage\[adam-float32-q8-float32-default\]'
 always+='|from_the_last_step\[adam-float32-options1\]|test_replays\[captured\]'
-enough=20 # seconds; with less no stage is begun but the one that prints the figures
+enough=20                   # seconds; with less no stage is begun but the one that prints the figures
 failed=0
 : >"$out/log.txt"
 : >"$work/stages"
@@ -36,23 +36,24 @@ stage() {
   fi
   ((most < left)) || most=$((left < enough ? enough : left))
   { timeout -s INT -k 10 "$most" "$@" >"$work/log" 2>&1 </dev/null; } 2>/dev/null # bash says what was killed
-  case $? in
+  local status=$?
+  case $status in
     0) result=passed ;;
     124 | 137) result="out of time" ;;
-    *) result=failed ;;
+    *) result="failed ($status)" ;;
   esac
   # The sanitizers, and all other tests, are run as far as time allows.
   if [[ $name =~ ^(memcheck|racecheck|initcheck|others)$ && $result == "out of time" ]] &&
     ! grep -qE '[0-9]+ (failed|error)|ERROR SUMMARY: [1-9]' "$work/log"; then
     result="cut short"
   # What kernels of other libraries read is theirs.
-  elif [[ $name == initcheck && $result == failed ]] && grep -q '[0-9] passed' "$work/log" &&
+  elif [[ $name == initcheck && $result == failed* ]] && grep -q '[0-9] passed' "$work/log" &&
     grep -q 'ERROR SUMMARY' "$work/log" && ! grep -qE 'gradstep::cuda|[0-9]+ (failed|error)' "$work/log"; then
     result=passed
   elif [[ $result != passed ]]; then
     failed=1
   fi
-  if [[ $result == failed || $name == speed ]]; then tail -n 20 "$work/log"; fi
+  if [[ $result == failed* || $name == speed ]]; then tail -n 20 "$work/log"; fi
   { printf '\n== %s: %s\n' "$name" "$*" && tail -c 200000 "$work/log"; } >>"$out/log.txt"
   note "$name" "$result" $((SECONDS - begin)) "$(grep -v '^\s*$' "$work/log" | tail -n 1)"
 }
@@ -67,6 +68,7 @@ stage build 150 "$python" -m pip install -v . --no-build-isolation --no-deps --t
 stage device 60 "$python" -c "import cupy, gradstep
 assert gradstep.show_config('dicts')['cuda']['available'], gradstep.show_config('dicts')['cuda']
 print(cupy.cuda.runtime.getDeviceProperties(0)['name'].decode(), cupy.arange(3).sum())"
+((failed == 0)) || all=0 # the rest would say nothing
 stage gpu 200 "${pytest[@]}" "${parallel[@]}" tests -m gpu
 stage benchmark 220 "$python" -m benchmarks --parts cuda_large cuda_many cuda_storage --output "$work/report"
 cp "$work/report/results.json" "$work/report/README.md" "$out" 2>/dev/null

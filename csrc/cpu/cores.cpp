@@ -30,8 +30,9 @@ std::string contents(const std::string& path) {
 // version 1.
 int cores(const std::string& text) {
   char* end = nullptr;
+  errno = 0;
   const long long quota = std::strtoll(text.c_str(), &end, 10), period = std::strtoll(end, nullptr, 10);
-  if (quota <= 0 || period <= 0 || quota == std::numeric_limits<long long>::max()) return 0;
+  if (quota <= 0 || period <= 0 || errno == ERANGE) return 0;
   const long long whole = quota / period + (quota % period != 0);
   return static_cast<int>(std::min<long long>(whole, std::numeric_limits<int>::max()));
 }

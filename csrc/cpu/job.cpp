@@ -5,12 +5,12 @@
 #include <type_traits>
 
 #include "cpu/isa.h"
+#include "cpu/tuning.h"
 #include "job/norm.h"
 
 namespace gradstep::cpu {
 namespace {
 
-constexpr std::int64_t kTile = 512;  // five streams of doubles: 20 KB, within every L1
 static_assert(kTile % kBlock == 0);
 
 constexpr int kMaxRank = 64;  // NumPy's
@@ -113,9 +113,8 @@ bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, s
 template <class T>
 bool run_rows(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
-  constexpr std::int64_t kWorthACall = 32;
   const Layout* const layout = job.layout;
-  if (layout->shape.back() < kWorthACall || !layout->native()) return false;
+  if (layout->shape.back() < kRowWorthACall || !layout->native()) return false;
   int which[kMaxStreams], strided = 0;
   std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
   for (int s = 0; s < kMaxStreams; ++s) {

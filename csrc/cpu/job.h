@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/kernel.h"
+#include "cpu/tuning.h"
 #include "job/job.h"
 
 namespace gradstep::cpu {
@@ -12,12 +13,6 @@ void run_stored(const Job& job, const Kernels& kernels, std::int64_t begin, std:
 
 // The sum of the gradient's squares over elements [begin, end), a chunk or the last of it.
 double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches);
-
-// Pieces of at least so many elements are updated from a cache line of the parameter on, what comes before it apart.
-// NumPy's large arrays all begin 16 bytes after a line, so gradient and states mostly lie in step, and no register is
-// loaded from two lines: 4 to 6 % of a step on 16 million elements, up to 14 % on a million (one thread of an EPYC, Zen
-// 4).
-inline constexpr std::int64_t kAlignFrom = 4096;
 
 // The elements of a packed stream from `begin` to the next cache line.
 inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_size, std::int64_t begin) {

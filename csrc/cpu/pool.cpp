@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -28,12 +29,10 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/tuning.h"
+
 namespace gradstep::cpu {
 namespace {
-
-// And before it takes from another's share: taken work comes with the other core's cache lines, which cost more than
-// the wait for a thread that is nearly through (Momentum on 100 000 elements and two threads: a tenth less time).
-constexpr std::chrono::microseconds kGrace{3};
 
 // Waits for a condition that another thread will soon make true; whether it did.
 template <class Condition>
@@ -103,7 +102,7 @@ struct Job {
     const auto none_left = [this] {
       return std::all_of(shares, shares + threads, [](const Share& share) { return share.empty(); });
     };
-    if (soon(none_left, kGrace, /*give_way=*/false)) return;
+    if (soon(none_left, std::chrono::microseconds(kGrace), /*give_way=*/false)) return;
     for (std::size_t i = 1; i < threads; ++i) take(shares[(home + i) % threads]);
   }
 
@@ -150,7 +149,7 @@ class Pool {
       if (inside_ > 0) {
         lock.unlock();
         // One that is not through by now waits for a core: this one is free.
-        if (!soon([this] { return inside_ == 0; }, kPatience)) keep_off(-1, crew_);
+        if (!soon([this] { return inside_ == 0; }, std::chrono::microseconds(kPatience))) keep_off(-1, crew_);
         lock.lock();
       }
       all_left_.wait(lock, [this] { return inside_ == 0; });
@@ -195,7 +194,7 @@ class Pool {
 #endif
     for (std::unique_lock<std::mutex> lock(mutex_);;) {
       lock.unlock();
-      soon([this] { return seats_ > 0; }, kPatience);
+      soon([this] { return seats_ > 0; }, std::chrono::microseconds(kPatience));
       lock.lock();
       if (seats_ == 0) {
         // Woken too late for this job, it is in time for the next: back to looking, whatever woke it.

@@ -1,13 +1,9 @@
 // The thread pool: a loop of independent tasks, shared between the calling thread and a few sleeping workers.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 
 namespace gradstep::cpu {
-
-// What a worker spins before it sleeps: about what it takes to be woken (10 to 50 us on a 2-core VM, Linux 6.18).
-inline constexpr std::chrono::microseconds kPatience{50};
 
 // Runs one task of a job. Tasks run in any order, must not throw, and must not fork.
 using Task = void (*)(void* context, std::size_t index);

@@ -3,14 +3,14 @@
 #include <cstdint>
 
 #include "base/macros.h"
+#include "cpu/tuning.h"
 
 // For files compiled once per instruction set, and so in an anonymous namespace. Whether loops prefetch at all is
 // chosen by the processor's vendor, in cpu/prefetch_choice.cpp.
 namespace gradstep::cpu {
 namespace {
 
-// How far ahead of their use a stream's bytes are prefetched, and how many of the widest stream's at a time.
-constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512, kCacheLine = 64;
+constexpr std::int64_t kCacheLine = 64;
 
 // The elements that one prefetch covers.
 template <class T>

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/tuning.h"
 #include "job/job.h"
 #include "job/norm.h"
 
@@ -12,10 +13,7 @@ namespace gradstep::cuda {
 // A warp takes a block of elements at a time, so that the codes that share a scale never leave it.
 inline constexpr int kWarp = 32;
 inline constexpr int kItems = kBlock / kWarp;  // elements of a lane
-inline constexpr int kWarps = 4;
 inline constexpr int kThreads = kWarps * kWarp;
-// Each warp of a thread block goes around a chunk four times. Not yet measured on a GPU.
-static_assert(kChunk == 4 * kWarps * kBlock);
 
 // Elements [begin, end) of one tensor, kChunk at most, for one thread block.
 struct Chunk {
@@ -100,9 +98,5 @@ struct Args {
   std::uint32_t first;             // tensor
   std::byte* gradients[kTensors];  // null: the tensor takes no part
 };
-
-// A launch takes 32 KB of arguments. Lists that fit into less do not pay for them.
-inline constexpr std::size_t kMostBytes = 32764;
-inline constexpr int kFew = 320, kMany = 3400;
 
 }  // namespace gradstep::cuda

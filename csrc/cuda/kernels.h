@@ -83,16 +83,9 @@ GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
   }
 }
 
-// Thread blocks that shall fit on a multiprocessor at once: it is asked for with no more than registers allow, for else
-// the compiler spills some to fit one more.
-template <class T>
-constexpr int kFit = sizeof(T) == sizeof(float) ? 5 : 3;
-template <class Element>
-constexpr int kFitStored = Element::keeps(1) && Element::keeps(2) ? 3 : 4;
-
 // Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item.
 template <class Element, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFit<typename Element::T>)
+__global__ void __launch_bounds__(kThreads, kFit<Element>)
     native(const __grid_constant__ Args<Element, kTensors> args) {
   using T = typename Element::T;
   using Values = Raw<T, sizeof(T), T>;

@@ -63,8 +63,9 @@ GS_DEVICE void move(const Row& row, int s, std::byte* data, const Block& block) 
 
 // Whether a block's items lie in one piece, to be moved in full width; else they go by way of the tile.
 GS_DEVICE bool in_one_piece(const Row& row, int s, const std::byte* begin, const Block& block) {
-  const auto width = static_cast<std::uintptr_t>(Share<float>::kVector * row.item_sizes[s]);
-  return block.count == kBlock && !row.strided[s] && reinterpret_cast<std::uintptr_t>(begin) % width == 0;
+  const auto width = static_cast<std::uint32_t>(Share<float>::kVector * row.item_sizes[s]);  // a power of two
+  const auto low = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin));
+  return block.count == kBlock && !row.strided[s] && (low & (width - 1)) == 0;
 }
 
 // f(Raw) with the width of a stream's items.

@@ -16,19 +16,12 @@
 #include "cpu/pool.h"
 #include "cpu/prefetch_choice.h"
 #include "cpu/threads.h"
+#include "cpu/tuning.h"
 #include "job/norm.h"
 #include "step/plan.h"
 
 namespace gradstep::step {
 namespace {
-
-// Steps that move fewer bytes stay on the calling thread. With awake workers, two threads of an EPYC (Zen 4) were
-// faster than one from 260 KB (SGD) and 150 KB (Adam) on.
-constexpr std::int64_t kWorthSharing = 256 << 10;
-
-// Steps that move at least as many wake sleeping workers. There two threads were faster from 7 MB (SGD) and 8 MB (Adam)
-// on.
-constexpr std::int64_t kWorthWaking = 8 << 20;
 
 // Tells whether steps follow one another so fast that a worker woken for one is awake for the next. All optimizers and
 // threads share it; it changes times, never results.
@@ -37,7 +30,7 @@ class Pace {
   // A step begins; true if it and the step before it each began within a worker's patience after another. Two
   // optimizers that are stepped together now and then are not enough.
   bool begin() {
-    const bool soon = now() - ended_.load(std::memory_order_relaxed) < cpu::kPatience;
+    const bool soon = now() - ended_.load(std::memory_order_relaxed) < std::chrono::microseconds(cpu::kPatience);
     const int in_a_row = soon ? std::min(in_a_row_.load(std::memory_order_relaxed) + 1, 2) : 0;
     in_a_row_.store(in_a_row, std::memory_order_relaxed);
     return in_a_row == 2;
@@ -81,8 +74,10 @@ void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visi
   cpu::parallel_for(plan.task_count(), threads, wake, task, &step);
 }
 
-int threads_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthSharing ? cpu::threads() : 1; }
-bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= kWorthWaking; }
+int threads_for(std::int64_t bytes) {
+  return cpu::shares_all() || bytes >= cpu::kBytesWorthSharing ? cpu::threads() : 1;
+}
+bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= cpu::kBytesWorthWaking; }
 
 // Writes what is new alone: the workers have these cache lines too, and need not fetch again what nobody changed.
 template <class T>
@@ -215,7 +210,7 @@ class OnCpu : public Backend {
     std::vector<std::int64_t> sizes;
     for (const Tensor& tensor : tensors_) sizes.push_back(tensor.info.size);
     const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-    plan_ = make_plan(sizes.data(), sizes.size(), grain_on_cpu(elements));
+    plan_ = make_plan(sizes.data(), sizes.size(), cpu::grain(elements));
   }
 
   // Tensors of a group nearly always share their scalars, so it looks back a little.
@@ -281,9 +276,5 @@ class OnCpu : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> on_cpu() { return std::make_unique<OnCpu>(); }
-
-// Few enough that threads end together, enough that claiming a task costs nothing (20 ns, where 4096 elements take 1 us
-// and more), and that few begin with memory that nobody asked for ahead.
-std::int64_t grain_on_cpu(std::int64_t elements) { return std::clamp<std::int64_t>(elements / 256, 4096, 65536); }
 
 }  // namespace gradstep::step

@@ -241,6 +241,10 @@ class Torch(OnGpu):
         return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
 
     def stream(self, device: int) -> int:
+        # What current_stream() wraps in an object, which takes microseconds.
+        raw = getattr(self.module._C, "_cuda_getCurrentRawStream", None)
+        if raw is not None and device >= 0 and self.module.cuda.is_initialized():
+            return int(raw(device))
         return int(self.module.cuda.current_stream(device if device >= 0 else None).cuda_stream)
 
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.h"
-#include "step/on_cpu.h"
+#include "cpu/tuning.h"
 #include "step/plan.h"
 
 namespace {
@@ -200,9 +200,9 @@ TEST(near_the_last_integer) {
 }
 
 TEST(tasks_grow_with_the_step) {
-  using gradstep::step::grain_on_cpu;
-  CHECK(grain_on_cpu(0) == 4096 && grain_on_cpu(1 << 20) == 4096 && grain_on_cpu((1 << 20) + 256) == 4097);
-  CHECK(grain_on_cpu(std::int64_t{1} << 24) == 65536 && grain_on_cpu(std::int64_t{1} << 40) == 65536);
+  using gradstep::cpu::grain;
+  CHECK(grain(0) == 4096 && grain(1 << 20) == 4096 && grain((1 << 20) + 256) == 4097);
+  CHECK(grain(std::int64_t{1} << 24) == 65536 && grain(std::int64_t{1} << 40) == 65536);
 }
 
 }  // namespace
