@@ -11,10 +11,18 @@
 namespace gradstep::cpu {
 namespace {
 
-// f(j) for each register of `count` elements, then f(j) for each that is left: its first argument has their type.
-template <class T, class F>
+// f(type, j) for each register of `count` elements, then for each element that is left. Of the whole count, kWhole, the
+// compiler knows all.
+template <class T, std::int64_t kWhole = 0, class F>
 GS_INLINE void each_register(std::int64_t count, const F& f) {
   std::int64_t j = 0;
+  if constexpr (kWhole > 0) {
+    if (count == kWhole) {
+      GS_UNROLL(4)
+      for (; j < kWhole; j += Full<T>::kLanes) f(Full<T>{}, j);
+      return;
+    }
+  }
   GS_UNROLL(1)
   for (; j + Full<T>::kLanes <= count; j += Full<T>::kLanes) f(Full<T>{}, j);
   GS_UNROLL(1)
@@ -140,7 +148,7 @@ GS_INLINE bool has_special(const typename Codec::Storage* codes, std::int64_t co
 template <bool kSpecial, class Codec>
 GS_INLINE void decode_block_as(Codec, const typename Codec::Storage* codes, std::int64_t count, float scale,
                                float* values) {
-  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+  each_register<float, kBlock>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
     const auto code = as_signed(load_words<decltype(type), 0>(codes + j));
     store(values + j, Codec::template decode<kSpecial>(code, scale));
   });
@@ -162,10 +170,12 @@ class Largest {
   GS_INLINE void add(Floats x) { in_lanes_ = larger_of(in_lanes_, as_signed(magnitude_of(x))); }
   GS_INLINE void add(float x) { rest_ = larger_of(rest_, as_signed(magnitude_of(x))); }
   GS_INLINE std::uint32_t bits() const {
-    std::int32_t lanes[Integers::kLanes], most = rest_;
+    std::int32_t lanes[Integers::kLanes];
     store(lanes, in_lanes_);
-    for (const std::int32_t lane : lanes) most = larger_of(most, lane);
-    return as_unsigned(most);
+    for (int half = Integers::kLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) lanes[lane] = larger_of(lanes[lane], lanes[lane + half]);
+    }
+    return as_unsigned(larger_of(lanes[0], rest_));
   }
 
  private:
@@ -175,8 +185,8 @@ class Largest {
 
 GS_INLINE std::uint32_t largest_of(const float* values, std::int64_t count) {
   Largest most;
-  each_register<float>(count,
-                       [&](auto type, std::int64_t j) GS_ALWAYS_INLINE { most.add(load<decltype(type)>(values + j)); });
+  each_register<float, kBlock>(
+      count, [&](auto type, std::int64_t j) GS_ALWAYS_INLINE { most.add(load<decltype(type)>(values + j)); });
   return most.bits();
 }
 
@@ -193,7 +203,7 @@ GS_INLINE std::uint32_t largest_finite_of(const float* values, std::int64_t coun
 template <class Codec, bool kBeyond, class Random>
 GS_INLINE void encode_block_as(const float* values, std::int64_t count, float scale, const Random& random,
                                typename Codec::Storage* codes) {
-  each_register<float>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
+  each_register<float, kGroup>(count, [=](auto type, std::int64_t j) GS_ALWAYS_INLINE {
     using V = decltype(type);
     store_words<0>(codes + j, Codec::template encode<kBeyond>(cpu::load<V>(values + j), scale, random(type, j)));
   });

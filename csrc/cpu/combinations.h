@@ -5,7 +5,10 @@
 #include "codecs/all.h"
 
 // THE table of combinations of storage that kernels decode and encode in registers. Whatever is in no line goes through
-// tiles, with the same bits. benchmarks/results has what each line gains.
+// tiles, with the same bits. On an EPYC of Zen 4 with 16 million elements a line takes so much less time than by tiles
+// (AVX-512 on one thread, on two, AVX2 on two): bfloat16 states 35, 23, 10 %; bfloat16 parameters and gradients 36, 14,
+// 18 %; with a master 15, 8, 4 %; all bfloat16 39, 36, 16 %; with a master 33, 23, 0 %; q8 states 16, 8, 22 %; bfloat16
+// and q8 19, 24, 17 %; with a master 19, 23, 10 %; float16 22, 8, 9 %; with a master 13, 5, 0 %.
 namespace gradstep::cpu {
 
 // A codec for every state; and the 8-bit one of a state's sign.
@@ -58,6 +61,7 @@ using Combinations =
                     Combination<codecs::Float32, codecs::BFloat16, Every<codecs::BFloat16>, codecs::BFloat16>,
                     Combination<codecs::Float32, codecs::Float32, Q8>,
                     Combination<codecs::BFloat16, codecs::BFloat16, Q8>,
+                    Combination<codecs::Float32, codecs::BFloat16, Q8, codecs::BFloat16>,
                     Combination<codecs::Float16, codecs::Float16, Every<codecs::Float32>>,
                     Combination<codecs::Float32, codecs::Float16, Every<codecs::Float32>, codecs::Float16>>;
 
