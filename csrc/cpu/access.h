@@ -11,20 +11,22 @@
 namespace gradstep::cpu {
 namespace {
 
-// f(type, j) for each register of `count` elements, then for each element that is left. Of the whole count, kWhole, the
-// compiler knows all.
-template <class T, std::int64_t kWhole = 0, class F>
+// f(type, j) for each register of `count` elements, then for each element that is left. The whole count, kWhole, is
+// known to the compiler, which unrolls it by kUnroll.
+template <class T, std::int64_t kWhole = 0, int kUnroll = 4, class F>
 GS_INLINE void each_register(std::int64_t count, const F& f) {
+  constexpr std::int64_t kLanes = Full<T>::kLanes;
   std::int64_t j = 0;
-  if constexpr (kWhole > 0) {
-    if (count == kWhole) {
-      GS_UNROLL(4)
-      for (; j < kWhole; j += Full<T>::kLanes) f(Full<T>{}, j);
-      return;
+  if (kWhole > 0 && count == kWhole) {
+    GS_UNROLL(1)
+    for (; j < kWhole; j += kUnroll * kLanes) {
+      GS_UNROLL(16)
+      for (int n = 0; n < kUnroll; ++n) f(Full<T>{}, j + n * kLanes);
     }
+    return;
   }
   GS_UNROLL(1)
-  for (; j + Full<T>::kLanes <= count; j += Full<T>::kLanes) f(Full<T>{}, j);
+  for (; j + kLanes <= count; j += kLanes) f(Full<T>{}, j);
   GS_UNROLL(1)
   for (; j < count; ++j) f(T{}, j);
 }

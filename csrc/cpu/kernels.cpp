@@ -45,7 +45,7 @@ GS_INLINE void loop(const Element element, std::int64_t begin, std::int64_t end,
     enter(i);
     prefetch_run(i);
     // Whole native runs are unrolled; unrolled decoding and encoding was larger, and not faster.
-    each_register<T, kInRuns ? 0 : kRun>(next - i, update);
+    each_register<T, kInRuns ? 0 : kRun, Element::kStates == 0 ? 8 : 4>(next - i, update);
     leave(next);
   }
 }
