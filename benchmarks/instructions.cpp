@@ -55,7 +55,7 @@ struct Problem {
       std::vector<step::Array> states;
       for (std::size_t s = 0; s < about.states.size(); ++s) {
         const bool coded = has_scales(storage.states);
-        const DType dtype = coded && about.states[s].not_negative ? DType::kQ8Unsigned : storage.states;
+        const DType dtype = coded && about.states[s].non_negative ? DType::kQ8Unsigned : storage.states;
         states.push_back(step::keeps(key, s) ? zeros(dtype) : step::Array{});
       }
       stepper.add_tensor(0, "", zeros(storage.values), states);

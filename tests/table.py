@@ -299,7 +299,7 @@ class StoredCase:
 
 def widest(rule, storage):
     """The setting with the most options on that a storage allows."""
-    refused = RULES[rule].too_fine_for_q8 if storage.state == "q8" else ()
+    refused = RULES[rule].q8_incompatible if storage.state == "q8" else ()
     return {name: value for name, value in knobs(rule)[-1].items() if name not in refused}
 
 

@@ -271,7 +271,7 @@ def test_what_is_not_finite_does_no_harm_to_its_neighbours(code, store):
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in _core.rules() if rule["not_negative"]], ids=lambda rule: rule["name"]
+    "rule", [rule for rule in _core.rules() if rule["non_negative"]], ids=lambda rule: rule["name"]
 )
 def test_second_moments_are_never_negative_nor_lost(rule):
     """Whatever the gradients; and one that is not zero stays so, for a root of it is divided by."""
@@ -281,9 +281,9 @@ def test_second_moments_are_never_negative_nor_lost(rule):
     seen = np.zeros(p.size, bool)
     for g in grads:
         opt.step(g)
-        first = opt.state[rule["not_negative"][0]]
+        first = opt.state[rule["non_negative"][0]]
         assert first.dtype == np.uint8
-        assert np.all(q8.decode(first, opt.state[f"{rule['not_negative'][0]}_scale"]) >= 0)
+        assert np.all(q8.decode(first, opt.state[f"{rule['non_negative'][0]}_scale"]) >= 0)
         seen |= np.abs(g) > 1e-15
         assert np.all(first[seen] > 0)
 

@@ -59,7 +59,9 @@ class Kernel(NamedTuple):
 
 
 # kernel<Element<Rule, type, variant, l2>, tensors>, as a compiler writes it.
-MANGLED = re.compile(r"\d(native|stored)INS_5rules7ElementINS\d_\d+(\w+?)E([fd])Lj(\d+)ELb([01])ELb1EEELi(\d+)EEE")
+MANGLED = re.compile(
+    r"\d(native|stored)INS_5rules13ElementUpdateINS\d_\d+(\w+?)E([fd])Lj(\d+)ELb([01])ELb1EEELi(\d+)EEE"
+)
 
 
 def kernel(name):

@@ -19,11 +19,11 @@ ARROWS = {
     "base": set(),
     "rules": {"base"},
     "codecs": {"base"},
-    "job": {"base", "rules", "codecs"},
-    "cpu": {"base", "rules", "codecs", "job"},
-    "cuda": {"base", "rules", "codecs", "job"},
-    "step": {"base", "rules", "codecs", "job", "cpu", "cuda"},
-    "bind": {"base", "rules", "codecs", "job", "cpu", "cuda", "step"},
+    "exec": {"base", "rules", "codecs"},
+    "cpu": {"base", "rules", "codecs", "exec"},
+    "cuda": {"base", "rules", "codecs", "exec"},
+    "step": {"base", "rules", "codecs", "exec", "cpu", "cuda"},
+    "bind": {"base", "rules", "codecs", "exec", "cpu", "cuda", "step"},
 }
 GENERATED = {"isa_list.inc"}
 # What holds no template, nor an inline function that the linker could keep from one instruction set for another: those

@@ -35,7 +35,7 @@ NEWER_THAN_AVX2 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
 OWN = "gradstep::cpu::(anonymous namespace)::"
 SOURCES = ("kernels", "conversions")  # of which every instruction set has its own object
 KERNEL = re.compile(
-    r"KernelOf<gradstep::rules::Element<gradstep::rules::(\w+), (float|double), \d+u, (true|false), (true|false)>"
+    r"KernelOf<gradstep::rules::ElementUpdate<gradstep::rules::(\w+), (float|double), \d+u, (true|false), (true|false)>"
     r".*::run_many\("
 )
 

@@ -45,31 +45,31 @@ def adagrad(p, g, s, eps, lr):
         p[i] -= lr * g[i] / (sqrt(s[i]) + eps)
 
 
-def rmsprop(p, g, s, rho, fresh, eps, lr):
+def rmsprop(p, g, s, rho, one_minus_rho, eps, lr):
     for i in prange(p.size):
-        s[i] = rho * s[i] + fresh * g[i] * g[i]
+        s[i] = rho * s[i] + one_minus_rho * g[i] * g[i]
         p[i] -= lr * g[i] / (sqrt(s[i]) + eps)
 
 
-def adadelta(p, g, s, u, rho, fresh, eps, lr):
+def adadelta(p, g, s, u, rho, one_minus_rho, eps, lr):
     for i in prange(p.size):
-        s[i] = rho * s[i] + fresh * g[i] * g[i]
+        s[i] = rho * s[i] + one_minus_rho * g[i] * g[i]
         d = sqrt((u[i] + eps) / (s[i] + eps)) * g[i]
-        u[i] = rho * u[i] + fresh * d * d
+        u[i] = rho * u[i] + one_minus_rho * d * d
         p[i] -= lr * d
 
 
-def adam(p, g, m, v, beta1, fresh1, beta2, fresh2, unbias, eps, lr):
+def adam(p, g, m, v, beta1, one_minus_beta1, beta2, one_minus_beta2, unbias, eps, lr):
     for i in prange(p.size):
-        m[i] = beta1 * m[i] + fresh1 * g[i]
-        v[i] = beta2 * v[i] + fresh2 * g[i] * g[i]
+        m[i] = beta1 * m[i] + one_minus_beta1 * g[i]
+        v[i] = beta2 * v[i] + one_minus_beta2 * g[i] * g[i]
         p[i] -= lr * m[i] / (sqrt(v[i]) * unbias + eps)
 
 
-def nadam(p, g, m, v, beta1, fresh1, beta2, fresh2, unbias, eps, of_mean, of_gradient):
+def nadam(p, g, m, v, beta1, one_minus_beta1, beta2, one_minus_beta2, unbias, eps, of_mean, of_gradient):
     for i in prange(p.size):
-        m[i] = beta1 * m[i] + fresh1 * g[i]
-        v[i] = beta2 * v[i] + fresh2 * g[i] * g[i]
+        m[i] = beta1 * m[i] + one_minus_beta1 * g[i]
+        v[i] = beta2 * v[i] + one_minus_beta2 * g[i] * g[i]
         p[i] -= (of_mean * m[i] + of_gradient * g[i]) / (sqrt(v[i]) * unbias + eps)
 
 

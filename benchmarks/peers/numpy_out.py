@@ -46,8 +46,8 @@ def adagrad(p, g, s, a, _, eps, lr):
     p -= a
 
 
-def rmsprop(p, g, s, a, _, rho, fresh, eps, lr):
-    average_of_squares(s, g, a, rho, fresh)
+def rmsprop(p, g, s, a, _, rho, one_minus_rho, eps, lr):
+    average_of_squares(s, g, a, rho, one_minus_rho)
     np.sqrt(s, out=a)
     a += eps
     np.divide(g, a, out=a)
@@ -55,19 +55,19 @@ def rmsprop(p, g, s, a, _, rho, fresh, eps, lr):
     p -= a
 
 
-def adadelta(p, g, s, u, a, b, rho, fresh, eps, lr):
-    average_of_squares(s, g, a, rho, fresh)
+def adadelta(p, g, s, u, a, b, rho, one_minus_rho, eps, lr):
+    average_of_squares(s, g, a, rho, one_minus_rho)
     np.add(u, eps, out=a)
     a /= np.add(s, eps, out=b)
     np.sqrt(a, out=a)
     a *= g
-    average_of_squares(u, a, b, rho, fresh)
+    average_of_squares(u, a, b, rho, one_minus_rho)
     a *= lr
     p -= a
 
 
-def adam(p, g, m, v, a, _, beta1, fresh1, beta2, fresh2, unbias, eps, lr):
-    moments(g, m, v, a, beta1, fresh1, beta2, fresh2)
+def adam(p, g, m, v, a, _, beta1, one_minus_beta1, beta2, one_minus_beta2, unbias, eps, lr):
+    moments(g, m, v, a, beta1, one_minus_beta1, beta2, one_minus_beta2)
     np.sqrt(v, out=a)
     a *= unbias
     a += eps
@@ -76,8 +76,8 @@ def adam(p, g, m, v, a, _, beta1, fresh1, beta2, fresh2, unbias, eps, lr):
     p -= a
 
 
-def nadam(p, g, m, v, a, b, beta1, fresh1, beta2, fresh2, unbias, eps, of_mean, of_gradient):
-    moments(g, m, v, a, beta1, fresh1, beta2, fresh2)
+def nadam(p, g, m, v, a, b, beta1, one_minus_beta1, beta2, one_minus_beta2, unbias, eps, of_mean, of_gradient):
+    moments(g, m, v, a, beta1, one_minus_beta1, beta2, one_minus_beta2)
     np.multiply(m, of_mean, out=a)
     a += np.multiply(g, of_gradient, out=b)
     np.sqrt(v, out=b)
@@ -87,17 +87,17 @@ def nadam(p, g, m, v, a, b, beta1, fresh1, beta2, fresh2, unbias, eps, of_mean, 
     p -= a
 
 
-def average_of_squares(s, x, a, rho, fresh):
+def average_of_squares(s, x, a, rho, one_minus_rho):
     np.multiply(x, x, out=a)
-    a *= fresh
+    a *= one_minus_rho
     s *= rho
     s += a
 
 
-def moments(g, m, v, a, beta1, fresh1, beta2, fresh2):
+def moments(g, m, v, a, beta1, one_minus_beta1, beta2, one_minus_beta2):
     m *= beta1
-    m += np.multiply(g, fresh1, out=a)
-    average_of_squares(v, g, a, beta2, fresh2)
+    m += np.multiply(g, one_minus_beta1, out=a)
+    average_of_squares(v, g, a, beta2, one_minus_beta2)
 
 
 RULES = {rule.__name__: rule for rule in (sgd, momentum, nag, adagrad, rmsprop, adadelta, adam, nadam)}

@@ -1,7 +1,7 @@
 #pragma once
 
-// Element code is always inlined: a shared inline function compiled for AVX-512 must never be the copy that the linker
-// keeps for older machines.
+// ElementUpdate code is always inlined: a shared inline function compiled for AVX-512 must never be the copy that the
+// linker keeps for older machines.
 #if defined(__CUDACC__)
 #define GS_INLINE __forceinline__ __host__ __device__
 #define GS_UNROLL(count)  // nvcc does so by itself

@@ -18,7 +18,7 @@ using step::WrongType;
 enum class Role { kParameter, kGradient, kState };
 
 // Two arrays whose extents meet, and what to say if they share memory.
-using Suspect = std::tuple<pybind11::object, pybind11::object, std::string>;
+using PossibleOverlap = std::tuple<pybind11::object, pybind11::object, std::string>;
 
 // Codes are nothing without their scales: they are known for what they are only where they may stand.
 constexpr bool is_supported(DType dtype, bool codes) { return codes || !has_scales(dtype); }

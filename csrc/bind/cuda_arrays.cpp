@@ -55,7 +55,7 @@ bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || 
 }  // namespace
 
 // What an array showed of itself.
-struct CudaArrays::Seen {
+struct CudaArrays::ArrayInfo {
   std::byte* data = nullptr;
   dlpack::Type type{};
   int device = -1;  // -1: not said
@@ -69,11 +69,11 @@ std::unique_ptr<step::Backend> CudaArrays::backend() {
 }
 
 // Takes over a DLPack tensor.
-void CudaArrays::take(const dlpack::Tensor& tensor, Seen& seen) {
-  seen.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
-  seen.type = tensor.type;
-  seen.device = tensor.device.id;
-  seen.is_cuda = is_cuda(tensor.device.type);
+void CudaArrays::from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info) {
+  info.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  info.type = tensor.type;
+  info.device = tensor.device.id;
+  info.is_cuda = is_cuda(tensor.device.type);
   shape_.assign(tensor.shape, tensor.shape + tensor.rank);
   if (tensor.strides == nullptr) return pack(tensor.type);
   strides_.assign(tensor.strides, tensor.strides + tensor.rank);
@@ -107,38 +107,38 @@ const dlpack::Exchange* CudaArrays::interface_of(py::handle object) {
   return found;
 }
 
-bool CudaArrays::see_by_exchange(py::handle object, Seen& seen) {
+bool CudaArrays::see_by_exchange(py::handle object, ArrayInfo& info) {
   const dlpack::Exchange* const interface = interface_of(object);
   if (interface == nullptr) return false;
   dlpack::Tensor tensor;
   if (interface->view(object.ptr(), &tensor) != 0) throw py::error_already_set();
-  take(tensor, seen);
+  from_dlpack(tensor, info);
 #if defined(GRADSTEP_EMULATED_CUDA)
-  seen.is_cuda = true;
+  info.is_cuda = true;
 #endif
   return true;
 }
 
-bool CudaArrays::see_by_interface(py::handle object, Seen& seen) {
+bool CudaArrays::see_by_interface(py::handle object, ArrayInfo& info) {
   if (!py::hasattr(object, "__cuda_array_interface__")) return false;
   const auto about = py::dict(object.attr("__cuda_array_interface__"));
   const auto data = py::tuple(about["data"]);
-  seen.data = reinterpret_cast<std::byte*>(data[0].cast<std::uintptr_t>());
-  seen.read_only = data[1].cast<bool>();
-  seen.masked = about.contains("mask") && !about["mask"].is_none();
-  seen.type = type_of(about["typestr"].cast<std::string>(), object);
+  info.data = reinterpret_cast<std::byte*>(data[0].cast<std::uintptr_t>());
+  info.read_only = data[1].cast<bool>();
+  info.masked = about.contains("mask") && !about["mask"].is_none();
+  info.type = type_of(about["typestr"].cast<std::string>(), object);
   shape_.clear();
   strides_.clear();
   for (const py::handle length : py::tuple(about["shape"])) shape_.push_back(length.cast<std::int64_t>());
   if (about.contains("strides") && !about["strides"].is_none()) {
     for (const py::handle stride : py::tuple(about["strides"])) strides_.push_back(stride.cast<std::int64_t>());
   } else {
-    pack(seen.type);
+    pack(info.type);
   }
   return true;
 }
 
-bool CudaArrays::see_by_capsule(py::handle object, Seen& seen) {
+bool CudaArrays::see_by_capsule(py::handle object, ArrayInfo& info) {
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) return false;
   const auto device = py::tuple(object.attr("__dlpack_device__")());
   if (!is_cuda(device[0].cast<std::int32_t>())) return false;
@@ -154,48 +154,48 @@ bool CudaArrays::see_by_capsule(py::handle object, Seen& seen) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     const auto* head = static_cast<dlpack::VersionedHead*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (head->major != 1) return false;
-    seen.read_only = (head->flags & (dlpack::kReadOnly | dlpack::kCopied)) != 0;
-    take(*reinterpret_cast<const dlpack::Tensor*>(head + 1), seen);
+    info.read_only = (head->flags & (dlpack::kReadOnly | dlpack::kCopied)) != 0;
+    from_dlpack(*reinterpret_cast<const dlpack::Tensor*>(head + 1), info);
   } else {
     if (!PyCapsule_IsValid(capsule.ptr(), "dltensor")) return false;
-    take(*static_cast<dlpack::Tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")), seen);
+    from_dlpack(*static_cast<dlpack::Tensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor")), info);
   }
   return true;
 }
 
 Array CudaArrays::look(py::handle object, const std::string& kind, const std::string& name, bool codes, bool written) {
-  Seen seen;
-  if (!see_by_exchange(object, seen) && !see_by_interface(object, seen) && !see_by_capsule(object, seen)) {
+  ArrayInfo info;
+  if (!see_by_exchange(object, info) && !see_by_interface(object, info) && !see_by_capsule(object, info)) {
     throw WrongType(kind + name + " must be an array on a GPU, not " + Py_TYPE(object.ptr())->tp_name);
   }
-  if (seen.masked) throw WrongType(kind + name + " is masked, and a step knows no mask; give its data");
-  if (!seen.is_cuda) {
+  if (info.masked) throw WrongType(kind + name + " is masked, and a step knows no mask; give its data");
+  if (!info.is_cuda) {
     throw WrongType(kind + name + " is not on a GPU" + (device_ < 0 ? "" : ", but " + first_ + " is"));
   }
-  const int storage = storage_of(seen.type);
+  const int storage = storage_of(info.type);
   if (storage == kDTypeCount || !is_supported(static_cast<DType>(storage), codes)) {
     throw WrongType(kind + name + " has dtype " + text_of_type(object) + "; supported are " + supported());
   }
-  if (written && seen.read_only) {
+  if (written && info.read_only) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
-  Array array{seen.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(), strides_.data()};
+  Array array{info.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(), strides_.data()};
   const bool empty = step::size_of(array) == 0;
   if (empty && array.data == nullptr) array.data = kNoMemory;
-  if (empty && seen.device < 0) return array;
+  if (empty && info.device < 0) return array;
   const std::int64_t size = item_size(array.dtype);
-  bool aligned = reinterpret_cast<std::uintptr_t>(seen.data) % static_cast<std::uintptr_t>(size) == 0;
+  bool aligned = reinterpret_cast<std::uintptr_t>(info.data) % static_cast<std::uintptr_t>(size) == 0;
   for (const std::int64_t stride : strides_) aligned = aligned && stride % size == 0;
   if (!aligned) throw std::invalid_argument(kind + name + " is not aligned to its items, as a GPU needs");
-  if (!empty && seen.device < 0) seen.device = cuda::device_of(seen.data);
-  if (seen.device < 0) throw std::invalid_argument(kind + name + " points to no memory of a GPU");
+  if (!empty && info.device < 0) info.device = cuda::device_of(info.data);
+  if (info.device < 0) throw std::invalid_argument(kind + name + " points to no memory of a GPU");
   if (device_ < 0) {
-    device_ = seen.device;
+    device_ = info.device;
     first_ = kind + name;
     backend_->use(device_, stream_);
   }
-  if (seen.device != device_) {
-    throw std::invalid_argument(kind + name + " is on " + text_of_device(seen.device) + ", but " + first_ + " on " +
+  if (info.device != device_) {
+    throw std::invalid_argument(kind + name + " is on " + text_of_device(info.device) + ", but " + first_ + " on " +
                                 text_of_device(device_));
   }
   return array;
@@ -206,8 +206,8 @@ void CudaArrays::wait() const {
   cuda::wait_for_device();
 }
 
-void CudaArrays::glance(const Watched& watched) {
-  Seen now;
+void CudaArrays::spot_check(const Watched& watched) {
+  ArrayInfo now;
   if (!see_by_exchange(watched.object, now)) return;
   std::byte* const data = now.data == nullptr ? kNoMemory : now.data;
   if (data != watched.array.data || shape_ != watched.array.shape || strides_ != watched.array.strides) {

@@ -54,18 +54,18 @@ class CudaArrays {
 
   // To ask a thousand tensors where their memory is would take longer than to step them: each step asks these many, in
   // turn. Only those with a C interface: of other libraries' arrays the memory stays.
-  static constexpr int kGlances = 8;
-  void glance(const Watched& watched);
+  static constexpr int kSpotChecks = 8;
+  void spot_check(const Watched& watched);
 
  private:
-  struct Seen;
+  struct ArrayInfo;
 
   Array look(pybind11::handle object, const std::string& kind, const std::string& name, bool codes, bool written);
   const dlpack::Exchange* interface_of(pybind11::handle object);
-  bool see_by_exchange(pybind11::handle object, Seen& seen);
-  bool see_by_interface(pybind11::handle object, Seen& seen);
-  bool see_by_capsule(pybind11::handle object, Seen& seen);
-  void take(const dlpack::Tensor& tensor, Seen& seen);
+  bool see_by_exchange(pybind11::handle object, ArrayInfo& info);
+  bool see_by_interface(pybind11::handle object, ArrayInfo& info);
+  bool see_by_capsule(pybind11::handle object, ArrayInfo& info);
+  void from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info);
   void pack(dlpack::Type type);
 
   step::OnCuda* backend_ = nullptr;

@@ -28,7 +28,7 @@ class NumPyArrays {
   static constexpr bool kOnDevice = false;
 
   // Every step looks at all.
-  static constexpr int kGlances = 0;
+  static constexpr int kSpotChecks = 0;
 
   // An array as it was when the optimizer was made; every step looks whether it still is.
   class Watched {

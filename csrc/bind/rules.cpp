@@ -49,13 +49,13 @@ void register_rules(py::module_& m) {
       py::dict entry;
       entry["name"] = info.name;
       entry["options"] = info.options;
-      py::list states, not_negative;
+      py::list states, non_negative;
       for (const rules::State& state : info.states) {
         states.append(state.name);
-        if (state.not_negative) not_negative.append(state.name);
+        if (state.non_negative) non_negative.append(state.name);
       }
       entry["states"] = states;
-      entry["not_negative"] = not_negative;
+      entry["non_negative"] = non_negative;
       py::list scalars;
       for (const rules::Scalar& scalar : info.scalars) scalars.append(py::make_tuple(scalar.name, scalar.first));
       entry["scalars"] = scalars;

@@ -117,11 +117,11 @@ class Stepper {
   }
 
   // Of the arrays that steps write, those whose extents meet; no two may share an element.
-  std::vector<Suspect> suspects() const {
+  std::vector<PossibleOverlap> possible_overlaps() const {
     std::vector<std::pair<step::Extent, const Watched*>> order;
     for (const Watched& owned : owned_) order.emplace_back(step::extent(owned.array.view()), &owned);
     std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
-    std::vector<Suspect> found;
+    std::vector<PossibleOverlap> found;
     for (std::size_t i = 0; i < order.size(); ++i) {
       for (std::size_t j = i + 1; j < order.size() && order[j].first.begin < order[i].first.end; ++j) {
         if (step::surely_apart(order[i].second->array.view(), order[j].second->array.view())) continue;
@@ -140,8 +140,8 @@ class Stepper {
   // bytes of arrays that steps write, prepares it and returns the gradients and their possible overlaps; run() with the
   // gradients then takes the step. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
   // thread that waits for its lock is unwound, and these frames would drop references without it.
-  std::optional<std::pair<py::tuple, std::vector<Suspect>>> step(const py::object& grads) {
-    glance();
+  std::optional<std::pair<py::tuple, std::vector<PossibleOverlap>>> step(const py::object& grads) {
+    spot_check();
     py::tuple held;
     if (grads.is_none()) {
       if (!is_bound_) throw WrongType(grads_ + " must be given, for none were bound");
@@ -151,7 +151,7 @@ class Stepper {
       }
     } else {
       held = hold(grads);
-      std::vector<Suspect> possible_overlaps = set_gradients(held);
+      std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
       if (!possible_overlaps.empty()) return std::pair{std::move(held), std::move(possible_overlaps)};
     }
     run(held);
@@ -164,16 +164,16 @@ class Stepper {
   }
 
   // From now on every step is with these gradients; returns what step() would.
-  std::vector<Suspect> bind(const py::object& grads) {
+  std::vector<PossibleOverlap> bind(const py::object& grads) {
     const py::tuple held = hold(grads);
-    std::vector<Suspect> suspects = set_gradients(held);
+    std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
     is_bound_ = true;
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::object grad = held[i];
       const std::string name = grads_ + stepper_.name(i);
       if (!grad.is_none()) bound_.emplace_back(i, Watched(grad, arrays_.view(grad, name, ""), name, Role::kGradient));
     }
-    return suspects;
+    return possible_overlaps;
   }
 
   std::int64_t step_count() {
@@ -242,7 +242,7 @@ class Stepper {
     const auto pair = given.cast<py::tuple>();
     if (pair.size() != 2) throw WrongType(kind + params_ + name + " must be an array, or codes with their scales");
     Array codes = own_like(pair[0], kind, name, param, added, true);
-    const DType wanted = about.not_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
+    const DType wanted = about.non_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
     if (codes.dtype != wanted || !single || !step::is_packed(codes)) {
       throw WrongType(added.back().name + " must be " + dtype_name(wanted) +
                       " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
@@ -269,13 +269,13 @@ class Stepper {
   }
 
   // At a few of the arrays, in turn, where to look at all would take too long.
-  void glance() {
-    if constexpr (Arrays::kGlances > 0) {
+  void spot_check() {
+    if constexpr (Arrays::kSpotChecks > 0) {
       const std::size_t count = owned_.size() + bound_.size();
-      for (std::size_t i = 0; i < std::min<std::size_t>(Arrays::kGlances, count); ++i) {
-        glanced_ = (glanced_ + 1) % count;
-        const bool owned = glanced_ < owned_.size();
-        arrays_.glance(owned ? owned_[glanced_] : bound_[glanced_ - owned_.size()].second);
+      for (std::size_t i = 0; i < std::min<std::size_t>(Arrays::kSpotChecks, count); ++i) {
+        checked_ = (checked_ + 1) % count;
+        const bool owned = checked_ < owned_.size();
+        arrays_.spot_check(owned ? owned_[checked_] : bound_[checked_ - owned_.size()].second);
       }
     }
   }
@@ -296,26 +296,26 @@ class Stepper {
     return held;
   }
 
-  std::vector<Suspect> set_gradients(const py::tuple& held) {
-    std::vector<Suspect> suspects;
+  std::vector<PossibleOverlap> set_gradients(const py::tuple& held) {
+    std::vector<PossibleOverlap> possible_overlaps;
     stepper_.begin();
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
       if (grad.is_none()) continue;
       const Array array = arrays_.view(grad, grads_, stepper_.name(i));
       check_unmoved(i);
-      if (stepper_.set_gradient(i, array)) add_suspects(grad, array, stepper_.name(i), suspects);
+      if (stepper_.set_gradient(i, array)) add_possible_overlaps(grad, array, stepper_.name(i), possible_overlaps);
     }
-    return suspects;
+    return possible_overlaps;
   }
 
-  void add_suspects(py::handle grad, const Array& array, const std::string& name,
-                    std::vector<Suspect>& suspects) const {
+  void add_possible_overlaps(py::handle grad, const Array& array, const std::string& name,
+                             std::vector<PossibleOverlap>& possible_overlaps) const {
     for (const Watched& owned : owned_) {
       if (step::surely_apart(array, owned.array.view())) continue;
-      suspects.emplace_back(arrays_.to_compare(py::reinterpret_borrow<py::object>(grad), array),
-                            arrays_.to_compare(owned.object, owned.array.view()),
-                            grads_ + name + " overlaps " + owned.name + ", which the step writes");
+      possible_overlaps.emplace_back(arrays_.to_compare(py::reinterpret_borrow<py::object>(grad), array),
+                                     arrays_.to_compare(owned.object, owned.array.view()),
+                                     grads_ + name + " overlaps " + owned.name + ", which the step writes");
     }
   }
 
@@ -325,7 +325,7 @@ class Stepper {
   step::Stepper stepper_;
   std::vector<Watched> owned_;            // each tensor's parameter, then its states
   std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
-  std::size_t glanced_ = 0;               // the last array that was glanced at
+  std::size_t checked_ = 0;               // the last array that was glanced at
   bool is_bound_ = false;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
@@ -387,7 +387,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensor", &Steps::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),
            py::arg("master") = py::none())
-      .def("suspects", &Steps::suspects)
+      .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"))
       .def("run", &Steps::run, py::arg("prepared"))
       .def_property_readonly("step_count", &Steps::step_count)

@@ -5,7 +5,7 @@
 
 #include "codecs/all.h"
 #include "cpu/noise.h"
-#include "job/norm.h"
+#include "exec/norm.h"
 
 // Between what is stored and the tiles of values that kernels work on, and what else is done to tiles.
 // csrc/cpu/conversions.cpp is compiled once per instruction set.

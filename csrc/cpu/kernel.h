@@ -5,7 +5,7 @@
 
 #include "cpu/combinations.h"
 #include "cpu/noise.h"
-#include "job/streams.h"
+#include "exec/streams.h"
 #include "rules/all.h"
 
 namespace gradstep::cpu {
@@ -18,8 +18,8 @@ struct StoredStreams {
 };
 
 // Updates elements [begin, end) of packed streams, apart from one another; a stream that there is not is null.
-// `element` is the rules::Element that the kernel was compiled for. Where something is stored in another type, `begin`
-// is a multiple of kBlock, and so is `end` but at the tensor's. `prefetches` changes no bit.
+// `element` is the rules::ElementUpdate that the kernel was compiled for. Where something is stored in another type,
+// `begin` is a multiple of kBlock, and so is `end` but at the tensor's. `prefetches` changes no bit.
 using Kernel = void (*)(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end,
                         bool prefetches, const StoredStreams* stored);
 

@@ -8,10 +8,10 @@ namespace gradstep::cpu {
 namespace {
 
 // Parameter, gradient, copy and states move together: each register of elements is decoded, updated and encoded.
-template <class Element, class P, class G, class C, class... S>
-GS_INLINE void loop(const Element element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g, C copy,
-                    S... states) {
-  using T = typename Element::T;
+template <class ElementUpdate, class P, class G, class C, class... S>
+GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g,
+                    C copy, S... states) {
+  using T = typename ElementUpdate::T;
   constexpr bool kInRuns = P::kInRuns || G::kInRuns || C::kInRuns || (S::kInRuns || ...);
   constexpr std::int64_t kRun = kInRuns ? kGroup : kPrefetchRun<T>;
   constexpr std::int64_t kReach = kRun + kPrefetchDistance / (kInRuns ? 1 : static_cast<std::int64_t>(sizeof(T)));
@@ -45,7 +45,7 @@ GS_INLINE void loop(const Element element, std::int64_t begin, std::int64_t end,
     enter(i);
     prefetch_run(i);
     // Whole native runs are unrolled; unrolled decoding and encoding was larger, and not faster.
-    each_register<T, kInRuns ? 0 : kRun, Element::kStates == 0 ? 8 : 4>(next - i, update);
+    each_register<T, kInRuns ? 0 : kRun, ElementUpdate::kStates == 0 ? 8 : 4>(next - i, update);
     leave(next);
   }
 }
@@ -95,36 +95,36 @@ struct PlacesBelow<0, k...> {
 };
 
 // The kernel of an update for a combination; `k` are the places of its states.
-template <class Element, class How, class = typename PlacesBelow<Element::kStates>::Type>
+template <class ElementUpdate, class How, class = typename PlacesBelow<ElementUpdate::kStates>::Type>
 struct KernelOf;
 
-template <class Element, class How, int... k>
-struct KernelOf<Element, How, Places<k...>> {
+template <class ElementUpdate, class How, int... k>
+struct KernelOf<ElementUpdate, How, Places<k...>> {
   template <int place>
-  using State =
-      typename IfKept<typename How::States::template Of<Element::not_negative(place)>, Element::keeps(place)>::Type;
+  using State = typename IfKept<typename How::States::template Of<ElementUpdate::non_negative(place)>,
+                                ElementUpdate::keeps(place)>::Type;
 
   static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
                   const StoredStreams* stored) {
     if constexpr (How::kNative) {
       // Few elements would wait for the registers of many to be set up.
-      if (end - begin < Full<typename Element::T>::kLanes) return run_few(element, streams, begin, end);
+      if (end - begin < Full<typename ElementUpdate::T>::kLanes) return run_few(element, streams, begin, end);
     }
     run_many(element, streams, begin, end, prefetches, stored);
   }
 
   GS_INLINE static void run_few(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end) {
-    using T = typename Element::T;
-    const auto& update = *static_cast<const Element*>(element);
+    using T = typename ElementUpdate::T;
+    const auto& update = *static_cast<const ElementUpdate*>(element);
     const auto at = [=](int s) GS_ALWAYS_INLINE { return reinterpret_cast<T*>(streams[s]); };
     GS_UNROLL(1)
     for (std::int64_t i = begin; i < end; ++i) {
       const auto apply = [&](T w, T gradient, auto... x) GS_ALWAYS_INLINE {
         update(w, gradient, x...);
         at(kParameter)[i] = w;
-        (store_if_kept<Element::keeps(k)>(at(kFirstState + k), i, x), ...);
+        (store_if_kept<ElementUpdate::keeps(k)>(at(kFirstState + k), i, x), ...);
       };
-      apply(at(kParameter)[i], at(kGradient)[i], load_if_kept<Element::keeps(k)>(at(kFirstState + k), i)...);
+      apply(at(kParameter)[i], at(kGradient)[i], load_if_kept<ElementUpdate::keeps(k)>(at(kFirstState + k), i)...);
     }
   }
 
@@ -132,9 +132,9 @@ struct KernelOf<Element, How, Places<k...>> {
                           bool prefetches, const StoredStreams* stored) {
     alignas(64) float blocks[kMaxStreams][kBlock];
     const auto stream = [&](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, blocks[s], s); };
-    loop(*static_cast<const Element*>(element), begin, end, prefetches, stream(typename How::Parameter{}, kParameter),
-         stream(typename How::Gradient{}, kGradient), stream(typename How::Copy{}, kCopy),
-         stream(State<k>{}, kFirstState + k)...);
+    loop(*static_cast<const ElementUpdate*>(element), begin, end, prefetches,
+         stream(typename How::Parameter{}, kParameter), stream(typename How::Gradient{}, kGradient),
+         stream(typename How::Copy{}, kCopy), stream(State<k>{}, kFirstState + k)...);
   }
 
   static constexpr StoredKernel stored() {
@@ -159,24 +159,24 @@ struct KernelOf<Element, How, Places<k...>> {
 // Rules are computed in doubles, and subnormals flushed, on native streams and tiles alone. So is all with registers of
 // 16 bytes: with SSE2 the combinations of bfloat16 and float16 took 8 to 25 % longer than by tiles (an EPYC of Zen 4),
 // for few elements are under way at a time; NEON has not been measured.
-template <class Element, class... Hows>
+template <class ElementUpdate, class... Hows>
 constexpr Kernels kernels_of(CombinationList<Hows...>) {
-  if constexpr (sizeof(typename Element::T) == sizeof(double)) {
-    return {&KernelOf<Element, Native<codecs::Float64>>::run, {}};
-  } else if constexpr (Element::kFlushes || kRegister == 16) {
-    return {&KernelOf<Element, Native<codecs::Float32>>::run, {}};
+  if constexpr (sizeof(typename ElementUpdate::T) == sizeof(double)) {
+    return {&KernelOf<ElementUpdate, Native<codecs::Float64>>::run, {}};
+  } else if constexpr (ElementUpdate::kFlushes || kRegister == 16) {
+    return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {}};
   } else {
-    return {&KernelOf<Element, Native<codecs::Float32>>::run, {KernelOf<Element, Hows>::stored()...}};
+    return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {KernelOf<ElementUpdate, Hows>::stored()...}};
   }
 }
 
-template <class Element>
-constexpr Kernels kKernels = kernels_of<Element>(Combinations{});
+template <class ElementUpdate>
+constexpr Kernels kKernels = kernels_of<ElementUpdate>(Combinations{});
 
 struct Find {
-  template <class Element>
+  template <class ElementUpdate>
   GS_INLINE const Kernels* visit() const {
-    return &kKernels<Element>;
+    return &kKernels<ElementUpdate>;
   }
 };
 

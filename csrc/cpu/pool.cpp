@@ -6,7 +6,7 @@
 // caller clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job
 // is seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
 //
-// Each thread begins at a share of its own, a run of neighbouring indices, the same one as long as the number of
+// Each thread begins at a range of its own, a run of neighbouring indices, the same one as long as the number of
 // threads is: what it touched there is in its cache. Whoever has ended its own takes from the others', so a thread that
 // comes late, or is not given a core, costs nobody more than one task.
 //
@@ -83,7 +83,7 @@ int current_core() {
 }
 
 // Indices [next, end), on a cache line of its own.
-struct alignas(64) Share {
+struct alignas(64) IndexRange {
   std::atomic<std::size_t> next{0};
   std::size_t end = 0;
 
@@ -93,24 +93,24 @@ struct alignas(64) Share {
 struct Job {
   Task task;
   void* context;
-  Share* shares;
+  IndexRange* ranges;
   std::size_t threads;
 
-  // Relaxed is enough: the counters share out indices, and the pool's mutex orders what the tasks read and wrote.
+  // Relaxed is enough: the counters range out indices, and the pool's mutex orders what the tasks read and wrote.
   void work(std::size_t home) {
-    take(shares[home]);
+    run_range(ranges[home]);
     const auto none_left = [this] {
-      return std::all_of(shares, shares + threads, [](const Share& share) { return share.empty(); });
+      return std::all_of(ranges, ranges + threads, [](const IndexRange& range) { return range.empty(); });
     };
     if (soon(none_left, std::chrono::microseconds(kGrace), /*give_way=*/false)) return;
-    for (std::size_t i = 1; i < threads; ++i) take(shares[(home + i) % threads]);
+    for (std::size_t i = 1; i < threads; ++i) run_range(ranges[(home + i) % threads]);
   }
 
  private:
-  void take(Share& share) {
-    while (!share.empty()) {
-      const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
-      if (index < share.end) task(context, index);
+  void run_range(IndexRange& range) {
+    while (!range.empty()) {
+      const std::size_t index = range.next.fetch_add(1, std::memory_order_relaxed);
+      if (index < range.end) task(context, index);
     }
   }
 };
@@ -129,11 +129,11 @@ class Pool {
     }
     threads = seats + 1;
     for (std::size_t i = 0; i < threads; ++i) {
-      shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
-      shares_[i].end = count * (i + 1) / threads;
+      ranges_[i].next.store(count * i / threads, std::memory_order_relaxed);
+      ranges_[i].end = count * (i + 1) / threads;
     }
     keep_off(current_core(), crew_);
-    Job job{task, context, shares_.get(), threads};
+    Job job{task, context, ranges_.get(), threads};
     std::size_t to_wake = 0;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -162,7 +162,7 @@ class Pool {
   std::size_t workers() const { return workers_.load(std::memory_order_relaxed); }
 
  private:
-  // Starts workers until there are `wanted`, or as many as the system grants; each has a share. Only the caller that
+  // Starts workers until there are `wanted`, or as many as the system grants; each has a range. Only the caller that
   // holds busy_ is here.
   void grow(std::size_t wanted) {
     if (workers() >= wanted) return;
@@ -173,7 +173,7 @@ class Pool {
     for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
     try {
-      shares_ = std::make_unique<Share[]>(wanted + 1);
+      ranges_ = std::make_unique<IndexRange[]>(wanted + 1);
       for (crew_.reserve(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
         std::thread thread([this, home = workers() + 1] { serve(home); });
         crew_.push_back({thread.native_handle()});
@@ -216,8 +216,8 @@ class Pool {
 
   std::atomic<bool> busy_{false};
   std::atomic<std::size_t> workers_{0};
-  std::vector<Worker> crew_;                                        // these two: only the caller that holds busy_
-  std::unique_ptr<Share[]> shares_ = std::make_unique<Share[]>(1);  // one more than workers
+  std::vector<Worker> crew_;  // these two: only the caller that holds busy_
+  std::unique_ptr<IndexRange[]> ranges_ = std::make_unique<IndexRange[]>(1);  // one more than workers
 
   std::mutex mutex_;
   std::condition_variable seat_free_;  // workers sleep here

@@ -17,15 +17,16 @@ struct Prepare {
   double factor;
   std::byte* to;
 
-  template <class Element>
+  template <class ElementUpdate>
   GS_INLINE void visit() const {
     const auto& common = *reinterpret_cast<const rules::Common::Options*>(options);
-    const auto& own = *reinterpret_cast<const typename Element::Options*>(options + sizeof common / sizeof(double));
+    const auto& own =
+        *reinterpret_cast<const typename ElementUpdate::Options*>(options + sizeof common / sizeof(double));
     static_assert(sizeof common + sizeof own <= rules::kMaxOptions * sizeof(double));
-    static_assert(sizeof(Step<Element>) <= kMaxStep);
-    auto& step = *reinterpret_cast<Step<Element>*>(to);
-    static_cast<Around&>(step) = Around(common, clock.t);
-    new (step.bytes) Element(common, own, clock, factor);
+    static_assert(sizeof(Step<ElementUpdate>) <= kMaxStep);
+    auto& step = *reinterpret_cast<Step<ElementUpdate>*>(to);
+    static_cast<StorePolicy&>(step) = StorePolicy(common, clock.t);
+    new (step.bytes) ElementUpdate(common, own, clock, factor);
   }
 };
 

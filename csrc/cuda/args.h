@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "cuda/tuning.h"
-#include "job/job.h"
-#include "job/norm.h"
+#include "exec/norm.h"
+#include "exec/tensor_job.h"
 
 // What the host hands to a kernel.
 namespace gradstep::cuda {
@@ -22,24 +22,24 @@ struct Chunk {
 };
 
 // One tensor, but for its gradient, which every step may bring anew.
-struct Row {
+struct TensorDesc {
   std::byte* streams[kMaxStreams];  // null: there is none
   float* scales[kMaxStreams];
-  // Where streams are strided: the walk's rank, its shape, and each stream's strides in bytes. Else null.
-  const std::int64_t* walk;
+  // Where streams are strided: the strided_layout's rank, its shape, and each stream's strides in bytes. Else null.
+  const std::int64_t* strided_layout;
   DType dtypes[kMaxStreams];
   std::uint8_t item_sizes[kMaxStreams];
   bool strided[kMaxStreams];
 };
 
 // What the step that was prepared last does to a tensor.
-template <class Element>
-struct Step : Around {
-  alignas(Element) std::byte bytes[sizeof(Element)];
+template <class ElementUpdate>
+struct Step : StorePolicy {
+  alignas(ElementUpdate) std::byte bytes[sizeof(ElementUpdate)];
 
-  GS_INLINE const Element& element() const { return *reinterpret_cast<const Element*>(bytes); }
+  GS_INLINE const ElementUpdate& element() const { return *reinterpret_cast<const ElementUpdate*>(bytes); }
 };
-inline constexpr std::size_t kMaxStep = rules::kMaxElement + 32;
+inline constexpr std::size_t kMaxStep = rules::kMaxElementUpdate + 32;
 
 // What the device keeps from step to step.
 struct DeviceState {
@@ -89,9 +89,9 @@ struct AdvanceArgs {
 
 // A launch of updates: neighbours among the tensors. Their gradients travel with it, so that a step neither copies nor
 // waits.
-template <class Element, int kTensors>
+template <class ElementUpdate, int kTensors>
 struct Args {
-  const Row* rows;                 // of all tensors
+  const TensorDesc* descs;         // of all tensors
   const Chunk* chunks;             // from this launch's first
   const std::byte* steps;          // of all tensors
   const GradientPass* pass;        // null: there was none

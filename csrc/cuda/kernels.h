@@ -1,7 +1,7 @@
 #pragma once
 
 // The kernels: one for tensors of the type that a rule computes in, and one for those of which something is stored in
-// another. Both walk a chunk block by block, a warp to a block.
+// another. Both strided_layout a chunk block by block, a warp to a block.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -16,131 +16,132 @@
 namespace gradstep::cuda {
 namespace {
 
-// Whether a rule walks along a stream: a state only where it keeps it, and of what it does not read, nothing.
-template <class Element, int s>
-constexpr bool kWalks = kStreams[s].read && (!is_state(s) || Element::keeps(s - kFirstState));
+// Whether a rule strided_layouts along a stream: a state only where it keeps it, and of what it does not read, nothing.
+template <class ElementUpdate, int s>
+constexpr bool kWalks = kStreams[s].read && (!is_state(s) || ElementUpdate::keeps(s - kFirstState));
 
 template <class Visit, int... s>
 GS_DEVICE void each_number(const Visit& visit, std::integer_sequence<int, s...>) {
   (visit(std::integral_constant<int, s>()), ...);
 }
 
-// visit(stream), the number as a type, for each that a rule walks along.
-template <class Element, class Visit>
+// visit(stream), the number as a type, for each that a rule strided_layouts along.
+template <class ElementUpdate, class Visit>
 GS_DEVICE void each_stream(const Visit& visit) {
   each_number(
       [&](auto s) {
-        if constexpr (kWalks<Element, s>) visit(s);
+        if constexpr (kWalks<ElementUpdate, s>) visit(s);
       },
       std::make_integer_sequence<int, kMaxStreams>());
 }
 
 // The same for those that a step writes.
-template <class Element, class Visit>
+template <class ElementUpdate, class Visit>
 GS_DEVICE void each_written(const Visit& visit) {
-  each_stream<Element>([&](auto s) {
+  each_stream<ElementUpdate>([&](auto s) {
     if constexpr (kStreams[s].written) visit(s);
   });
 }
 
-template <class Element, class T, int... k>
-GS_DEVICE void update(const Element& element, T (&x)[kMaxStreams][kItems], int i, std::integer_sequence<int, k...>) {
+template <class ElementUpdate, class T, int... k>
+GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems], int i,
+                      std::integer_sequence<int, k...>) {
   element(x[kParameter][i], x[kGradient][i], x[kFirstState + k][i]...);
 }
 // Updates item `i` of all streams; a state that is not kept is a dummy.
-template <class Element, class T>
-GS_DEVICE void update(const Element& element, T (&x)[kMaxStreams][kItems], int i) {
-  update(element, x, i, std::make_integer_sequence<int, Element::kStates>());
+template <class ElementUpdate, class T>
+GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems], int i) {
+  update(element, x, i, std::make_integer_sequence<int, ElementUpdate::kStates>());
 }
 
 // What a thread block is to do. Without a gradient, nothing.
-template <class Element>
+template <class ElementUpdate>
 struct Task {
   Chunk chunk;
   std::byte* gradient;
-  const Row& row;
-  const Step<Element>& step;
+  const TensorDesc& desc;
+  const Step<ElementUpdate>& step;
 
   template <int kTensors>
-  GS_DEVICE explicit Task(const Args<Element, kTensors>& args)
+  GS_DEVICE explicit Task(const Args<ElementUpdate, kTensors>& args)
       : chunk(*global(args.chunks + blockIdx.x)),
         gradient(args.gradients[chunk.tensor - args.first]),
-        row(*global(args.rows + chunk.tensor)),
-        step(*reinterpret_cast<const Step<Element>*>(global(args.steps + chunk.tensor * kMaxStep))) {
+        desc(*global(args.descs + chunk.tensor)),
+        step(*reinterpret_cast<const Step<ElementUpdate>*>(global(args.steps + chunk.tensor * kMaxStep))) {
     if (args.pass != nullptr && global(args.pass)->skip) gradient = nullptr;
   }
 
-  GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : row.streams[s]; }
+  GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : desc.streams[s]; }
 
-  GS_DEVICE const Element& element() const { return step.element(); }
+  GS_DEVICE const ElementUpdate& element() const { return step.element(); }
 };
 
 // Sets to zero what is behind a block's last element.
 GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    if (Share<float>::place(block.lane, i) >= block.count) x[i] = 0;
+    if (LaneSlice<float>::place(block.lane, i) >= block.count) x[i] = 0;
   }
 }
 
 // Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item.
-template <class Element, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFit<Element>)
-    native(const __grid_constant__ Args<Element, kTensors> args) {
-  using T = typename Element::T;
+template <class ElementUpdate, int kTensors>
+__global__ void __launch_bounds__(kThreads, kFit<ElementUpdate>)
+    native(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
+  using T = typename ElementUpdate::T;
   using Values = Raw<T, sizeof(T), T>;
-  const Task<Element> task(args);
+  const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
-  const Row& row = task.row;
-  const Element element = task.element();
+  const TensorDesc& desc = task.desc;
+  const ElementUpdate element = task.element();
 
   std::byte* streams[kMaxStreams];
   bool in_one_piece = true;
-  each_stream<Element>([&](auto s) {
+  each_stream<ElementUpdate>([&](auto s) {
     streams[s] = global(task.stream(s));
-    in_one_piece = in_one_piece && !row.strided[s] && Values::aligned(streams[s]);
+    in_one_piece = in_one_piece && !desc.strided[s] && Values::aligned(streams[s]);
   });
   const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     if (in_one_piece && chunk.end - begin >= kBlock) {
       T x[kMaxStreams][kItems] = {};
-      each_stream<Element>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
+      each_stream<ElementUpdate>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
 #pragma unroll
       for (int i = 0; i < kItems; ++i) update(element, x, i);
-      each_written<Element>([&](auto s) { Values::store(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
+      each_written<ElementUpdate>([&](auto s) { Values::store(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
     } else {
       const std::int64_t end = chunk.end - begin < kBlock ? chunk.end : begin + kBlock;
 #pragma unroll 1
       for (std::int64_t i = begin + lane; i < end; i += kWarp) {
         T x[kMaxStreams][kItems] = {};
         T* at[kMaxStreams];
-        each_stream<Element>([&](auto s) {
-          at[s] = reinterpret_cast<T*>(streams[s] + offset(row, s, i));
+        each_stream<ElementUpdate>([&](auto s) {
+          at[s] = reinterpret_cast<T*>(streams[s] + offset(desc, s, i));
           x[s][0] = *at[s];
         });
         update(element, x, 0);
-        each_written<Element>([&](auto s) { *at[s] = x[s][0]; });
+        each_written<ElementUpdate>([&](auto s) { *at[s] = x[s][0]; });
       }
     }
   }
 }
 
 // Tensors of which something is stored in another type than floats.
-template <class Element, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFitStored<Element>)
-    stored(const __grid_constant__ Args<Element, kTensors> args) {
+template <class ElementUpdate, int kTensors>
+__global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
+    stored(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
   __shared__ std::uint32_t places[kMaxStreams][kGroup], groups[kMaxStreams][kChunk / kBlock][kBlock / kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
-  const Task<Element> task(args);
+  const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
-  const Row& row = task.row;
-  const Step<Element>& step = task.step;
-  const Element element = task.element();
+  const TensorDesc& desc = task.desc;
+  const Step<ElementUpdate>& step = task.step;
+  const ElementUpdate element = task.element();
 
   const auto stochastic_in = [&](int s) {
-    return (kRoundedStreams >> s & 1) != 0 && is_stochastic(row.dtypes[s], step.stochastic);
+    return (kRoundedStreams >> s & 1) != 0 && is_stochastic(desc.dtypes[s], step.stochastic);
   };
 
   // A thread draws four words of the places, and four of the groups, for one stream.
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
   if (drawn < kMaxStreams && stochastic_in(drawn)) {
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
-    const int drop = 32 - random_bits(row.dtypes[drawn]);
+    const int drop = 32 - random_bits(desc.dtypes[drawn]);
     const std::int64_t block = chunk.begin / kBlock + n;
     const FourWords p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
     const FourWords g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
@@ -164,18 +165,18 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
   const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     const Block block(chunk, begin, lane, tiles[warp]);
-    const auto chance_of = [&](int s) {
-      return Chance{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};
+    const auto rounding_of = [&](int s) {
+      return StochasticRounding{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};
     };
     const auto scale_of = [&](int s) {
-      return has_scales(row.dtypes[s]) ? global(row.scales[s] + begin / kBlock) : nullptr;
+      return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + begin / kBlock) : nullptr;
     };
 
     std::uint32_t raw[kMaxStreams][kItems];
     float x[kMaxStreams][kItems] = {};
-    each_stream<Element>([&](auto s) { fetch(row, s, task.stream(s), block, raw[s]); });
-    each_stream<Element>([&](auto s) {
-      visit_stored<Element, s>(row.dtypes[s], [&](auto how) { how.decode(raw[s], scale_of(s), x[s]); });
+    each_stream<ElementUpdate>([&](auto s) { fetch(desc, s, task.stream(s), block, raw[s]); });
+    each_stream<ElementUpdate>([&](auto s) {
+      visit_stored<ElementUpdate, s>(desc.dtypes[s], [&](auto how) { how.decode(raw[s], scale_of(s), x[s]); });
     });
 
 #pragma unroll
@@ -183,25 +184,25 @@ __global__ void __launch_bounds__(kThreads, kFitStored<Element>)
 
     const auto write = [&](auto s, const float (&values)[kItems]) {
       std::uint32_t words[kItems] = {};
-      visit_stored<Element, s>(row.dtypes[s],
-                               [&](auto how) { how.encode(values, block, chance_of(s), scale_of(s), words); });
-      put(row, s, row.streams[s], block, words);
+      visit_stored<ElementUpdate, s>(desc.dtypes[s],
+                                     [&](auto how) { how.encode(values, block, rounding_of(s), scale_of(s), words); });
+      put(desc, s, desc.streams[s], block, words);
     };
-    each_written<Element>([&](auto s) {
+    each_written<ElementUpdate>([&](auto s) {
       if (block.count < kBlock) clear(x[s], block);
       write(s, x[s]);
     });
-    if (row.streams[kCopy] != nullptr) write(std::integral_constant<int, kCopy>(), x[kParameter]);
+    if (desc.streams[kCopy] != nullptr) write(std::integral_constant<int, kCopy>(), x[kParameter]);
   }
 }
 
 // One launch after the other, each of as many neighbours as there is room for, with a thread block for each chunk.
-template <class Element, int kTensors>
-void launch_chunks(const Work& work, void (*kernel)(Args<Element, kTensors>)) {
-  static_assert(sizeof(Args<Element, kTensors>) <= kMostBytes);
+template <class ElementUpdate, int kTensors>
+void launch_chunks(const Work& work, void (*kernel)(Args<ElementUpdate, kTensors>)) {
+  static_assert(sizeof(Args<ElementUpdate, kTensors>) <= kMostBytes);
   if (work.loads) return load(kernel);
-  Args<Element, kTensors> args;
-  args.rows = work.rows;
+  Args<ElementUpdate, kTensors> args;
+  args.descs = work.descs;
   args.steps = work.steps;
   args.pass = work.pass;
   const std::size_t tensors = work.gradients.size();
@@ -220,11 +221,11 @@ template <class T>
 struct LaunchNative {
   const Work& work;
 
-  template <class Element>
+  template <class ElementUpdate>
   void visit() const {
-    if constexpr (std::is_same_v<typename Element::T, T>) {
-      work.gradients.size() > kFew ? launch_chunks(work, &native<Element, kMany>)
-                                   : launch_chunks(work, &native<Element, kFew>);
+    if constexpr (std::is_same_v<typename ElementUpdate::T, T>) {
+      work.gradients.size() > kFew ? launch_chunks(work, &native<ElementUpdate, kMany>)
+                                   : launch_chunks(work, &native<ElementUpdate, kFew>);
     }
   }
 };
@@ -232,9 +233,9 @@ struct LaunchNative {
 struct LaunchStored {
   const Work& work;
 
-  template <class Element>
+  template <class ElementUpdate>
   void visit() const {
-    if constexpr (std::is_same_v<typename Element::T, float>) launch_chunks(work, &stored<Element, kMany>);
+    if constexpr (std::is_same_v<typename ElementUpdate::T, float>) launch_chunks(work, &stored<ElementUpdate, kMany>);
   }
 };
 

@@ -40,10 +40,10 @@ GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 }
 
 // The byte of a stream at which an element begins.
-GS_DEVICE std::int64_t offset(const Row& row, int s, std::int64_t index) {
-  if (!row.strided[s]) return index * row.item_sizes[s];
-  const auto rank = static_cast<int>(*global(row.walk));
-  const std::int64_t *const shape = global(row.walk) + 1, *const strides = shape + (1 + s) * rank;
+GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index) {
+  if (!desc.strided[s]) return index * desc.item_sizes[s];
+  const auto rank = static_cast<int>(*global(desc.strided_layout));
+  const std::int64_t *const shape = global(desc.strided_layout) + 1, *const strides = shape + (1 + s) * rank;
   std::int64_t bytes = 0;
 #pragma unroll 1
   for (int axis = rank - 1; axis > 0; --axis) {
@@ -63,7 +63,7 @@ struct alignas(sizeof(Item) * kCount) Pack {
 // A lane's elements of a block: as many neighbours as 16 bytes hold of the compute type, then as many a warp further
 // on, so that what a warp moves at once is one piece of memory.
 template <class T>
-struct Share {
+struct LaneSlice {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kVectors = kItems / kVector;
 
@@ -74,7 +74,7 @@ struct Share {
 // What a lane has of a stream as it is stored: `kBytes` an item, in words of the size of T, the compute type.
 template <class T, int kBytes, class Word = std::uint32_t>
 struct Raw {
-  static constexpr int kAtOnce = Share<T>::kVector * kBytes / static_cast<int>(sizeof(Word));  // words
+  static constexpr int kAtOnce = LaneSlice<T>::kVector * kBytes / static_cast<int>(sizeof(Word));  // words
   static constexpr int kPerWord = static_cast<int>(sizeof(Word)) / kBytes;
   using Moved = Pack<Word, kAtOnce>;
 
@@ -84,7 +84,7 @@ struct Raw {
 
   GS_DEVICE static void load(const void* block, int lane, Word (&words)[kItems]) {
 #pragma unroll
-    for (int v = 0; v < Share<T>::kVectors; ++v) {
+    for (int v = 0; v < LaneSlice<T>::kVectors; ++v) {
       const Moved moved = static_cast<const Moved*>(block)[v * kWarp + lane];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) words[v * kAtOnce + k] = moved.items[k];
@@ -93,7 +93,7 @@ struct Raw {
 
   GS_DEVICE static void store(void* block, int lane, const Word (&words)[kItems]) {
 #pragma unroll
-    for (int v = 0; v < Share<T>::kVectors; ++v) {
+    for (int v = 0; v < LaneSlice<T>::kVectors; ++v) {
       Moved moved;
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) moved.items[k] = words[v * kAtOnce + k];

@@ -14,7 +14,7 @@ struct Work {
   bool stored;                        // whether something is stored in another type
   std::vector<std::byte*> gradients;  // of all tensors; null: it has another key, or takes no part
   const std::size_t* first_chunk;     // of each tensor, and one more
-  const Row* rows;                    // on the device, as are
+  const TensorDesc* descs;            // on the device, as are
   const Chunk* chunks;
   const std::byte* steps;
   const GradientPass* pass;
@@ -37,7 +37,7 @@ inline void launch(const Work& work) {
 struct NormWork {
   std::byte* const* gradients;  // of all tensors; null: it takes no part
   const std::size_t* first_chunk;
-  const Row* rows;  // on the device, as are
+  const TensorDesc* descs;  // on the device, as are
   const Chunk* chunks;
   Sums sums;
   void* stream;

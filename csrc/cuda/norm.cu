@@ -13,52 +13,53 @@ namespace {
 
 // A stream that is no state.
 struct Stateless {
-  static constexpr bool not_negative(int) { return false; }
+  static constexpr bool non_negative(int) { return false; }
 };
 
 // A lane's share of a block of the gradient as doubles, with zeros behind the last element.
-GS_DEVICE void load_doubles(const Row& row, std::byte* gradient, const Block& block, double (&x)[kItems]) {
+GS_DEVICE void load_doubles(const TensorDesc& desc, std::byte* gradient, const Block& block, double (&x)[kItems]) {
   using Values = Raw<double, sizeof(double), double>;
   const std::byte* from = global(gradient + block.begin * static_cast<std::int64_t>(sizeof(double)));
-  if (block.count == kBlock && !row.strided[kGradient] && Values::aligned(from)) {
+  if (block.count == kBlock && !desc.strided[kGradient] && Values::aligned(from)) {
     Values::load(from, block.lane, x);
   } else {
-    move<true>(row, kGradient, gradient, block);
+    move<true>(desc, kGradient, gradient, block);
     Values::load(block.tile, block.lane, x);
   }
 }
 
-GS_DEVICE void load_others(const Row& row, std::byte* gradient, const Block& block, double (&x)[kItems]) {
+GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Block& block, double (&x)[kItems]) {
   std::uint32_t raw[kItems] = {};
   float values[kItems] = {};
-  fetch(row, kGradient, gradient, block, raw);
-  visit_stored<Stateless, kGradient>(row.dtypes[kGradient], [&](auto how) { how.decode(raw, nullptr, values); });
+  fetch(desc, kGradient, gradient, block, raw);
+  visit_stored<Stateless, kGradient>(desc.dtypes[kGradient], [&](auto how) { how.decode(raw, nullptr, values); });
 #pragma unroll
   for (int i = 0; i < kItems; ++i) x[i] = values[i];
 }
 
 // The sum of the squares of a chunk's elements, by a warp, which has a tile and room for lanes.
-GS_DEVICE double sum_of_squares(const Row& row, std::byte* gradient, const Chunk& chunk, int lane, std::byte* tile,
-                                double (&lanes)[kSumLanes]) {
-  const bool doubles = row.dtypes[kGradient] == DType::kFloat64;
+GS_DEVICE double sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
+                                std::byte* tile, double (&lanes)[kSumLanes]) {
+  const bool doubles = desc.dtypes[kGradient] == DType::kFloat64;
   double own[kOwn] = {};
 #pragma unroll 1
   for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const Block block(chunk, begin, lane, tile);
     double x[kItems] = {};
-    doubles ? load_doubles(row, gradient, block, x) : load_others(row, gradient, block, x);
+    doubles ? load_doubles(desc, gradient, block, x) : load_others(desc, gradient, block, x);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) own[i % kOwn] = own[i % kOwn] + x[i] * x[i];
   }
 #pragma unroll
-  for (int k = 0; k < kOwn; ++k) lanes[doubles ? Share<double>::place(lane, k) : Share<float>::place(lane, k)] = own[k];
+  for (int k = 0; k < kOwn; ++k)
+    lanes[doubles ? LaneSlice<double>::place(lane, k) : LaneSlice<float>::place(lane, k)] = own[k];
   return fold(lanes, lane);
 }
 
 // A launch: neighbours among the tensors.
 template <int kTensors>
 struct Gradients {
-  const Row* rows;          // of all tensors
+  const TensorDesc* descs;  // of all tensors
   const Chunk* chunks;      // from this launch's first,
   double* sums;             // as is this
   std::uint32_t count;      // chunks
@@ -79,8 +80,8 @@ __global__ void __launch_bounds__(kThreads) add_chunks(const __grid_constant__ G
   double total = 0;
   if (gradient != nullptr) {
     const int warp = warp_of_thread();
-    const Row& row = *global(gradients.rows + chunk.tensor);
-    total = sum_of_squares(row, gradient, chunk, lane_of_thread(), tiles[warp], lanes[warp]);
+    const TensorDesc& desc = *global(gradients.descs + chunk.tensor);
+    total = sum_of_squares(desc, gradient, chunk, lane_of_thread(), tiles[warp], lanes[warp]);
   }
   if (lane_of_thread() == 0) gradients.sums[n] = total;
 }
@@ -105,7 +106,7 @@ template <int kTensors>
 void launch_chunks(const NormWork& work) {
   static_assert(sizeof(Gradients<kTensors>) <= kMostBytes);
   Gradients<kTensors> args;
-  args.rows = work.rows;
+  args.descs = work.descs;
   for (std::uint32_t first = 0, last; first < work.sums.tensors; first = last) {
     last = work.sums.tensors - first < kTensors ? work.sums.tensors : first + kTensors;
     std::memcpy(args.of, work.gradients + first, (last - first) * sizeof(std::byte*));

@@ -22,10 +22,10 @@ struct Block {
 };
 
 // What a stream of an update can be stored as, in types that are computed with in floats: what the codecs say.
-template <class Element>
+template <class ElementUpdate>
 constexpr bool may_be(int s, DType dtype) {
   unsigned roles = kStreams[s].roles;
-  if (is_state(s)) roles = Element::not_negative(s - kFirstState) ? kAsNonNegativeState : kAsSignedState;
+  if (is_state(s)) roles = ElementUpdate::non_negative(s - kFirstState) ? kAsNonNegativeState : kAsSignedState;
   return compute_of(dtype) == Compute::kFloat && gradstep::may_be(dtype, roles);
 }
 
@@ -48,24 +48,24 @@ GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool ze
 
 // Gathers a stream's elements into the tile, and zeros behind the last; or scatters them.
 template <bool kGather>
-GS_DEVICE void move(const Row& row, int s, std::byte* data, const Block& block) {
-  const int size = row.item_sizes[s];
+GS_DEVICE void move(const TensorDesc& desc, int s, std::byte* data, const Block& block) {
+  const int size = desc.item_sizes[s];
   __syncwarp();
 #pragma unroll 1
   for (int i = block.lane; i < (kGather ? static_cast<int>(kBlock) : block.count); i += kWarp) {
     std::byte* const in_tile = block.tile + i * size;
     const bool beyond = i >= block.count;
-    std::byte* const in_place = beyond ? data : data + offset(row, s, block.begin + i);
+    std::byte* const in_place = beyond ? data : data + offset(desc, s, block.begin + i);
     move_item(kGather ? in_tile : in_place, kGather ? in_place : in_tile, size, beyond);
   }
   __syncwarp();
 }
 
 // Whether a block's items lie in one piece, to be moved in full width; else they go by way of the tile.
-GS_DEVICE bool in_one_piece(const Row& row, int s, const std::byte* begin, const Block& block) {
-  const auto width = static_cast<std::uint32_t>(Share<float>::kVector * row.item_sizes[s]);  // a power of two
+GS_DEVICE bool in_one_piece(const TensorDesc& desc, int s, const std::byte* begin, const Block& block) {
+  const auto width = static_cast<std::uint32_t>(LaneSlice<float>::kVector * desc.item_sizes[s]);  // a power of two
   const auto low = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin));
-  return block.count == kBlock && !row.strided[s] && (low & (width - 1)) == 0;
+  return block.count == kBlock && !desc.strided[s] && (low & (width - 1)) == 0;
 }
 
 // f(Raw) with the width of a stream's items.
@@ -81,27 +81,28 @@ GS_DEVICE void visit_raw(int size, const F& f) {
 }
 
 // Asks for a stream's items as they are stored. It waits for none, so that those of all streams are under way together.
-GS_DEVICE void fetch(const Row& row, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
-  const int size = row.item_sizes[s];
+GS_DEVICE void fetch(const TensorDesc& desc, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
+  const int size = desc.item_sizes[s];
   const std::byte* const begin = global(data + block.begin * size);
-  if (in_one_piece(row, s, begin, block)) {
+  if (in_one_piece(desc, s, begin, block)) {
     visit_raw(size, [&](auto width) { width.load(begin, block.lane, raw); });
   } else {
-    move<true>(row, s, data, block);
+    move<true>(desc, s, data, block);
     visit_raw(size, [&](auto width) { width.load(block.tile, block.lane, raw); });
   }
 }
 
 // Puts a stream's items where fetch() took them from.
-GS_DEVICE void put(const Row& row, int s, std::byte* data, const Block& block, const std::uint32_t (&raw)[kItems]) {
-  const int size = row.item_sizes[s];
+GS_DEVICE void put(const TensorDesc& desc, int s, std::byte* data, const Block& block,
+                   const std::uint32_t (&raw)[kItems]) {
+  const int size = desc.item_sizes[s];
   std::byte* const begin = global(data + block.begin * size);
-  if (in_one_piece(row, s, begin, block)) {
+  if (in_one_piece(desc, s, begin, block)) {
     visit_raw(size, [&](auto width) { width.store(begin, block.lane, raw); });
   } else {
     __syncwarp();  // the tile is still read
     visit_raw(size, [&](auto width) { width.store(block.tile, block.lane, raw); });
-    move<false>(row, s, data, block);
+    move<false>(desc, s, data, block);
   }
 }
 
@@ -110,24 +111,24 @@ GS_DEVICE void put(const Row& row, int s, std::byte* data, const Block& block, c
 class Noise {
  public:
   GS_DEVICE Noise(const std::uint32_t* places, const std::uint32_t* groups, int lane)
-      : places_(places + Share<float>::place(lane, 0) % static_cast<int>(kGroup)) {
-    static_assert(kWarp * Share<float>::kVector == 2 * kGroup, "a lane's next vector is two groups further on");
+      : places_(places + LaneSlice<float>::place(lane, 0) % static_cast<int>(kGroup)) {
+    static_assert(kWarp * LaneSlice<float>::kVector == 2 * kGroup, "a lane's next vector is two groups further on");
     const bool upper = lane >= kWarp / 2;
     groups_[0] = groups[upper ? 1 : 0];
     groups_[1] = groups[upper ? 3 : 2];
   }
 
   GS_DEVICE std::uint32_t bits(int item) const {
-    return places_[item % Share<float>::kVector] ^ groups_[item / Share<float>::kVector];
+    return places_[item % LaneSlice<float>::kVector] ^ groups_[item / LaneSlice<float>::kVector];
   }
 
  private:
   const std::uint32_t* places_;
-  std::uint32_t groups_[Share<float>::kVectors];
+  std::uint32_t groups_[LaneSlice<float>::kVectors];
 };
 
 // Whether, and by what, a stream is rounded by chance.
-struct Chance {
+struct StochasticRounding {
   bool asked;
   Noise noise;
 };
@@ -138,7 +139,7 @@ struct Native {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = float_of(raw[i]);
   }
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const Chance&, float*,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const StochasticRounding&, float*,
                                std::uint32_t (&raw)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) raw[i] = bits_of(x[i]);
@@ -171,7 +172,7 @@ struct Narrow {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<Storage>(Width::get(raw, i)));
   }
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const Chance& chance, float*,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const StochasticRounding& chance, float*,
                                std::uint32_t (&raw)[kItems]) {
     if (chance.asked) {
 #pragma unroll
@@ -203,8 +204,8 @@ struct Scaled {
     special ? decode_as<true>(raw, *scale, x) : decode_as<false>(raw, *scale, x);
   }
 
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const Chance& chance, float* scale,
-                               std::uint32_t (&raw)[kItems]) {
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const StochasticRounding& chance,
+                               float* scale, std::uint32_t (&raw)[kItems]) {
     std::uint32_t most = largest<false>(x);
     const bool beyond = Codec::is_beyond(most);
     if (most >= kInfinity) most = largest<true>(x);
@@ -257,10 +258,10 @@ GS_DEVICE auto conversion(Codec) {
 }
 
 // f(conversion) for what a stream is stored as.
-template <class Element, int s, class F>
+template <class ElementUpdate, int s, class F>
 GS_DEVICE void visit_stored(DType dtype, const F& f) {
 #define GS_VISIT(name, Codec)                                 \
-  if constexpr (may_be<Element>(s, DType::name)) {            \
+  if constexpr (may_be<ElementUpdate>(s, DType::name)) {      \
     if (dtype == DType::name) f(conversion(codecs::Codec{})); \
   }
   GS_CODECS(GS_VISIT)

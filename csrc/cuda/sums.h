@@ -1,7 +1,7 @@
 #pragma once
 
 #include "cuda/lane.h"
-#include "job/norm.h"
+#include "exec/norm.h"
 
 // Sums by a warp, in the order that job/norm.h says.
 namespace gradstep::cuda {

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-#include "job/norm.h"
+#include "exec/norm.h"
 
 // The numbers that speed on a GPU depends on, and nothing else, each with the measurement that chose it.
 namespace gradstep::cuda {
@@ -14,14 +14,14 @@ static_assert(kChunk % (kWarps * kBlock) == 0);
 
 // Thread blocks that shall fit on a multiprocessor at once. No more than registers allow: the compiler would spill some
 // to fit one more. Chosen by its report for sm_90, not by times.
-template <class Element>
-constexpr bool kHasThreeStates = Element::keeps(1) && Element::keeps(2);
-template <class Element>
-constexpr int kFit = sizeof(typename Element::T) == sizeof(double) ? 3
-                     : kHasThreeStates<Element>                    ? 4
-                                                                   : 5;
-template <class Element>
-constexpr int kFitStored = kHasThreeStates<Element> ? 3 : 4;
+template <class ElementUpdate>
+constexpr bool kHasThreeStates = ElementUpdate::keeps(1) && ElementUpdate::keeps(2);
+template <class ElementUpdate>
+constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double) ? 3
+                     : kHasThreeStates<ElementUpdate>                    ? 4
+                                                                         : 5;
+template <class ElementUpdate>
+constexpr int kFitStored = kHasThreeStates<ElementUpdate> ? 3 : 4;
 
 // The tensors of one launch. A launch takes 32 KB of arguments, and lists that fit into less do not pay for them. Not
 // measured.

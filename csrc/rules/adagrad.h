@@ -7,7 +7,7 @@ namespace gradstep::rules {
 // AdaGrad (Duchi, Hazan and Singer, 2011).
 struct AdaGrad {
   static constexpr const char* kName = "adagrad";
-  static constexpr State kStates[] = {{"sum", kNotNegative}};
+  static constexpr State kStates[] = {{"sum", kNonNegative}};
   GS_OPTIONS(lr, lr_decay, eps, eps_root);
   using Variants = Values<0b1>;
   static unsigned variant(const Options&) { return 0b1; }

@@ -41,7 +41,7 @@ GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
 enum class Flushing { kAsKeyed, kAlways };
 
 template <Flushing kFlushing, class F>
-struct VisitElement {
+struct VisitElementUpdate {
   const Key& key;
   const F& f;
 
@@ -62,16 +62,16 @@ struct VisitElement {
   GS_HOST_FUNCTIONS template <class Rule, class T, unsigned kVariant, bool kL2>
   GS_INLINE auto choose() const {
     if constexpr (kFlushing == Flushing::kAsKeyed) {
-      if (!key.flush) return f.template visit<Element<Rule, T, kVariant, kL2, false>>();
+      if (!key.flush) return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, false>>();
     }
-    return f.template visit<Element<Rule, T, kVariant, kL2, true>>();
+    return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, true>>();
   }
 };
 
-// From a run-time key to the compile-time update: returns f.visit<Element<...>>().
+// From a run-time key to the compile-time update: returns f.visit<ElementUpdate<...>>().
 GS_HOST_FUNCTIONS template <Flushing kFlushing = Flushing::kAsKeyed, class F>
 GS_INLINE auto visit(const Key& key, const F& f) {
-  return visit_rule(key.rule, VisitElement<kFlushing, F>{key, f}, All{});
+  return visit_rule(key.rule, VisitElementUpdate<kFlushing, F>{key, f}, All{});
 }
 
 }  // namespace gradstep::rules

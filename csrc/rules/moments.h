@@ -29,7 +29,7 @@ GS_INLINE V larger(V kept, V newcomer) {
 }
 
 template <class V>
-GS_INLINE V not_negative(V x) {
+GS_INLINE V non_negative(V x) {
   return select(x < V(0), V(0), x);
 }
 

@@ -8,7 +8,7 @@ namespace gradstep::rules {
 // Nadam (Dozat, 2016).
 struct Nadam {
   static constexpr const char* kName = "nadam";
-  static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNotNegative}};
+  static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNonNegative}};
   static constexpr Scalar kScalars[] = {{"mu_product", 1}};
   GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay);
   using Variants = Values<0b11>;
@@ -22,15 +22,15 @@ struct Nadam {
 
   template <class T, unsigned>
   struct Update {
-    T beta1, fresh1, beta2, fresh2, momentum_rate, gradient_rate, unbias, eps, eps_root;
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, momentum_rate, gradient_rate, unbias, eps, eps_root;
 
     GS_INLINE Update(const Options& o, Clock& clock) {
       const double mu_now = mu(o, clock.t), mu_next = mu(o, clock.t + 1);
       const double product = clock.scalars[0] = clock.scalars[0] * mu_now;
       beta1 = static_cast<T>(o.beta1);
-      fresh1 = static_cast<T>(1 - o.beta1);
+      one_minus_beta1 = static_cast<T>(1 - o.beta1);
       beta2 = static_cast<T>(o.beta2);
-      fresh2 = static_cast<T>(1 - o.beta2);
+      one_minus_beta2 = static_cast<T>(1 - o.beta2);
       momentum_rate = static_cast<T>((o.lr * mu_next) / (1 - product * mu_next));
       gradient_rate = static_cast<T>((o.lr * (1 - mu_now)) / (1 - product));
       unbias = static_cast<T>(1 / (1 - power(o.beta2, clock.t)));
@@ -40,8 +40,8 @@ struct Nadam {
 
     template <class V>
     GS_INLINE void operator()(V& p, V g, V& m, V& v) const {
-      m = blend(beta1, m, fresh1, g);
-      v = blend(beta2, v, fresh2, square(g));
+      m = blend(beta1, m, one_minus_beta1, g);
+      v = blend(beta2, v, one_minus_beta2, square(g));
       p = p - (momentum_rate * m + gradient_rate * g) / (root(v * unbias + eps_root) + eps);
     }
   };

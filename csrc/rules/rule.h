@@ -13,7 +13,7 @@
 //   struct X {
 //     static constexpr const char* kName = "x";
 //     // Its states; {{nullptr}} where it has none.
-//     static constexpr State kStates[] = {{"first"}, {"second", kNotNegative}, ...};
+//     static constexpr State kStates[] = {{"first"}, {"second", kNonNegative}, ...};
 //     // Its scalars; left out where it has none.
 //     static constexpr Scalar kScalars[] = {{"first", 1}, ...};
 //     // Its options, all double; lr is one of them.
@@ -39,9 +39,9 @@ inline constexpr int kMaxScalars = 1;
 // A state's name, and whether it can be below zero: an 8-bit code spends a bit on that.
 struct State {
   const char* name;
-  bool not_negative = false;
+  bool non_negative = false;
 };
-inline constexpr bool kNotNegative = true;
+inline constexpr bool kNonNegative = true;
 
 // A number from 0 to 1 that each tensor carries from step to step, and what it is before the first.
 struct Scalar {
@@ -73,27 +73,27 @@ struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
 
-inline constexpr std::size_t kMaxElement = 128;  // bytes of an Element
-inline constexpr int kMaxOptions = 24;           // of a rule and of all together
+inline constexpr std::size_t kMaxElementUpdate = 128;  // bytes of an ElementUpdate
+inline constexpr int kMaxOptions = 24;                 // of a rule and of all together
 
 // The whole update of one element, in the order in which its parts are applied. `Compute` is the type of its scalars; V
 // is that type, or a vector of it.
 template <class Rule, class Compute, unsigned kVariant, bool kL2, bool kFlush>
-struct Element {
+struct ElementUpdate {
   using T = Compute;
   using Options = typename Rule::Options;
   static constexpr int kStates =
       Rule::kStates[0].name == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
   static constexpr bool kFlushes = kFlush;
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
-  static constexpr bool not_negative(int state) { return Rule::kStates[state].not_negative; }
+  static constexpr bool non_negative(int state) { return Rule::kStates[state].non_negative; }
 
   T scale, l2, decay;
   T least_gradient, least_state;  // 0: nothing is flushed
   typename Rule::template Update<T, kVariant> update;
 
   // Gradients are multiplied by `factor` before all else.
-  GS_INLINE Element(const Common::Options& c, const Options& o, Clock& clock, double factor)
+  GS_INLINE ElementUpdate(const Common::Options& c, const Options& o, Clock& clock, double factor)
       : scale((c.maximize != 0 ? T(-1) : T(1)) * static_cast<T>(factor)),
         l2(static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "job/job.h"
-#include "job/norm.h"
+#include "exec/norm.h"
+#include "exec/tensor_job.h"
 #include "step/catalog.h"
 
 namespace gradstep::step {

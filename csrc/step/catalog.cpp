@@ -70,11 +70,11 @@ struct Prepare {
   double factor;
   std::byte* element;
 
-  template <class Element>
+  template <class ElementUpdate>
   void visit() const {
-    static_assert(sizeof(Element) <= rules::kMaxElement && alignof(Element) <= 16);
-    new (element) Element(read<rules::Common::Options>(options), read<typename Element::Options>(options + kCommon),
-                          clock, factor);
+    static_assert(sizeof(ElementUpdate) <= rules::kMaxElementUpdate && alignof(ElementUpdate) <= 16);
+    new (element) ElementUpdate(read<rules::Common::Options>(options),
+                                read<typename ElementUpdate::Options>(options + kCommon), clock, factor);
   }
 };
 
@@ -132,11 +132,12 @@ template <class F>
   rules::visit(key, f);
 }
 
-bool rounds_stochastically(const std::vector<double>& options) { return Around(common(options), 0).stochastic; }
+bool rounds_stochastically(const std::vector<double>& options) { return StorePolicy(common(options), 0).stochastic; }
 
-Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, double factor) {
-  Update update;
-  static_cast<Around&>(update) = Around(common(options), clock.t);
+PreparedUpdate make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock,
+                           double factor) {
+  PreparedUpdate update;
+  static_cast<StorePolicy&>(update) = StorePolicy(common(options), clock.t);
   update.key = key;
   const IeeeMode ieee;
   compute(key, Prepare{options.data(), clock, factor, update.element});

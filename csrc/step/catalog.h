@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "job/job.h"
+#include "exec/tensor_job.h"
 
 // The list of rules as run-time data.
 namespace gradstep::step {
@@ -40,7 +40,8 @@ std::int64_t bytes_moved(const rules::Key& key);
 
 // An update of a tensor whose clock already stands at the new step, with gradients multiplied by a factor; advances the
 // clock's scalars.
-Update make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock, double factor);
+PreparedUpdate make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock,
+                           double factor);
 
 // The options of a group, in the catalog's order, and the updates that they ask for.
 struct GroupOptions {

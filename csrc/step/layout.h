@@ -1,6 +1,6 @@
 #pragma once
 
-#include "job/job.h"
+#include "exec/tensor_job.h"
 #include "step/array.h"
 
 namespace gradstep::step {

@@ -12,12 +12,12 @@
 
 #include "base/ieee_mode.h"
 #include "cpu/isa.h"
-#include "cpu/job.h"
 #include "cpu/pool.h"
 #include "cpu/prefetch_choice.h"
+#include "cpu/run.h"
 #include "cpu/threads.h"
 #include "cpu/tuning.h"
-#include "job/norm.h"
+#include "exec/norm.h"
 #include "step/plan.h"
 
 namespace gradstep::step {
@@ -49,16 +49,16 @@ Pace pace;
 
 // The last update that a task met, for most have one, and its kernels.
 struct Last {
-  const Update* update = nullptr;
+  const PreparedUpdate* update = nullptr;
   const cpu::Kernels* kernels = nullptr;
 };
 
 // visit(job, piece, last) for every piece of a plan whose tensor takes part, by so many threads.
 template <class Visit>
-void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visit& visit) noexcept {
+void share(const Plan& plan, const TensorJob* jobs, int threads, bool wake, const Visit& visit) noexcept {
   struct Step {
     const Plan& plan;
-    const Job* jobs;
+    const TensorJob* jobs;
     const Visit& visit;
   } step{plan, jobs, visit};
   const auto task = [](void* context, std::size_t index) {
@@ -67,7 +67,7 @@ void share(const Plan& plan, const Job* jobs, int threads, bool wake, const Visi
     Last last;
     for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
       const Piece& piece = the_plan.pieces[i];
-      const Job& job = the_jobs[piece.tensor];
+      const TensorJob& job = the_jobs[piece.tensor];
       if (job.update != nullptr) the_visit(job, piece, last);
     }
   };
@@ -91,7 +91,7 @@ bool same(const rules::Clock& a, const rules::Clock& b) {
 
 // A job for each tensor, and the layouts that jobs point to.
 struct Jobs {
-  std::vector<Job> jobs;
+  std::vector<TensorJob> jobs;
   std::deque<Layout> layouts;
 
   void add() {
@@ -142,7 +142,7 @@ class OnCpu : public Backend {
     prepared_.clear();
     std::int64_t bytes = 0;
     const Prepared* prepared = nullptr;
-    Job* job = steps_.jobs.data();
+    TensorJob* job = steps_.jobs.data();
     for (Tensor& tensor : tensors_) {
       std::byte* const gradient = *gradients++;
       if (gradient != nullptr) {
@@ -151,12 +151,12 @@ class OnCpu : public Backend {
         tensor.clock = prepared->after;
         bytes += tensor.info.size * prepared->bytes;
       }
-      assign_if_changed<const Update*>(job->update, gradient == nullptr ? nullptr : prepared);
+      assign_if_changed<const PreparedUpdate*>(job->update, gradient == nullptr ? nullptr : prepared);
       ++job;
     }
     const int threads = threads_for(bytes);
     const bool fast = threads > 1 && pace.begin();
-    const auto visit = [prefetches = cpu::prefetches()](const Job& of, const Piece& piece, Last& last) {
+    const auto visit = [prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece, Last& last) {
       if (of.update != last.update) last = {of.update, &cpu::find_kernels(of.update->key)};
       cpu::run(of, *last.kernels, piece.begin, piece.end, prefetches);
     };
@@ -194,7 +194,7 @@ class OnCpu : public Backend {
   };
 
   // The update of one step, shared by the tensors of a group that stand at the same step number.
-  struct Prepared : Update {
+  struct Prepared : PreparedUpdate {
     int group;
     std::int64_t bytes;  // read and written per element
     rules::Clock before, after;
@@ -223,7 +223,7 @@ class OnCpu : public Backend {
     const GroupOptions& options = groups_[static_cast<std::size_t>(info.group)];
     rules::Clock after = clock;
     ++after.t;
-    const Update update = make_update(options.key(info.compute), options.values, after, pass_.factor);
+    const PreparedUpdate update = make_update(options.key(info.compute), options.values, after, pass_.factor);
     prepared_.push_back({update, info.group, bytes_moved(update.key), clock, after});
     return prepared_.back();
   }
@@ -235,13 +235,13 @@ class OnCpu : public Backend {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const auto& [size, group, compute] = tensors_[i].info;
       const bool active = gradients[i] != nullptr;
-      assign_if_changed<const Update*>(norms_.jobs[i].update,
-                                       active ? &norm_updates_[static_cast<int>(compute)] : nullptr);
+      assign_if_changed<const PreparedUpdate*>(norms_.jobs[i].update,
+                                               active ? &norm_updates_[static_cast<int>(compute)] : nullptr);
       if (!active) continue;
       assign_if_changed(norms_.jobs[i].streams[kGradient], gradients[i]);
       bytes += size * size_of(compute);
     }
-    const auto visit = [&, prefetches = cpu::prefetches()](const Job& job, const Piece& piece, Last&) {
+    const auto visit = [&, prefetches = cpu::prefetches()](const TensorJob& job, const Piece& piece, Last&) {
       double* to = &of_chunks_[plan_.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
@@ -269,7 +269,7 @@ class OnCpu : public Backend {
   std::vector<Prepared> prepared_;
   PassOptions asked_{};
   GradientPass pass_ = kNoPass;
-  Update norm_updates_[2];                      // that do nothing, but say what is computed in
+  PreparedUpdate norm_updates_[2];              // that do nothing, but say what is computed in
   std::vector<double> of_chunks_, of_tensors_;  // sums of squares
 };
 

@@ -11,18 +11,18 @@ namespace gradstep::step {
 
 OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout) : narrow(!layout.native()) {
   for (int s = 0; s < kMaxStreams; ++s) {
-    row.streams[s] = streams[s];
-    row.scales[s] = layout.scales[s];
-    row.dtypes[s] = layout.dtypes[s];
-    row.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
-    row.strided[s] = !layout.strides[s].empty();
+    desc.streams[s] = streams[s];
+    desc.scales[s] = layout.scales[s];
+    desc.dtypes[s] = layout.dtypes[s];
+    desc.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
+    desc.strided[s] = !layout.strides[s].empty();
   }
-  if (std::none_of(std::begin(row.strided), std::end(row.strided), [](bool strided) { return strided; })) return;
-  walk.push_back(static_cast<std::int64_t>(layout.shape.size()));
-  walk.insert(walk.end(), layout.shape.begin(), layout.shape.end());
+  if (std::none_of(std::begin(desc.strided), std::end(desc.strided), [](bool strided) { return strided; })) return;
+  strided_layout.push_back(static_cast<std::int64_t>(layout.shape.size()));
+  strided_layout.insert(strided_layout.end(), layout.shape.begin(), layout.shape.end());
   for (std::vector<std::int64_t> strides : layout.strides) {
     strides.resize(layout.shape.size());
-    walk.insert(walk.end(), strides.begin(), strides.end());
+    strided_layout.insert(strided_layout.end(), strides.begin(), strides.end());
   }
 }
 
@@ -60,7 +60,7 @@ void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout la
   uploaded_ = false;
 }
 
-// What does not change from step to step, the walks first, to which rows point.
+// What does not change from step to step, the strided_layouts first, to which descs point.
 void OnCuda::upload(bool with_sums) {
   if (uploaded_ && (has_sums_ || !with_sums)) return;
   has_sums_ = has_sums_ || with_sums;
@@ -76,13 +76,13 @@ void OnCuda::upload(bool with_sums) {
   for (const Piece& piece : plan_.pieces) chunks.push_back({piece.tensor, piece.begin, piece.end});
   const std::vector<std::uint32_t> first_chunk(plan_.first_chunk.begin(), plan_.first_chunk.end());
   const std::vector<double> sums(has_sums_ ? tensors + count : 0);
-  std::size_t walks = 0;
-  for (const std::vector<Tensor>* rows : {&std::as_const(tensors_), &gradients}) {
-    for (const Tensor& t : *rows) walks += t.walk.size();
+  std::size_t strided_layouts = 0;
+  for (const std::vector<Tensor>* descs : {&std::as_const(tensors_), &gradients}) {
+    for (const Tensor& t : *descs) strided_layouts += t.strided_layout.size();
   }
-  std::vector<std::byte> bytes(walks * sizeof(std::int64_t) + (tensors + gradients.size()) * sizeof(cuda::Row) +
-                               count * sizeof(cuda::Chunk) + sums.size() * sizeof(double) +
-                               first_chunk.size() * sizeof(std::uint32_t));
+  std::vector<std::byte> bytes(strided_layouts * sizeof(std::int64_t) +
+                               (tensors + gradients.size()) * sizeof(cuda::TensorDesc) + count * sizeof(cuda::Chunk) +
+                               sums.size() * sizeof(double) + first_chunk.size() * sizeof(std::uint32_t));
   cuda::Memory tables(bytes.size());
 
   std::size_t end = 0;
@@ -94,16 +94,16 @@ void OnCuda::upload(bool with_sums) {
     end += size;
     return there;
   };
-  const auto add_rows = [&](const std::vector<Tensor>& from) {
-    std::vector<cuda::Row> rows;
+  const auto add_descs = [&](const std::vector<Tensor>& from) {
+    std::vector<cuda::TensorDesc> descs;
     for (const Tensor& t : from) {
-      rows.push_back(t.row);
-      if (!t.walk.empty()) rows.back().walk = add(t.walk);
+      descs.push_back(t.desc);
+      if (!t.strided_layout.empty()) descs.back().strided_layout = add(t.strided_layout);
     }
-    return add(rows);
+    return add(descs);
   };
-  rows_ = add_rows(tensors_);
-  gradient_rows_ = add_rows(gradients);
+  descs_ = add_descs(tensors_);
+  gradient_descs_ = add_descs(gradients);
   chunks_ = add(chunks);
   sums_.of_chunks = add(sums);
   sums_.of_tensors = sums_.of_chunks + count;
@@ -129,7 +129,7 @@ void OnCuda::capture() {
 }
 
 cuda::NormWork OnCuda::norm_work(std::byte* const* gradients) const {
-  return {gradients, plan_.first_chunk.data(), gradient_rows_, chunks_, sums_, stream_};
+  return {gradients, plan_.first_chunk.data(), gradient_descs_, chunks_, sums_, stream_};
 }
 
 // Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
@@ -145,7 +145,7 @@ std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cud
       const std::vector<std::byte*> none(tensors_.size());
       const GradientPass* const pass = asked_.asks() ? state.pass : nullptr;
       work =
-          works.insert(work, {key, false, none, plan_.first_chunk.data(), rows_, chunks_, state.steps, pass, stream_});
+          works.insert(work, {key, false, none, plan_.first_chunk.data(), descs_, chunks_, state.steps, pass, stream_});
     }
     work->stored = work->stored || tensors_[i].narrow;
     work->gradients[i] = gradients[i];

@@ -45,9 +45,9 @@ class OnCuda : public Backend {
 
  private:
   struct Tensor {
-    cuda::Row row{};
-    std::vector<std::int64_t> walk;  // see cuda::Row
-    bool narrow = false;             // whether something is stored in another type than the rule's
+    cuda::TensorDesc desc{};
+    std::vector<std::int64_t> strided_layout;  // see cuda::TensorDesc
+    bool narrow = false;                       // whether something is stored in another type than the rule's
 
     Tensor() = default;
     Tensor(std::byte* const* streams, const Layout& layout);
@@ -73,7 +73,7 @@ class OnCuda : public Backend {
   cuda::Memory tables_;
   std::vector<cuda::Memory> replaced_;  // what a graph may still read
   // In the tables:
-  const cuda::Row *rows_ = nullptr, *gradient_rows_ = nullptr;
+  const cuda::TensorDesc *descs_ = nullptr, *gradient_descs_ = nullptr;
   const cuda::Chunk* chunks_ = nullptr;
   cuda::Sums sums_{};
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "job/norm.h"
+#include "exec/norm.h"
 
 namespace gradstep::step {
 

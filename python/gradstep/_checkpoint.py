@@ -66,7 +66,7 @@ def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
 
     opt._take_clip_norm(clip_norm)  # first, for it may be refused
     for group, values in zip(opt._groups, options, strict=True):
-        group.take_over({k: v for k, v in values.items() if k not in _storage.FIXED})  # the arrays fit, so these do
+        group.apply({k: v for k, v in values.items() if k not in _storage.FIXED})  # the arrays fit, so these do
     for name, arrays in ours["state"].items():
         for array, value in zip(arrays, saved["state"][name], strict=True):
             if array is not None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from . import _checkpoint, _core, _options, _storage
 from ._libraries import Library, library_of, refuse_capture, use_stream
 from ._options import Rate
-from ._step import check_apart, take
+from ._step import check_apart, run_step
 from ._structure import Array, Grads, Params, Structure, first_array, is_groups
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
@@ -62,9 +62,9 @@ class OptionGroup(Mapping[str, Any]):
                 if name in options:
                     what = "settles what is kept, or where it starts; it cannot change afterwards"
                     raise ValueError(f"{self._cls.__name__}: {name} {what}")
-            self.take_over(self.checked(options))
+            self.apply(self.checked(options))
 
-    def take_over(self, checked: Mapping[str, Any]) -> None:
+    def apply(self, checked: Mapping[str, Any]) -> None:
         """Sets options that `checked` gave."""
         changed = {**self._options, **checked}
         if self._library.on_gpu:  # where options may be after a capture
@@ -159,7 +159,7 @@ class Optimizer:
     """Defaults and forms of other frameworks; see `preset`."""
     initial_state: ClassVar[dict[str, str]] = {}
     """States that do not start at zero: the option that holds their first value."""
-    too_fine_for_q8: ClassVar[dict[str, str]] = {}
+    q8_incompatible: ClassVar[dict[str, str]] = {}
     """Options under which states of q8 would do harm, and why."""
 
     defaults: ClassVar[dict[str, Any]]
@@ -191,11 +191,13 @@ class Optimizer:
         self._groups: list[OptionGroup] = []
         self._params: list[Array] = []
         self._states: list[dict[str, Array]] = []
-        self._asked: list[tuple[Callable[[int], float], int, float]] = []  # schedules, the step, what they said
+        self._schedule_cache: list[
+            tuple[Callable[[int], float], int, float]
+        ] = []  # schedules, the step, what they said
         self._lock = threading.RLock()  # one step, or one checkpoint, at a time
         self._clip_norm: float | None = None
         self.clip_norm = arguments["clip_norm"]
-        idle: list[dict[str, Exception]] = []  # of each group, but for what it has of its own
+        unused: list[dict[str, Exception]] = []  # of each group, but for what it has of its own
         for number, group in enumerate(groups):
             if not isinstance(group, Mapping) or "params" not in group:
                 raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
@@ -206,13 +208,13 @@ class Optimizer:
             for name in own:
                 if name in errors:
                     raise errors[name]
-            idle.append(errors)
-        for name in idle[0] if idle else []:
-            if all(name in errors for errors in idle):
-                raise idle[0][name]
+            unused.append(errors)
+        for name in unused[0] if unused else []:
+            if all(name in errors for errors in unused):
+                raise unused[0][name]
         if not self._params:
             raise ValueError(f"{owner} got no parameters")
-        check_apart(self._stepper.suspects())
+        check_apart(self._stepper.possible_overlaps())
         self._wait()
         self._bound = arguments["grads"] is not None
         if self._bound:
@@ -233,7 +235,7 @@ class Optimizer:
             for state in group.kept_states()
         }
         if options["state_dtype"] == "q8":
-            _storage.check_fine(owner, options, self.too_fine_for_q8)
+            _storage.check_q8(owner, options, self.q8_incompatible)
         for name, param in named.items():
             states = _storage.make(param, rule, firsts, options)
             for_core = _storage.for_core(states, rule["states"])
@@ -242,7 +244,7 @@ class Optimizer:
             self._states.append(states)
         self._structures.append(structure)
         self._groups.append(group)
-        return _storage.idle(owner, options, named, firsts)
+        return _storage.unused_options(owner, options, named, firsts)
 
     def step(self, grads: Grads = ..., *, stream: Any = None) -> None:
         """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
@@ -284,7 +286,7 @@ class Optimizer:
                     words = f"{type(self).__name__}: lr is a schedule, which a replay cannot ask; set lr between them"
                     refuse_capture(self._library, self._stepper, words)
                     group.set_rate(self._rate(group))
-            take(self._stepper, flat)
+            run_step(self._stepper, flat)
 
     def _use(self, stream: Any, stepper: Any) -> None:
         """Settles where the next step on a GPU goes."""
@@ -304,12 +306,12 @@ class Optimizer:
         if not callable(lr):
             return float(lr)
         step = self.step_count
-        for schedule, asked_at, rate in self._asked:
+        for schedule, asked_at, rate in self._schedule_cache:
             if schedule is lr and asked_at == step:
                 return rate
         rate = _options.number(lr(step), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({step})")
-        self._asked = [asked for asked in self._asked if asked[1] == step]
-        self._asked.append((lr, step, rate))
+        self._schedule_cache = [asked for asked in self._schedule_cache if asked[1] == step]
+        self._schedule_cache.append((lr, step, rate))
         return rate
 
     def _flatten(self, grads: Grads) -> Any:
@@ -416,7 +418,7 @@ class Optimizer:
             self._wait()
             _checkpoint.load(self, saved)
             self._wait()
-            self._asked.clear()
+            self._schedule_cache.clear()
 
     def _names(self) -> list[tuple[int, str]]:
         """Each tensor's group and name, in order."""

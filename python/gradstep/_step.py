@@ -10,7 +10,7 @@ import numpy as np
 from . import _core
 
 
-def take(stepper: _core.Stepper, grads: Any) -> None:
+def run_step(stepper: _core.Stepper, grads: Any) -> None:
     """Takes a step, without `grads` with those bound, or raises TypeError or ValueError with nothing written."""
     held_back = stepper.step(grads)
     if held_back is not None:
@@ -19,9 +19,9 @@ def take(stepper: _core.Stepper, grads: Any) -> None:
         stepper.run(prepared)
 
 
-def check_apart(suspects: Iterable[tuple[Any, Any, str]]) -> None:
+def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
     """Raises ValueError, in the words given, where two arrays share memory or NumPy cannot tell soon."""
-    for a, b, words in suspects:
+    for a, b, words in possible_overlaps:
         try:
             # As plain arrays: a subclass might answer for itself. NumPy's stubs know but two values of max_work.
             a, b = np.ndarray.view(a, np.ndarray), np.ndarray.view(b, np.ndarray)

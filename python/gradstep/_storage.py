@@ -56,7 +56,7 @@ def make(
     coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
     for place, (state, first) in enumerate(firsts.items(), 1):
         if coded:
-            signed = state not in rule["not_negative"]
+            signed = state not in rule["non_negative"]
             kept[state] = library.zeros(shape, "int8" if signed else "uint8", param, place)
             kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
             if first:
@@ -92,14 +92,14 @@ def values(kept: Mapping[str, Array], state: str) -> Array:
     return there
 
 
-def check_fine(owner: str, options: Mapping[str, Any], too_fine: Mapping[str, str]) -> None:
-    """Raises ValueError where options are on for which states of q8 are too coarse; `too_fine` says why of each."""
-    for option, why in too_fine.items():
+def check_q8(owner: str, options: Mapping[str, Any], incompatible: Mapping[str, str]) -> None:
+    """Raises ValueError where options are on for which states of q8 are too coarse; `incompatible` says why of each."""
+    for option, why in incompatible.items():
         if options[option]:
             raise ValueError(f"{owner}: {option}=True {why}, for which q8 is too coarse; use bfloat16")
 
 
-def idle(
+def unused_options(
     owner: str, options: Mapping[str, Any], params: Mapping[str, Array], states: Mapping[str, float]
 ) -> dict[str, Exception]:
     """Options that have nothing to act on in a group, each with the error that says so."""

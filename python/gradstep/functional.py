@@ -22,7 +22,7 @@ from typing import Any
 from . import _core, _options, _storage
 from ._libraries import library_of, refuse_capture, use_stream
 from ._optimizer import RULES, Optimizer
-from ._step import check_apart, take
+from ._step import check_apart, run_step
 from .optimizers import ALL
 
 
@@ -51,18 +51,18 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))], master)
         coded = {state: array for state, array in zip(states, arrays, strict=False) if isinstance(array, tuple)}
         if coded:
-            _storage.check_fine(name, chosen, cls.too_fine_for_q8)
+            _storage.check_q8(name, chosen, cls.q8_incompatible)
         for state, (codes, scales) in coded.items():
             if not library.on_gpu:  # from where it would have to wait for them
                 _storage.check_scales(codes, scales, f"{name}: the scales of {state}")
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
-        check_apart(stepper.suspects())
+        check_apart(stepper.possible_overlaps())
         stepper.set_times(step - 1, [(step - 1, carried)])
         if library.on_gpu:
             use_stream(library, stepper)
         refuse_capture(library, stepper, f"{name}: a captured step needs an optimizer, which keeps what replays read")
-        take(stepper, [g])
+        run_step(stepper, [g])
         return stepper.clocks[0][1][0] if scalars else None
 
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -14,7 +14,7 @@ from . import _core, _storage
 from ._libraries import refuse_capture
 from ._optimizer import REQUIRED, RULES, Optimizer
 from ._options import Rate
-from ._step import take
+from ._step import run_step
 from ._structure import Grads, Params
 
 __all__ = ["NAG", "SGD", "AdaDelta", "AdaGrad", "Adam", "Momentum", "Nadam", "RMSProp"]
@@ -205,7 +205,7 @@ class NAG(Optimizer):
         try:
             try:
                 with self._lock:
-                    take(self._move, velocities)
+                    run_step(self._move, velocities)
                     for master, bits in masters:  # of which the parameter is now the rounding, but which stays
                         assign(master, bits)
             except (TypeError, ValueError):
@@ -309,7 +309,7 @@ class RMSProp(Optimizer):
     """
 
     rule = "rmsprop"
-    too_fine_for_q8: ClassVar = {"centered": "subtracts one moment from another"}
+    q8_incompatible: ClassVar = {"centered": "subtracts one moment from another"}
     presets: ClassVar = {
         "torch": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8},
         "keras": {"lr": 1e-3, "rho": 0.9, "eps": 0.0, "eps_root": 1e-7, "lr_in_velocity": True},
@@ -421,7 +421,7 @@ class Adam(Optimizer):
     """
 
     rule = "adam"
-    too_fine_for_q8: ClassVar = {"amsgrad": "keeps the largest value of a moment that wanders"}
+    q8_incompatible: ClassVar = {"amsgrad": "keeps the largest value of a moment that wanders"}
     presets: ClassVar = {
         "torch": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
         "keras": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-7, "eps_hat": True},

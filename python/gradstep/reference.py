@@ -560,18 +560,18 @@ class RMSProp(Optimizer):
     def update(self, p: Array, g: Array, o: Options, s: Slot) -> Any:
         T, square = p.dtype.type, s.square_avg
         rho = T(o.rho)
-        fresh = T(1.0 - o.rho)
+        one_minus_rho = T(1.0 - o.rho)
         eps = T(o.eps)
         eps_root = T(o.eps_root)
         momentum = T(o.momentum)
         weight = T(o.lr if o.momentum > 0 and o.lr_in_velocity else 1.0)
         rate = T(1.0 if o.momentum > 0 and o.lr_in_velocity else o.lr)
 
-        square[...] = rho * square + fresh * (g * g)
+        square[...] = rho * square + one_minus_rho * (g * g)
         variance = square
         if o.centered:
             m = s.grad_avg
-            m[...] = rho * m + fresh * g
+            m[...] = rho * m + one_minus_rho * g
             variance = square - m * m
             variance = np.where(variance < 0, T(0.0), variance)
         u = g / (np.sqrt(variance + eps_root) + eps)
@@ -613,13 +613,13 @@ class AdaDelta(Optimizer):
     def update(self, p: Array, g: Array, o: Options, s: Slot) -> Any:
         T, a, u = p.dtype.type, s.square_avg, s.acc_delta
         rho = T(o.rho)
-        fresh = T(1.0 - o.rho)
+        one_minus_rho = T(1.0 - o.rho)
         eps = T(o.eps)
         rate = T(o.lr)
 
-        a[...] = rho * a + fresh * (g * g)
+        a[...] = rho * a + one_minus_rho * (g * g)
         d = np.sqrt((u + eps) / (a + eps)) * g
-        u[...] = rho * u + fresh * (d * d)
+        u[...] = rho * u + one_minus_rho * (d * d)
         return p - rate * d
 
 
@@ -663,9 +663,9 @@ class Adam(Optimizer):
     def update(self, p: Array, g: Array, o: Options, s: Slot) -> Any:
         T, m, v = p.dtype.type, s.exp_avg, s.exp_avg_sq
         beta1 = T(o.betas[0])
-        fresh1 = T(1.0 - o.betas[0])
+        one_minus_beta1 = T(1.0 - o.betas[0])
         beta2 = T(o.betas[1])
-        fresh2 = T(1.0 - o.betas[1])
+        one_minus_beta2 = T(1.0 - o.betas[1])
         correction1 = 1.0 - power(o.betas[0], s.t) if o.bias_correction else 1.0
         correction2 = 1.0 - power(o.betas[1], s.t) if o.bias_correction else 1.0
         eps = T(o.eps)
@@ -678,8 +678,8 @@ class Adam(Optimizer):
             scalars = 1.0, 1.0 / correction2, o.lr / correction1
         unbias_before, unbias_after, rate = map(T, scalars)
 
-        m[...] = beta1 * m + fresh1 * g
-        v[...] = beta2 * v + fresh2 * (g * g)
+        m[...] = beta1 * m + one_minus_beta1 * g
+        v[...] = beta2 * v + one_minus_beta2 * (g * g)
         second = v
         if o.amsgrad:
             x = s.max_exp_avg_sq
@@ -727,9 +727,9 @@ class Nadam(Optimizer):
 
         T, m, v = p.dtype.type, s.exp_avg, s.exp_avg_sq
         beta1 = T(o.betas[0])
-        fresh1 = T(1.0 - o.betas[0])
+        one_minus_beta1 = T(1.0 - o.betas[0])
         beta2 = T(o.betas[1])
-        fresh2 = T(1.0 - o.betas[1])
+        one_minus_beta2 = T(1.0 - o.betas[1])
         mu_now = mu(s.t)
         mu_next = mu(s.t + 1)
         P = s.mu_product = s.mu_product * mu_now
@@ -739,8 +739,8 @@ class Nadam(Optimizer):
         eps = T(o.eps)
         eps_root = T(o.eps_root)
 
-        m[...] = beta1 * m + fresh1 * g
-        v[...] = beta2 * v + fresh2 * (g * g)
+        m[...] = beta1 * m + one_minus_beta1 * g
+        v[...] = beta2 * v + one_minus_beta2 * (g * g)
         return p - (momentum_rate * m + gradient_rate * g) / (np.sqrt(v * unbias + eps_root) + eps)
 
 

@@ -4,15 +4,15 @@
 
 #include "cpu/kernel.h"
 #include "cpu/tuning.h"
-#include "job/job.h"
+#include "exec/tensor_job.h"
 
 namespace gradstep::cpu {
 
 // Updates elements [begin, end) of a tensor of which something is strided or stored in another type.
-void run_stored(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
+void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
 
 // The sum of the gradient's squares over elements [begin, end), a chunk or the last of it.
-double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches);
+double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches);
 
 // The elements of a packed stream from `begin` to the next cache line.
 inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_size, std::int64_t begin) {
@@ -23,9 +23,9 @@ inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_siz
 }
 
 // Updates elements [begin, end) of a tensor, by the kernels of its update.
-inline void run(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+inline void run(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (job.layout != nullptr) return run_stored(job, kernels, begin, end, prefetches);
-  const Update& update = *job.update;
+  const PreparedUpdate& update = *job.update;
   if (end - begin >= kAlignFrom) {
     const std::int64_t head = to_cache_line(job.streams[kParameter], size_of(update.key.compute), begin);
     kernels.native(update.element, job.streams, begin, begin + head, false, nullptr);

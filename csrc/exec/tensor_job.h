@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "codecs/all.h"
-#include "job/streams.h"
+#include "exec/streams.h"
 #include "rules/all.h"
 
 // What a step asks of whatever runs it.
@@ -32,30 +32,30 @@ struct Layout {
 };
 
 // What is done around a rule.
-struct Around {
+struct StorePolicy {
   bool stochastic = false;  // the rounding of what is stored in another type
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
 
-  Around() = default;
-  GS_INLINE Around(const rules::Common::Options& asked, std::int64_t t)
+  StorePolicy() = default;
+  GS_INLINE StorePolicy(const rules::Common::Options& asked, std::int64_t t)
       : stochastic(asked.stochastic_rounding == asked.stochastic_rounding),
         step(static_cast<std::uint32_t>(t)),
         seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0) {}
 };
 
 // What is done to each element of some tensors in one step.
-struct Update : Around {
+struct PreparedUpdate : StorePolicy {
   rules::Key key;
-  alignas(16) std::byte element[rules::kMaxElement];  // the key's rules::Element, with the step's scalars
+  alignas(16) std::byte element[rules::kMaxElementUpdate];  // the key's rules::ElementUpdate, with the step's scalars
 };
 
 // One tensor's part in a step, in a cache line, for there may be thousands.
-struct alignas(64) Job {
-  const Update* update = nullptr;        // null: none
-  std::byte* streams[kMaxStreams] = {};  // null: there is none
-  const Layout* layout = nullptr;        // null: a kernel can work on every stream where it lies
+struct alignas(64) TensorJob {
+  const PreparedUpdate* update = nullptr;  // null: none
+  std::byte* streams[kMaxStreams] = {};    // null: there is none
+  const Layout* layout = nullptr;          // null: a kernel can work on every stream where it lies
 };
-static_assert(sizeof(Job) == 64);
+static_assert(sizeof(TensorJob) == 64);
 
 }  // namespace gradstep

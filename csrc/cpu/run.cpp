@@ -1,4 +1,4 @@
-#include "cpu/job.h"
+#include "cpu/run.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,7 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/tuning.h"
-#include "job/norm.h"
+#include "exec/norm.h"
 
 namespace gradstep::cpu {
 namespace {
@@ -111,7 +111,7 @@ bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, s
 
 // Runs the kernel on row after row, if the rows are long enough to be worth a call, and can be; whether it did.
 template <class T>
-bool run_rows(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
+bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   const Layout* const layout = job.layout;
   if (layout->shape.back() < kRowWorthACall || !layout->native()) return false;
@@ -138,7 +138,7 @@ bool run_rows(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t en
 // The random bits of the streams of one tensor that are rounded stochastically.
 class Noises {
  public:
-  explicit Noises(const Job& job) {
+  explicit Noises(const TensorJob& job) {
     for (int s = 0; s < kMaxStreams; ++s) {
       const bool written = job.streams[s] != nullptr && kStreams[s].rounded;
       if (!written || !is_stochastic(job.layout->dtypes[s], job.update->stochastic)) continue;
@@ -183,7 +183,7 @@ void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f)
 template <class T>
 class Tiles {
  public:
-  explicit Tiles(const Job& job) : job_(job) {}
+  explicit Tiles(const TensorJob& job) : job_(job) {}
 
   void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end) {
     begin_ = begin;
@@ -245,7 +245,7 @@ class Tiles {
   static constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
   static constexpr DType native_ = native_of(kComputeOf<T>);
 
-  const Job& job_;
+  const TensorJob& job_;
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
   alignas(64) T tiles_[kMaxStreams][kTile];
@@ -253,7 +253,7 @@ class Tiles {
 };
 
 template <class T>
-void run_tiles(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end) {
+void run_tiles(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end) {
   Noises noises(job);
   Tiles<T> tiles(job);
   each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
@@ -262,7 +262,7 @@ void run_tiles(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t e
 }
 
 // The kernel that decodes and encodes in registers what is stored so; null: there is none.
-Kernel find_stored(const Job& job, const Kernels& kernels) {
+Kernel find_stored(const TensorJob& job, const Kernels& kernels) {
   if (!job.layout->packed()) return nullptr;
   for (const StoredKernel& stored : kernels.stored) {
     if (stored.storage == job.layout->storage && !(stored.to_nearest && job.update->stochastic)) return stored.kernel;
@@ -270,7 +270,7 @@ Kernel find_stored(const Job& job, const Kernels& kernels) {
   return nullptr;
 }
 
-void run_registers(const Job& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
+void run_registers(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   Noises noises(job);
   StoredStreams stored{job.layout->scales, {}};
   for (int s = 0; s < kMaxStreams; ++s) stored.noise[s] = noises[s];
@@ -280,13 +280,13 @@ void run_registers(const Job& job, Kernel kernel, std::int64_t begin, std::int64
 }
 
 template <class T>
-void run_in(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+void run_in(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (run_rows<T>(job, kernels.native, begin, end, prefetches)) return;
   run_tiles<T>(job, kernels.native, begin, end);
 }
 
 template <class T>
-double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   static_assert(kTile % kSumLanes == 0);
   alignas(64) double lanes[kSumLanes] = {};
   Tiles<T> tiles(job);
@@ -296,12 +296,12 @@ double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool
 
 }  // namespace
 
-double sum_of_squares(const Job& job, std::int64_t begin, std::int64_t end, bool prefetches) {
+double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   return job.update->key.compute == Compute::kDouble ? sum_of_squares<double>(job, begin, end, prefetches)
                                                      : sum_of_squares<float>(job, begin, end, prefetches);
 }
 
-void run_stored(const Job& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
   job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
                                               : run_in<float>(job, kernels, begin, end, prefetches);
