@@ -197,3 +197,9 @@ def test_the_module_is_small_shows_its_entry_alone_and_needs_no_library_of_cuda(
     shown = [line.split()[1:] for line in lines("nm", "--dynamic", "--defined-only")]
     assert [name for kind, name in shown if kind not in "WVu"] == ["PyInit__cuda"]
     assert not [line for line in lines("readelf", "--dynamic") if re.search(r"NEEDED.*libcu|R(UN)?PATH", line)]
+
+
+def test_no_kernel_has_a_trap(sass):
+    """nvcc puts one where a host's list is indexed by a number that is not a constant, and does not always say so."""
+    for name, body in sass.items():
+        assert not [instruction for instruction in body if instruction.startswith("BPT")], name

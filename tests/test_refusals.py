@@ -437,7 +437,7 @@ def test_a_bad_option(rule, name):
                 cls([{"params": A}, {"params": B, name: value}])
             settles = name in (*cls.initial_state.values(), *_storage.FIXED)  # such an option cannot change at all
             with pytest.raises(
-                ValueError if settles else error, match=rf"^{cls.__name__}.*: {name}\b.* (must be|settles)"
+                ValueError if settles else error, match=rf"^{cls.__name__}.*: {name}\b.* (must be|determines)"
             ):
                 opt.groups[1][name] = value
             if not (name == "lr" and value is None):  # in a checkpoint that is a schedule, which could not be saved

@@ -47,7 +47,7 @@ dlpack::Type type_of(const std::string& text, py::handle object) {
 
 std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
 
-// Where an array without elements is, whose pointer is null: of what is null the core thinks that it is not kept.
+// Where an array without elements is, whose pointer may be null: the core treats a null pointer as "not kept".
 std::byte* const kNoMemory = reinterpret_cast<std::byte*>(256);
 
 bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged; }
@@ -168,7 +168,7 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   if (!see_by_exchange(object, info) && !see_by_interface(object, info) && !see_by_capsule(object, info)) {
     throw WrongType(kind + name + " must be an array on a GPU, not " + Py_TYPE(object.ptr())->tp_name);
   }
-  if (info.masked) throw WrongType(kind + name + " is masked, and a step knows no mask; give its data");
+  if (info.masked) throw WrongType(kind + name + " is masked; masked arrays are not supported, pass its .data");
   if (!info.is_cuda) {
     throw WrongType(kind + name + " is not on a GPU" + (device_ < 0 ? "" : ", but " + first_ + " is"));
   }

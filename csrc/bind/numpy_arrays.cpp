@@ -78,7 +78,7 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
   }
   if (is_masked(object)) {
-    throw WrongType(kind + name + " is a masked array, and a step knows no mask; give its data");
+    throw WrongType(kind + name + " is a masked array; masked arrays are not supported, pass its .data");
   }
   const auto& fields = fields_of(object.ptr());
   array = {reinterpret_cast<std::byte*>(fields.data),

@@ -56,13 +56,31 @@ inline constexpr int kDTypeCount = sizeof(kDTypes) / sizeof(kDTypes[0]);
 inline constexpr std::int64_t kBlock = 256;
 constexpr std::int64_t blocks_of(std::int64_t elements) { return (elements + kBlock - 1) / kBlock; }
 
+// What kernels ask of a type that is not a constant, as words of bits. In a device's code the list can be indexed by a
+// constant alone: elsewhere nvcc puts a trap in its place, and inside of a constexpr function it does not even warn.
+constexpr unsigned types_of(CodecKind kind) {
+  unsigned bits = 0;
+  for (int i = 0; i < kDTypeCount; ++i) bits |= static_cast<unsigned>(kDTypes[i].kind == kind) << i;
+  return bits;
+}
+constexpr std::uint64_t bytes_of_random_bits() {
+  std::uint64_t bytes = 0;
+  for (int i = 0; i < kDTypeCount; ++i) bytes |= static_cast<std::uint64_t>(kDTypes[i].random_bits) << (8 * i);
+  return bytes;
+}
+inline constexpr unsigned kNativeTypes = types_of(CodecKind::kNative), kBlockedTypes = types_of(CodecKind::kBlocked);
+inline constexpr std::uint64_t kRandomBitsOf = bytes_of_random_bits();
+static_assert(kDTypeCount <= 8);
+
 constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
 constexpr const char* dtype_name(DType dtype) { return info(dtype).name; }
 constexpr std::int64_t item_size(DType dtype) { return info(dtype).item_size; }
 constexpr Compute compute_of(DType dtype) { return info(dtype).compute; }
-constexpr int random_bits(DType dtype) { return info(dtype).random_bits; }
-constexpr bool is_native(DType dtype) { return info(dtype).kind == CodecKind::kNative; }
-constexpr bool has_scales(DType dtype) { return info(dtype).kind == CodecKind::kBlocked; }
+constexpr int random_bits(DType dtype) {
+  return static_cast<int>(kRandomBitsOf >> (8 * static_cast<int>(dtype)) & 0xff);
+}
+constexpr bool is_native(DType dtype) { return (kNativeTypes >> static_cast<int>(dtype) & 1) != 0; }
+constexpr bool has_scales(DType dtype) { return (kBlockedTypes >> static_cast<int>(dtype) & 1) != 0; }
 constexpr bool may_be(DType dtype, unsigned role) { return (info(dtype).roles & role) != 0; }
 
 // The type that is as it is computed in.

@@ -136,12 +136,13 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
-  const TensorDesc& desc = task.desc;
+  // A copy: of what lies in memory the compiler would load all again behind each store.
+  const TensorDesc desc = task.desc;
   const Step<ElementUpdate>& step = task.step;
   const ElementUpdate element = task.element();
 
   const auto stochastic_in = [&](int s) {
-    return (kRoundedStreams >> s & 1) != 0 && is_stochastic(desc.dtypes[s], step.stochastic);
+    return (kRoundedStreams >> s & 1) != 0 && is_stochastic(task.desc.dtypes[s], step.stochastic);
   };
 
   // A thread draws four words of the places, and four of the groups, for one stream.
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
   const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
   if (drawn < kMaxStreams && stochastic_in(drawn)) {
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
-    const int drop = 32 - random_bits(desc.dtypes[drawn]);
+    const int drop = 32 - random_bits(task.desc.dtypes[drawn]);
     const std::int64_t block = chunk.begin / kBlock + n;
     const FourWords p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
     const FourWords g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
@@ -174,9 +175,13 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
 
     std::uint32_t raw[kMaxStreams][kItems];
     float x[kMaxStreams][kItems] = {};
+    float scales[kMaxStreams] = {};
+    each_stream<ElementUpdate>([&](auto s) {
+      if (may_have_scales<ElementUpdate>(s) && has_scales(desc.dtypes[s])) scales[s] = *scale_of(s);
+    });
     each_stream<ElementUpdate>([&](auto s) { fetch(desc, s, task.stream(s), block, raw[s]); });
     each_stream<ElementUpdate>([&](auto s) {
-      visit_stored<ElementUpdate, s>(desc.dtypes[s], [&](auto how) { how.decode(raw[s], scale_of(s), x[s]); });
+      visit_stored<ElementUpdate, s>(desc.dtypes[s], [&](auto how) { how.decode(raw[s], scales[s], x[s]); });
     });
 
 #pragma unroll

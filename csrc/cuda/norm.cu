@@ -32,7 +32,7 @@ GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Bl
   std::uint32_t raw[kItems] = {};
   float values[kItems] = {};
   fetch(desc, kGradient, gradient, block, raw);
-  visit_stored<Stateless, kGradient>(desc.dtypes[kGradient], [&](auto how) { how.decode(raw, nullptr, values); });
+  visit_stored<Stateless, kGradient>(desc.dtypes[kGradient], [&](auto how) { how.decode(raw, 0.0f, values); });
 #pragma unroll
   for (int i = 0; i < kItems; ++i) x[i] = values[i];
 }

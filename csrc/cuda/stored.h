@@ -29,6 +29,11 @@ constexpr bool may_be(int s, DType dtype) {
   return compute_of(dtype) == Compute::kFloat && gradstep::may_be(dtype, roles);
 }
 
+template <class ElementUpdate>
+constexpr bool may_have_scales(int s) {
+  return may_be<ElementUpdate>(s, DType::kQ8Signed) || may_be<ElementUpdate>(s, DType::kQ8Unsigned);
+}
+
 // Moves one item of `size` bytes, or zeros.
 GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool zero) {
   const auto move = [=](auto item) {
@@ -127,7 +132,7 @@ class Noise {
   std::uint32_t groups_[LaneSlice<float>::kVectors];
 };
 
-// Whether, and by what, a stream is rounded by chance.
+// Whether, and by what, a stream is rounded stochastically.
 struct StochasticRounding {
   bool asked;
   Noise noise;
@@ -135,7 +140,7 @@ struct StochasticRounding {
 
 // Floats as they are.
 struct Native {
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float*, float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], float, float (&x)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = float_of(raw[i]);
   }
@@ -168,7 +173,7 @@ struct Narrow {
   using Storage = typename Codec::Storage;
   using Width = Raw<float, sizeof(Storage)>;
 
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float*, float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], float, float (&x)[kItems]) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<Storage>(Width::get(raw, i)));
   }
@@ -190,18 +195,18 @@ GS_DEVICE bool has_byte(std::uint32_t word, int byte) {
   return ((x - 0x01010101u) & ~x & 0x80808080u) != 0;
 }
 
-// Codes under a scale, which `scale` points to: always rounded by chance.
+// Codes under a scale, which `scale` points to: always rounded stochastically.
 template <class Codec>
 struct Scaled {
   using Width = Raw<float, 1>;
 
-  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], const float* scale, float (&x)[kItems]) {
+  GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], float scale, float (&x)[kItems]) {
     bool special = false;
 #pragma unroll
     for (int word = 0; word < kItems / Width::kPerWord; ++word) {
       special = special || has_byte(raw[word], Codec::kZero) || has_byte(raw[word], Codec::kNotFinite);
     }
-    special ? decode_as<true>(raw, *scale, x) : decode_as<false>(raw, *scale, x);
+    special ? decode_as<true>(raw, scale, x) : decode_as<false>(raw, scale, x);
   }
 
   GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const StochasticRounding& chance,

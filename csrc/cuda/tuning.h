@@ -17,9 +17,10 @@ static_assert(kChunk % (kWarps * kBlock) == 0);
 template <class ElementUpdate>
 constexpr bool kHasThreeStates = ElementUpdate::keeps(1) && ElementUpdate::keeps(2);
 template <class ElementUpdate>
-constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double) ? 3
-                     : kHasThreeStates<ElementUpdate>                    ? 4
-                                                                         : 5;
+constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double)  ? 3
+                     : kHasThreeStates<ElementUpdate>                     ? 4
+                     : ElementUpdate::keeps(1) || ElementUpdate::keeps(2) ? 5
+                                                                          : 8;
 template <class ElementUpdate>
 constexpr int kFitStored = kHasThreeStates<ElementUpdate> ? 3 : 4;
 

@@ -16,7 +16,7 @@ static_assert(kChunk % kBlock == 0);
 
 constexpr std::int64_t chunks_of(std::int64_t size) { return size / kChunk + (size % kChunk != 0); }
 
-// The sum of lanes, of which it makes use.
+// Sums the lanes; overwrites them.
 GS_INLINE double fold(double* lanes) {
   for (int half = kSumLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];

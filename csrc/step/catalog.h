@@ -28,7 +28,7 @@ rules::Key key_of(int rule, const std::vector<double>& options, Compute compute)
 // What these options ask of all rules alike.
 rules::Common::Options common(const std::vector<double>& options);
 
-// Whether these options ask for what is stored in 16 bits to be rounded by chance.
+// Whether these options ask for what is stored in 16 bits to be rounded stochastically.
 bool rounds_stochastically(const std::vector<double>& options);
 
 // Whether an update keeps the rule's state of that place in the catalog.

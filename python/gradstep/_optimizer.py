@@ -60,7 +60,7 @@ class OptionGroup(Mapping[str, Any]):
         with self._lock:
             for name in (*self._cls.initial_state.values(), *_storage.FIXED):
                 if name in options:
-                    what = "settles what is kept, or where it starts; it cannot change afterwards"
+                    what = "determines which state is allocated and cannot change after construction"
                     raise ValueError(f"{self._cls.__name__}: {name} {what}")
             self.apply(self.checked(options))
 
@@ -113,7 +113,7 @@ class Optimizer:
     maximize : bool
         Ascend instead of descending.
     flush_subnormals : bool
-        Take for zero what is so small that processors are many times slower on it: of the gradient, what is below
+        Treat subnormal values, which are slow to compute with, as zero: of the gradient, what is below
         2**-56 (1.4e-17) in float32 or 2**-500 in float64, before it is clipped, and of the states what became subnormal
         (below 1.2e-38 or 2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
     state_dtype : str or None
@@ -125,7 +125,7 @@ class Optimizer:
         parameter is its rounding. What you write into the parameter is overwritten by the next step.
     stochastic_rounding : int or None
         A seed, from 0 to 2**53: float16 and bfloat16 parameters (without a master) and bfloat16 states are rounded up
-        or down by chance, without bias, in place of to nearest. The random bits depend on the seed, the array's place
+        or down at random, without bias, in place of to nearest. The random bits depend on the seed, the array's place
         in the optimizer, its step number and the element alone. Not to be turned on or off later.
     min_8bit_size : int
         An array of fewer elements keeps float32 states under "q8".
@@ -137,8 +137,8 @@ class Optimizer:
         between steps; `opt.grad_norm` is the norm of the last one.
     grads : the structure of params
         Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
-        are looked over once, here; a step only glances at whether they were moved. `None` in place of an array leaves
-        that parameter as it is, always.
+        are validated once, at construction; each step only checks that they have not been moved. `None` in place of an
+        array leaves that parameter as it is, always.
 
     Raises
     ------

@@ -34,7 +34,7 @@ ROUNDED: Final = (
 
 
 def rounds(param: Array, states: Iterable[Any], master: Array | None) -> bool:
-    """Whether a step rounds by chance, where it is asked to, anything of one parameter."""
+    """Whether a step rounds stochastically, where it is asked to, anything of one parameter."""
     return (is_16_bit(param) and master is None) or any(
         isinstance(state, tuple) or (state is not None and is_16_bit(state)) for state in states
     )
@@ -106,7 +106,7 @@ def unused_options(
     errors: dict[str, Exception] = {}
     chosen, wide = options["state_dtype"], [name for name, param in params.items() if param.dtype.itemsize == 8]
     if chosen is not None and not states:
-        errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} is for states, and it keeps none")
+        errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} has no effect: it keeps no state")
     elif chosen is not None and wide:
         words = f"params{wide[0]} is float64, whose states are too; leave out state_dtype"
         errors["state_dtype"] = TypeError(f"{owner}: {words}")
