@@ -1,6 +1,6 @@
 // THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
-// namespace and always inlined, so that nothing compiled for one instruction set can be linked into another's code (a
-// test reads the symbols).
+// namespace, and inlined or called from there alone, so that nothing compiled for one instruction set can be linked
+// into another's code (a test reads the symbols).
 #include "cpu/access.h"
 #include "cpu/kernel.h"
 

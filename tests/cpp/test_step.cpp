@@ -223,6 +223,21 @@ TEST(a_step_may_be_skipped_where_the_norm_is_not_finite) {
   CHECK(stepper.step_count() == 4 && std::isnan(p.values[7]) && p.values[8] == p.values[9]);
 }
 
+// Where registers are wide, each line of the table of combinations has a kernel, and for each combination there is one.
+TEST(combinations_have_kernels_where_registers_are_wide) {
+  const rules::Key key = step::key_of(step::rule_number("adam"), adam_options(), Compute::kFloat);
+  for (const std::string& isa : cpu::supported_isas()) {
+    cpu::use_isa(isa);
+    const cpu::Kernels& kernels = cpu::find_kernels(key);
+    for (const cpu::StoredKernel& one : kernels.stored) {
+      CHECK((one.kernel == nullptr) == (isa == "baseline"));
+      const auto same = [&](const cpu::StoredKernel& other) { return other.storage == one.storage; };
+      CHECK(isa == "baseline" || std::count_if(std::begin(kernels.stored), std::end(kernels.stored), same) == 1);
+    }
+  }
+  cpu::use_isa("");
+}
+
 TEST(random_words_are_those_of_the_authors) {
   const auto same = [](FourWords a, FourWords b) {
     return a.w0 == b.w0 && a.w1 == b.w1 && a.w2 == b.w2 && a.w3 == b.w3;
