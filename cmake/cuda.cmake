@@ -68,8 +68,8 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/step/cuda_state.cpp
   csrc/step/on_cuda.cpp)
 target_link_libraries(_cuda PRIVATE gradstep_core)
-  # Where a compiler links the standard library statically, its symbols are not shown either.
-  target_link_options(_cuda PRIVATE -Wl,--exclude-libs,ALL)
+# Where a compiler links the standard library statically, its symbols are not shown either.
+target_link_options(_cuda PRIVATE -Wl,--exclude-libs,ALL)
 install(TARGETS _cuda LIBRARY DESTINATION gradstep)
 
 if(build STREQUAL "EMULATED")

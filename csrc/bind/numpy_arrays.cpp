@@ -9,13 +9,16 @@ namespace py = pybind11;
 namespace gradstep::bind {
 namespace {
 
-// NumPy's descriptor of each, in its one native form. That of bfloat16 belongs to a package that need not be installed:
-// it is null until an array brings it.
+// NumPy's descriptor of each, in its one native form. Some belong to ml_dtypes, which need not be installed: they are
+// null until an array brings them.
 PyObject** descriptors() {
   static PyObject** const all = [] {
     static PyObject* of[kDTypeCount] = {};
     for (int i = 0; i < kDTypeCount; ++i) {
-      if (static_cast<DType>(i) != DType::kBFloat16) of[i] = py::dtype(std::string(kDTypes[i].name)).release().ptr();
+      try {
+        of[i] = py::dtype(std::string(kDTypes[i].name)).release().ptr();
+      } catch (const py::error_already_set&) {  // NumPy does not know it
+      }
     }
     return of;
   }();
@@ -61,10 +64,13 @@ int storage_of(PyObject* descriptor) {
     if (known != nullptr && known->type_num == dtype->type_num) return i;
   }
   const auto* const type = reinterpret_cast<const PyTypeObject*>(dtype->typeobj);
-  if (std::strcmp(type->tp_name, "ml_dtypes.bfloat16") != 0) return kDTypeCount;
-  Py_INCREF(descriptor);
-  descriptors()[static_cast<int>(DType::kBFloat16)] = descriptor;
-  return static_cast<int>(DType::kBFloat16);
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (descriptors()[i] != nullptr || type->tp_name != std::string("ml_dtypes.") + kDTypes[i].name) continue;
+    Py_INCREF(descriptor);
+    descriptors()[i] = descriptor;
+    return i;
+  }
+  return kDTypeCount;
 }
 
 }  // namespace

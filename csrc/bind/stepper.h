@@ -231,8 +231,9 @@ class Stepper {
     const bool single = compute_of(param.dtype) == Compute::kFloat;
     if (!py::isinstance<py::tuple>(given)) {
       const Array array = own_like(given, kind, name, param, added, true);
-      const bool native = array.dtype == native_of(compute_of(param.dtype));
-      if (!native && !(single && array.dtype == DType::kBFloat16)) {
+      const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
+      const bool fits = compute_of(array.dtype) == compute_of(param.dtype) && !has_scales(array.dtype);
+      if (!fits || !may_be(array.dtype, role)) {
         throw WrongType(
             added.back().name + " is " + dtype_name(array.dtype) + ", but must be " +
             (single ? "float32 or bfloat16, or a pair of codes and their scales" : "float64, as its parameter is"));
