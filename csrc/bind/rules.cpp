@@ -63,6 +63,19 @@ void register_rules(py::module_& m) {
     }
     return all;
   });
+  m.def("dtypes", [] {
+    constexpr const char* kKinds[] = {"native", "narrow", "blocked"};
+    py::dict all;
+    for (const DTypeInfo& about : kDTypes) {
+      py::dict entry;
+      entry["item_size"] = about.item_size;
+      entry["kind"] = kKinds[static_cast<int>(about.kind)];
+      entry["compute"] = dtype_name(native_of(about.compute));
+      entry["random_bits"] = about.random_bits;
+      all[about.name] = entry;
+    }
+    return all;
+  });
   m.def("kept_states", &kept_states, py::arg("rule"), py::arg("options"));
 }
 

@@ -35,14 +35,28 @@ ROUNDED: Final = (
 
 def rounds(param: Array, states: Iterable[Any], master: Array | None) -> bool:
     """Whether a step rounds stochastically, where it is asked to, anything of one parameter."""
-    return (is_16_bit(param) and master is None) or any(
-        isinstance(state, tuple) or (state is not None and is_16_bit(state)) for state in states
+    return (is_narrow(param) and master is None) or any(
+        isinstance(state, tuple) or (state is not None and is_narrow(state)) for state in states
     )
 
 
-def is_16_bit(array: Array) -> bool:
-    """Whether it is of float16 or bfloat16; of the types of parameters, no other has two bytes."""
-    return array.dtype.itemsize == 2
+DTYPES: Final[dict[str, dict[str, Any]]] = _core.dtypes()
+"""What the core's codecs declare of the types of storage, by NumPy's names."""
+
+
+def about(array: Array) -> dict[str, Any]:
+    """What is declared of an array's type, whatever library the array is of: torch says "torch.float16"."""
+    return DTYPES[str(array.dtype).rpartition(".")[2]]
+
+
+def is_narrow(array: Array) -> bool:
+    """Whether each item is narrower than what it is computed with in, as float16 and bfloat16 are."""
+    return bool(about(array)["kind"] == "narrow")
+
+
+def is_double(array: Array) -> bool:
+    """Whether it is computed with in float64."""
+    return bool(about(array)["compute"] == "float64")
 
 
 def make(
@@ -51,7 +65,7 @@ def make(
     """The arrays to keep for a parameter, by name. `firsts` are the states that are kept, with their first values."""
     kept = {}
     library = library_of(param)
-    double = param.dtype.itemsize == 8
+    double = is_double(param)
     shape = tuple(param.shape)
     coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
     for place, (state, first) in enumerate(firsts.items(), 1):
@@ -68,7 +82,7 @@ def make(
             kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32", place)
             if first:
                 library.fill(kept[state], first)
-    if options["master"] and is_16_bit(param):
+    if options["master"] and is_narrow(param):
         kept[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
         library.assign(kept[MASTER], param)
     return kept
@@ -104,13 +118,13 @@ def unused_options(
 ) -> dict[str, Exception]:
     """Options that have nothing to act on in a group, each with the error that says so."""
     errors: dict[str, Exception] = {}
-    chosen, wide = options["state_dtype"], [name for name, param in params.items() if param.dtype.itemsize == 8]
+    chosen, wide = options["state_dtype"], [name for name, param in params.items() if is_double(param)]
     if chosen is not None and not states:
         errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} has no effect: it keeps no state")
     elif chosen is not None and wide:
         words = f"params{wide[0]} is float64, whose states are too; leave out state_dtype"
         errors["state_dtype"] = TypeError(f"{owner}: {words}")
-    halves = any(is_16_bit(param) for param in params.values())
+    halves = any(is_narrow(param) for param in params.values())
     if options["master"] and not halves:
         errors["master"] = ValueError(
             f"{owner}: master=True is for float16 and bfloat16 parameters, and there are none"
