@@ -16,8 +16,15 @@ function(gradstep_isa name)
   add_library(kernels_${name} OBJECT csrc/cpu/kernels.cpp csrc/cpu/conversions.cpp)
   target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
   # Its loops are vectors already; vectorizing what is left over would only make it three times as large.
-  set_source_files_properties(csrc/cpu/kernels.cpp PROPERTIES
-    COMPILE_OPTIONS "-fno-tree-vectorize;-fno-unswitch-loops")
+  set(options -fno-tree-vectorize -fno-unswitch-loops)
+  if(GRADSTEP_SANITIZE)
+    # All checks of hundreds of kernels, optimized fully, would take a quarter of an hour to compile.
+    list(APPEND options -O1 -fno-sanitize=alignment,null,pointer-overflow,object-size)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      list(APPEND options --param=asan-instrumentation-with-call-threshold=0)
+    endif()
+  endif()
+  set_source_files_properties(csrc/cpu/kernels.cpp PROPERTIES COMPILE_OPTIONS "${options}")
   # An interface library of its own, because a target's own options would come before the baseline's, and lose.
   add_library(isa_${name} INTERFACE)
   target_compile_options(isa_${name} INTERFACE ${ROW_FLAGS})
