@@ -13,11 +13,11 @@ inline constexpr int kWarps = 4;
 static_assert(kChunk % (kWarps * kBlock) == 0);
 
 // Thread blocks that shall fit on a multiprocessor at once. No more than registers allow: the compiler would spill some
-// to fit one more. Chosen by its report for sm_90, not by times.
+// to fit one more. Chosen by its reports for sm_75 to sm_120, not by times.
 template <class ElementUpdate>
 constexpr bool kHasThreeStates = ElementUpdate::keeps(1) && ElementUpdate::keeps(2);
 template <class ElementUpdate>
-constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double)  ? 3
+constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double)  ? (kHasThreeStates<ElementUpdate> ? 2 : 3)
                      : kHasThreeStates<ElementUpdate>                     ? 4
                      : ElementUpdate::keeps(1) || ElementUpdate::keeps(2) ? 5
                                                                           : 8;
