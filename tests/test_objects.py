@@ -134,8 +134,11 @@ def test_every_conversion_is_vectorized_at_full_width(isa):
     products = re.compile(rf"{v}pmul(udq|lq)\s.*%{register}\d")
     for codec in ("Float16", "BFloat16", "Q8<signed char>", "Q8<unsigned char>"):
         for direction in ("decode", "encode"):
-            code = [line for name in found if codec_of(name) == codec and direction in name for line in found[name]]
-            assert any(map(moves.match, code)), f"{direction} {codec} has no {moves.pattern}"
+            names = [name for name in found if codec_of(name) == codec and direction in name]
+            own = [name for name in names if not any(line.startswith("call") for line in found[name])]
+            assert own, f"{direction} {codec}"
+            for name in own:  # the others call these
+                assert any(map(moves.match, found[name])), f"{name} has no {moves.pattern}"
     draws = [name for name in found if "::draw" in name]
     assert draws
     for name in draws:

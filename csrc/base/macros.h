@@ -1,6 +1,6 @@
 #pragma once
 
-// ElementUpdate code is always inlined: a shared inline function compiled for AVX-512 must never be the copy that the
+// Code for one element is always inlined: a shared inline function compiled for AVX-512 must never be the copy that the
 // linker keeps for older machines.
 #if defined(__CUDACC__)
 #define GS_INLINE __forceinline__ __host__ __device__

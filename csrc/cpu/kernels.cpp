@@ -7,6 +7,18 @@
 namespace gradstep::cpu {
 namespace {
 
+// Updates the elements at place j of a run: a register of them, or one, which is what V is.
+template <class V, class ElementUpdate, class P, class G, class C, class... S>
+GS_INLINE void update_at(std::int64_t j, const ElementUpdate& element, P& p, const G& g, C& copy, S&... states) {
+  const auto apply = [&](V w, V gradient, auto... x) GS_ALWAYS_INLINE {
+    element(w, gradient, x...);
+    p.store(j, w);
+    (states.store(j, x), ...);
+    copy.store(j, w);
+  };
+  apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
+}
+
 // Parameter, gradient, copy and states move together: each register of elements is decoded, updated and encoded.
 template <class ElementUpdate, class P, class G, class C, class... S>
 GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g,
@@ -16,16 +28,8 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
   constexpr std::int64_t kRun = kInRuns ? kGroup : kPrefetchRun<T>;
   constexpr std::int64_t kReach = kRun + kPrefetchDistance / (kInRuns ? 1 : static_cast<std::int64_t>(sizeof(T)));
 
-  const auto update = [&](auto type, std::int64_t j) GS_ALWAYS_INLINE {
-    using V = decltype(type);
-    const auto apply = [&](V w, V gradient, auto... x) GS_ALWAYS_INLINE {
-      element(w, gradient, x...);
-      p.store(j, w);
-      (states.store(j, x), ...);
-      copy.store(j, w);
-    };
-    apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
-  };
+  const auto update = [&](auto type, std::int64_t j)
+                          GS_ALWAYS_INLINE { update_at<decltype(type)>(j, element, p, g, copy, states...); };
   const auto enter = [&](std::int64_t i) GS_ALWAYS_INLINE {
     p.enter(i, end), g.enter(i, end), copy.enter(i, end), (states.enter(i, end), ...);
   };
@@ -50,11 +54,10 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
   }
 }
 
-constexpr bool is_none(None) { return true; }
 template <class Codec>
-constexpr bool is_none(Codec) {
-  return false;
-}
+constexpr bool kIsNone = false;
+template <>
+constexpr bool kIsNone<None> = true;
 
 GS_INLINE NoStream open(None, std::byte* const*, const StoredStreams*, float*, int) { return {}; }
 template <class Codec>
@@ -64,16 +67,6 @@ GS_INLINE Access<Codec> open(Codec, std::byte* const* streams, const StoredStrea
   } else {
     return {streams[s], stored->scales[s], stored->noise[s], block};
   }
-}
-
-template <bool kKept, class T>
-GS_INLINE T load_if_kept(const T* state, std::int64_t i) {
-  if constexpr (kKept) return state[i];
-  return T(0);
-}
-template <bool kKept, class T>
-GS_INLINE void store_if_kept(T* state, std::int64_t i, T x) {
-  if constexpr (kKept) state[i] = x;
 }
 
 template <class Codec, bool kKept>
@@ -104,6 +97,15 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   using State = typename IfKept<typename How::States::template Of<ElementUpdate::non_negative(place)>,
                                 ElementUpdate::keeps(place)>::Type;
 
+  // f(parameter, gradient, copy, states...), each a way to read and write its stream.
+  template <class F>
+  GS_INLINE static void open_all(std::byte* const* streams, const StoredStreams* stored, float (*blocks)[kBlock],
+                                 const F& f) {
+    const auto stream = [=](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, blocks[s], s); };
+    f(stream(typename How::Parameter{}, kParameter), stream(typename How::Gradient{}, kGradient),
+      stream(typename How::Copy{}, kCopy), stream(State<k>{}, kFirstState + k)...);
+  }
+
   static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
                   const StoredStreams* stored) {
     if constexpr (How::kNative) {
@@ -116,25 +118,19 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   GS_INLINE static void run_few(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end) {
     using T = typename ElementUpdate::T;
     const auto& update = *static_cast<const ElementUpdate*>(element);
-    const auto at = [=](int s) GS_ALWAYS_INLINE { return reinterpret_cast<T*>(streams[s]); };
-    GS_UNROLL(1)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto apply = [&](T w, T gradient, auto... x) GS_ALWAYS_INLINE {
-        update(w, gradient, x...);
-        at(kParameter)[i] = w;
-        (store_if_kept<ElementUpdate::keeps(k)>(at(kFirstState + k), i, x), ...);
-      };
-      apply(at(kParameter)[i], at(kGradient)[i], load_if_kept<ElementUpdate::keeps(k)>(at(kFirstState + k), i)...);
-    }
+    open_all(streams, nullptr, nullptr, [&](auto p, auto g, auto copy, auto... states) GS_ALWAYS_INLINE {
+      p.enter(0, end), g.enter(0, end), (states.enter(0, end), ...);
+      GS_UNROLL(1)
+      for (std::int64_t i = begin; i < end; ++i) update_at<T>(i, update, p, g, copy, states...);
+    });
   }
 
   GS_CALLED void run_many(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end,
                           bool prefetches, const StoredStreams* stored) {
     alignas(64) float blocks[kMaxStreams][kBlock];
-    const auto stream = [&](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, blocks[s], s); };
-    loop(*static_cast<const ElementUpdate*>(element), begin, end, prefetches,
-         stream(typename How::Parameter{}, kParameter), stream(typename How::Gradient{}, kGradient),
-         stream(typename How::Copy{}, kCopy), stream(State<k>{}, kFirstState + k)...);
+    open_all(streams, stored, blocks, [&](auto... all) GS_ALWAYS_INLINE {
+      loop(*static_cast<const ElementUpdate*>(element), begin, end, prefetches, all...);
+    });
   }
 
   static constexpr StoredKernel stored() {
@@ -142,7 +138,7 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
     bool native = true, to_nearest = false;
     const auto add = [&](auto codec, int s) {
       using Codec = decltype(codec);
-      if constexpr (!is_none(Codec{})) {
+      if constexpr (!kIsNone<Codec>) {
         storage = with_stream(storage, s, kDTypeOf<Codec>);
         native = native && Codec::kKind == CodecKind::kNative;
         if constexpr (Codec::kKind == CodecKind::kNarrow) {

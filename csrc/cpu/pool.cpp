@@ -96,7 +96,7 @@ struct Job {
   IndexRange* ranges;
   std::size_t threads;
 
-  // Relaxed is enough: the counters range out indices, and the pool's mutex orders what the tasks read and wrote.
+  // Relaxed is enough: the counters share out indices, and the pool's mutex orders what the tasks read and wrote.
   void work(std::size_t home) {
     run_range(ranges[home]);
     const auto none_left = [this] {

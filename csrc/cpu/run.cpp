@@ -114,7 +114,7 @@ template <class T>
 bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   const Layout* const layout = job.layout;
-  if (layout->shape.back() < kRowWorthACall || !layout->native()) return false;
+  if (layout->shape.back() < kRowWorthACall || !layout->native) return false;
   int which[kMaxStreams], strided = 0;
   std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
   for (int s = 0; s < kMaxStreams; ++s) {
@@ -263,7 +263,7 @@ void run_tiles(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int
 
 // The kernel that decodes and encodes in registers what is stored so; null: there is none.
 Kernel find_stored(const TensorJob& job, const Kernels& kernels) {
-  if (!job.layout->packed()) return nullptr;
+  if (!job.layout->packed) return nullptr;
   for (const StoredKernel& stored : kernels.stored) {
     if (stored.storage == job.layout->storage && !(stored.to_nearest && job.update->stochastic)) return stored.kernel;
   }

@@ -6,6 +6,7 @@
 #include "base/bits.h"
 #include "base/macros.h"
 #include "base/subnormals.h"
+#include "rules/moments.h"
 
 #if defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>

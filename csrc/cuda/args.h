@@ -25,7 +25,7 @@ struct Chunk {
 struct TensorDesc {
   std::byte* streams[kMaxStreams];  // null: there is none
   float* scales[kMaxStreams];
-  // Where streams are strided: the strided_layout's rank, its shape, and each stream's strides in bytes. Else null.
+  // Where streams are strided: the rank and shape of the walk, and each stream's strides in bytes. Else null.
   const std::int64_t* strided_layout;
   DType dtypes[kMaxStreams];
   std::uint8_t item_sizes[kMaxStreams];

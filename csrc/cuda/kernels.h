@@ -1,7 +1,7 @@
 #pragma once
 
 // The kernels: one for tensors of the type that a rule computes in, and one for those of which something is stored in
-// another. Both strided_layout a chunk block by block, a warp to a block.
+// another. Both go through a chunk block by block, a warp to a block.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -16,7 +16,7 @@
 namespace gradstep::cuda {
 namespace {
 
-// Whether a rule strided_layouts along a stream: a state only where it keeps it, and of what it does not read, nothing.
+// Whether a rule walks along a stream: a state only where it keeps it, and of what it does not read, nothing.
 template <class ElementUpdate, int s>
 constexpr bool kWalks = kStreams[s].read && (!is_state(s) || ElementUpdate::keeps(s - kFirstState));
 
@@ -25,7 +25,7 @@ GS_DEVICE void each_number(const Visit& visit, std::integer_sequence<int, s...>)
   (visit(std::integral_constant<int, s>()), ...);
 }
 
-// visit(stream), the number as a type, for each that a rule strided_layouts along.
+// visit(stream), the number as a type, for each that a rule walks along.
 template <class ElementUpdate, class Visit>
 GS_DEVICE void each_stream(const Visit& visit) {
   each_number(

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -20,15 +19,11 @@ struct Layout {
   float* scales[kMaxStreams] = {};  // of the blocks, where the type has scales
   StorageKey storage = kNoStreams;  // dtypes of the streams that there are
   std::uint32_t tensor = 0;         // its number among the optimizer's, for random bits
+  bool native = true;               // whether all streams are stored as they are computed in,
+  bool packed = true;               // and whether none is strided
 
-  bool native() const {
-    return std::all_of(std::begin(dtypes), std::end(dtypes), [](DType dtype) { return is_native(dtype); });
-  }
-  bool packed() const {
-    return std::all_of(std::begin(strides), std::end(strides), [](const auto& s) { return s.empty(); });
-  }
   // Whether a kernel can work on every stream where it lies.
-  bool plain() const { return native() && packed(); }
+  bool plain() const { return native && packed; }
 };
 
 // What is done around a rule.

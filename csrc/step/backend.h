@@ -35,8 +35,8 @@ class Backend {
 
   // Adds a tensor, with its clock before the first step; none after a step.
   virtual void add_tensor(const TensorInfo& info, const rules::Clock& clock) = 0;
-  // Says where a tensor's streams are, but for the gradient, and how all lie; and how the gradient lies for the norm,
-  // which goes along it in the order of its indices.
+  // Says where a tensor's streams are, but for the gradient, and how all lie; and, where there is a pass over
+  // gradients, how the gradient lies for the norm, which goes along it in the order of its indices.
   virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) = 0;
 
   // Takes a step with these gradients, one for each tensor; null: the tensor takes no part. Where it throws, nothing

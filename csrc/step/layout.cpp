@@ -50,6 +50,8 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
     const Array walked{arrays[s]->data, arrays[s]->dtype, static_cast<int>(layout.shape.size()), layout.shape.data(),
                        layout.strides[s].data()};
     if (is_packed(walked)) layout.strides[s].clear();
+    layout.packed = layout.packed && layout.strides[s].empty();
+    layout.native = layout.native && is_native(arrays[s]->dtype);
     layout.dtypes[s] = arrays[s]->dtype;
     layout.storage = with_stream(layout.storage, s, arrays[s]->dtype);
     layout.scales[s] = arrays[s]->scales;

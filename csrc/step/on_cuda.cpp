@@ -9,7 +9,7 @@
 
 namespace gradstep::step {
 
-OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout) : narrow(!layout.native()) {
+OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout) : narrow(!layout.native) {
   for (int s = 0; s < kMaxStreams; ++s) {
     desc.streams[s] = streams[s];
     desc.scales[s] = layout.scales[s];
@@ -60,7 +60,7 @@ void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout la
   uploaded_ = false;
 }
 
-// What does not change from step to step, the strided_layouts first, to which descs point.
+// What does not change from step to step, the strided layouts first, to which descriptions point.
 void OnCuda::upload(bool with_sums) {
   if (uploaded_ && (has_sums_ || !with_sums)) return;
   has_sums_ = has_sums_ || with_sums;

@@ -90,9 +90,14 @@ void Stepper::set_skip_nonfinite(bool on) {
 }
 
 void Stepper::set_gradient_pass(const PassOptions& asked) {
+  const bool begins = asked.asks() && !asked_.asks();
   backend_->set_gradient_pass(asked);
   has_pass_ = has_pass_ && asked.asks();
   asked_ = asked;
+  for (std::size_t i = 0; begins && i < tensors_.size(); ++i) {
+    const KeptArray gradient = tensors_[i].streams[kGradient];
+    set_layout(i, gradient.view());
+  }
 }
 
 std::optional<double> Stepper::grad_norm() {
@@ -146,7 +151,7 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad) {
   slot.strides = t.streams[kGradient].strides.data();
   slot.dtype = grad.dtype;
   slot.aligned = aligned(grad);
-  backend_->set_layout(tensor, places, std::move(layout), norm_layout(grad));
+  backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad) : Layout{});
 }
 
 void Stepper::begin() {
