@@ -4,8 +4,8 @@
 
 #include "base/macros.h"
 
-// The bits of numbers. Rules and codecs are written for one number; cpu/simd.h has the same functions for vectors,
-// which argument-dependent lookup finds.
+// Operations on the bits of scalars. Rules and codecs are written for scalars; cpu/simd.h overloads the same functions
+// for vectors, and argument-dependent lookup finds those.
 namespace gradstep {
 
 static_assert(sizeof(float) == 4 && sizeof(double) == 8, "floats and doubles are IEEE binary32 and binary64");

@@ -8,8 +8,8 @@
 
 namespace gradstep {
 
-// IEEE arithmetic while it lives: to nearest even, subnormals kept. A library that was built with -ffast-math may have
-// set this thread, or not, to flush them; the caller's mode comes back afterwards.
+// Sets IEEE arithmetic (round to nearest even, subnormals kept) for the lifetime of the object and restores the
+// caller's mode afterwards. A library built with -ffast-math may have set this thread to flush subnormals.
 class IeeeMode {
  public:
 #if defined(__x86_64__)

@@ -11,7 +11,7 @@ struct FourWords {
 };
 
 // Philox4x32-7 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011): four random words
-// from a counter of four and a key of two. Seven rounds are the fewest that pass BigCrush.
+// from a counter of four words and a key of two. Seven rounds are the fewest that pass BigCrush.
 GS_INLINE FourWords philox(FourWords c, std::uint32_t key0, std::uint32_t key1) {
   GS_UNROLL(7)
   for (int round = 0; round < 7; ++round) {

@@ -4,10 +4,10 @@
 
 #include "base/macros.h"
 
-// Powers from + - * / alone: libm's pow and exp differ in their last bits from machine to machine.
+// Powers computed with + - * / only: libm's pow and exp differ in their last bits from machine to machine.
 namespace gradstep {
 
-// base to a whole power, by repeated squaring.
+// base ** n for n >= 0, by repeated squaring.
 GS_INLINE double power(double base, std::int64_t n) {
   double result = 1;
   for (; n > 0; n /= 2, base = base * base) {
@@ -16,7 +16,7 @@ GS_INLINE double power(double base, std::int64_t n) {
   return result;
 }
 
-// 0.96 ** x for x >= 0, Nadam's momentum schedule: the whole part is a power, the fraction a Taylor series.
+// 0.96 ** x for x >= 0, Nadam's momentum schedule: a power for the integer part, a Taylor series for the fraction.
 GS_INLINE double momentum_schedule(double x) {
   if (x > 1e6) return 0;
   const auto whole = static_cast<std::int64_t>(x);

@@ -4,14 +4,15 @@
 
 #include "base/bits.h"
 
-// What counts as zero where subnormals are flushed.
+// Thresholds below which values are flushed to zero.
 namespace gradstep {
 
-// The square of a gradient from here on is normal, also where a moment takes no more than a thousandth of it.
+// The square of a gradient of at least this magnitude is normal, even after multiplication by a moment's weight of
+// 1/1000.
 template <class T>
 inline constexpr T kLeastGradient = static_cast<T>(sizeof(T) == sizeof(float) ? 0x1p-56 : 0x1p-500);
 
-// States from here on are normal.
+// The smallest normal number.
 template <class T>
 inline constexpr T kLeastState = static_cast<T>(sizeof(T) == sizeof(float) ? 0x1p-126 : 0x1p-1022);
 
