@@ -25,7 +25,7 @@ struct AdaDelta {
     template <class V>
     GS_INLINE void operator()(V& p, V g, V& a, V& u) const {
       a = blend(rho, a, one_minus_rho, square(g));
-      const V d = root((u + eps) / (a + eps)) * g;  // one root for the two of the paper
+      const V d = root((u + eps) / (a + eps)) * g;  // one root of a quotient; the paper takes two roots
       u = blend(rho, u, one_minus_rho, square(d));
       p = p - rate * d;
     }

@@ -12,10 +12,10 @@
 
 namespace gradstep::rules {
 
-// THE list of rules. Dispatch, bindings, tests, benchmarks and docs enumerate it; a rule's number is its place here.
+// THE list of rules. Dispatch, bindings, tests, benchmarks and docs enumerate it; a rule's number is its index here.
 using All = List<Sgd, Momentum, Nag, AdaGrad, RMSProp, AdaDelta, Adam, Nadam>;
 
-// One compiled update: which rule, which of its variants, with or without L2 and flushing, in which compute type.
+// Identifies one compiled update: rule, variant, L2, flushing and compute type.
 struct Key {
   int rule;
   unsigned variant;
@@ -28,7 +28,7 @@ struct Key {
   }
 };
 
-// From a run-time number to the compile-time rule: returns f.visit<Rule>().
+// Dispatches a run-time rule number to the compile-time rule: returns f.visit<Rule>().
 GS_HOST_FUNCTIONS template <class F, class First, class... Rest>
 GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
   if constexpr (sizeof...(Rest) > 0) {
@@ -37,7 +37,7 @@ GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
   return f.template visit<First>();
 }
 
-// What visit() instantiates: where a device's memory is the limit, one instantiation that flushes serves both.
+// What visit() instantiates. On devices, where code size is limited, one flushing instantiation serves both cases.
 enum class Flushing { kAsKeyed, kAlways };
 
 template <Flushing kFlushing, class F>
@@ -68,7 +68,7 @@ struct VisitElementUpdate {
   }
 };
 
-// From a run-time key to the compile-time update: returns f.visit<ElementUpdate<...>>().
+// Dispatches a run-time key to the compile-time update: returns f.visit<ElementUpdate<...>>().
 GS_HOST_FUNCTIONS template <Flushing kFlushing = Flushing::kAsKeyed, class F>
 GS_INLINE auto visit(const Key& key, const F& f) {
   return visit_rule(key.rule, VisitElementUpdate<kFlushing, F>{key, f}, All{});

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <math.h>  // the C functions: GCC and Clang turn sqrtf into one instruction
+#include <math.h>  // sqrtf from C compiles to one instruction with GCC and Clang
 
 #include "base/bits.h"
 
-// The vocabulary of the rules. Every line is one operation after the other, as docs/numerics.md writes it. T is the
-// type of scalars, and V that of elements: T itself, or on a CPU a vector of them.
+// Building blocks of the rules. Each applies its operations in the order that docs/numerics.md gives. T is the type of
+// scalars and V that of elements: T itself, or a vector of T on a CPU.
 namespace gradstep::rules {
 
 GS_INLINE float root(float x) { return sqrtf(x); }
@@ -16,13 +16,13 @@ GS_INLINE V square(V x) {
   return x * x;
 }
 
-// A moment that forgets: keep * moment + take * x.
+// Exponential moving average: keep * moment + take * x.
 template <class T, class V>
 GS_INLINE V blend(T keep, V moment, T take, V x) {
   return keep * moment + take * x;
 }
 
-// NaN in the newcomer wins, so that it is not hidden.
+// A NaN `newcomer` is returned, so that NaN is not hidden.
 template <class V>
 GS_INLINE V larger(V kept, V newcomer) {
   return select(kept >= newcomer, kept, newcomer);

@@ -4,7 +4,7 @@
 
 namespace gradstep::rules {
 
-// The heavy ball (Polyak, 1964).
+// Heavy-ball momentum (Polyak, 1964).
 struct Momentum {
   static constexpr const char* kName = "momentum";
   static constexpr State kStates[] = {{"momentum_buffer"}};

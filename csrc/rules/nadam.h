@@ -14,7 +14,7 @@ struct Nadam {
   using Variants = Values<0b11>;
   static unsigned variant(const Options&) { return 0b11; }
 
-  // The momentum of step i; constant where momentum_decay is None.
+  // The momentum of step i; constant if momentum_decay is None.
   GS_INLINE static double mu(const Options& o, std::int64_t i) {
     if (o.momentum_decay != o.momentum_decay) return o.beta1;
     return o.beta1 * (1 - 0.5 * momentum_schedule(static_cast<double>(i) * o.momentum_decay));

@@ -9,7 +9,7 @@ struct Nag {
   static constexpr const char* kName = "nag";
   static constexpr State kStates[] = {{"momentum_buffer"}};
   GS_OPTIONS(lr, momentum, lr_in_velocity, lookahead);
-  static constexpr unsigned kLookahead = 1u << kMaxStates;  // the gradient was taken at the point ahead
+  static constexpr unsigned kLookahead = 1u << kMaxStates;  // the gradient was evaluated at the lookahead point
   using Variants = Values<0b1, 0b1 | kLookahead>;
   static unsigned variant(const Options& o) { return o.lookahead != 0 ? 0b1 | kLookahead : 0b1; }
 

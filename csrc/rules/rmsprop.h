@@ -36,7 +36,7 @@ struct RMSProp {
       V variance = s;
       if constexpr (kVariant & kCentered) {
         m = blend(rho, m, one_minus_rho, g);
-        variance = non_negative(s - square(m));  // rounding may take it below zero
+        variance = non_negative(s - square(m));  // rounding may make the difference negative
       }
       const V u = g / (root(variance + eps_root) + eps);
       if constexpr (kVariant & kMomentum) {

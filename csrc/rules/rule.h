@@ -8,48 +8,50 @@
 #include "rules/moments.h"
 
 // clang-format off
-// What a rule supplies. It knows one element, and nothing of storage, threads, devices or Python:
+// Requirements on a rule. A rule describes the update of one element and is independent of storage, threads, devices and
+// Python:
 //
 //   struct X {
 //     static constexpr const char* kName = "x";
-//     // Its states; {{nullptr}} where it has none.
+//     // Its states; {{nullptr}} if it has none.
 //     static constexpr State kStates[] = {{"first"}, {"second", kNonNegative}, ...};
-//     // Its scalars; left out where it has none.
+//     // Its scalars; omitted if it has none.
 //     static constexpr Scalar kScalars[] = {{"first", 1}, ...};
 //     // Its options, all double; lr is one of them.
 //     GS_OPTIONS(lr, ...);
-//     // The instantiations worth having, and which of them these options need. Bit k: state k is kept; higher bits are its own.
+//     // The variants to instantiate, and the one that these options require. Bit k: state k is kept; the rule defines
+//     // the higher bits.
 //     using Variants = Values<...>;
 //     static unsigned variant(const Options& o);
-//     // The scalars of one step, rounded once to T, and one element's update. A state that is not kept is a dummy. V is
-//     // T, or on a CPU a vector of T: use + - * / and rules/moments.h alone.
+//     // The scalars of one step, rounded once to T, and the update of one element. A state that is not kept is a dummy
+//     // argument. V is T, or a vector of T on a CPU: use only + - * / and rules/moments.h.
 //     template <class T, unsigned kVariant> struct Update {
 //       GS_INLINE Update(const Options& o, Clock& clock);
 //       template <class V> GS_INLINE void operator()(V& p, V g, V& first, ...) const;
 //     };
 //   };
 //
-// docs/numerics.md writes the same arithmetic operation by operation.
+// docs/numerics.md documents the same arithmetic operation by operation.
 // clang-format on
 namespace gradstep::rules {
 
 inline constexpr int kMaxStates = 3;
 inline constexpr int kMaxScalars = 1;
 
-// A state's name, and whether it can be below zero: an 8-bit code spends a bit on that.
+// A state. The 8-bit codec of a state that is never negative has no sign bit.
 struct State {
   const char* name;
   bool non_negative = false;
 };
 inline constexpr bool kNonNegative = true;
 
-// A number from 0 to 1 that each tensor carries from step to step, and what it is before the first.
+// A number in [0, 1] that each tensor carries from step to step; `first` is its value before the first step.
 struct Scalar {
   const char* name;
   double first;
 };
 
-// Options are doubles whose names the extension reports; a bool is 0 or 1, and None is NaN.
+// Options are doubles; the extension reports their names. A bool is 0 or 1, None is NaN.
 #define GS_OPTIONS(...)                                  \
   struct Options {                                       \
     double __VA_ARGS__;                                  \
@@ -62,22 +64,21 @@ struct Values {};
 template <class... Rules>
 struct List {};
 
-// What a step's scalars depend on besides options.
+// The inputs of a step's scalars other than options.
 struct Clock {
-  std::int64_t t;               // this tensor's step number, 1 at its first
-  double scalars[kMaxScalars];  // the rule's, in its order
+  std::int64_t t;               // this tensor's step number; the first step has t = 1
+  double scalars[kMaxScalars];  // in the order of the rule's kScalars
 };
 
-// Options that all rules have.
+// Options common to all rules.
 struct Common {
   GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
 };
 
-inline constexpr std::size_t kMaxElementUpdate = 128;  // bytes of an ElementUpdate
-inline constexpr int kMaxOptions = 24;                 // of a rule and of all together
+inline constexpr std::size_t kMaxElementUpdate = 128;  // upper bound on sizeof(ElementUpdate)
+inline constexpr int kMaxOptions = 24;                 // of a rule, the common ones included
 
-// The whole update of one element, in the order in which its parts are applied. `Compute` is the type of its scalars; V
-// is that type, or a vector of it.
+// The complete update of one element. `Compute` is the type of its scalars; V is Compute or a vector of it.
 template <class Rule, class Compute, unsigned kVariant, bool kL2, bool kFlush>
 struct ElementUpdate {
   using T = Compute;
@@ -89,10 +90,10 @@ struct ElementUpdate {
   static constexpr bool non_negative(int state) { return Rule::kStates[state].non_negative; }
 
   T scale, l2, decay;
-  T least_gradient, least_state;  // 0: nothing is flushed
+  T least_gradient, least_state;  // 0 disables flushing
   typename Rule::template Update<T, kVariant> update;
 
-  // Gradients are multiplied by `factor` before all else.
+  // Gradients are multiplied by `factor` before anything else.
   GS_INLINE ElementUpdate(const Common::Options& c, const Options& o, Clock& clock, double factor)
       : scale((c.maximize != 0 ? T(-1) : T(1)) * static_cast<T>(factor)),
         l2(static_cast<T>(c.l2)),
