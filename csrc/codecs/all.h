@@ -8,7 +8,7 @@
 #include "codecs/native.h"
 #include "codecs/q8.h"
 
-// THE list of storage types: X(enumerator, codec). Their order is the value of the enumerator, and nothing else.
+// THE list of storage types: X(enumerator, codec). The order defines the enumerators' values and has no other meaning.
 #define GS_CODECS(X)     \
   X(kFloat32, Float32)   \
   X(kFloat64, Float64)   \
@@ -25,14 +25,14 @@ enum class DType : std::uint8_t {
 #undef GS_ENUMERATOR
 };
 
-// What the rest of the project asks of a storage type: what its codec declares.
+// A storage type as its codec declares it.
 struct DTypeInfo {
   const char* name;  // NumPy's
   std::int64_t item_size;
   CodecKind kind;
   unsigned roles;
   int random_bits;
-  Compute compute;  // what rules compute in on it
+  Compute compute;  // the type that rules compute in
 };
 
 inline constexpr DTypeInfo kDTypes[] = {
@@ -52,12 +52,12 @@ GS_CODECS(GS_DTYPE_OF)
 
 inline constexpr int kDTypeCount = sizeof(kDTypes) / sizeof(kDTypes[0]);
 
-// The elements that share a scale, in the order of the tensor's indices.
+// The number of elements that share a scale, in the order of the tensor's indices.
 inline constexpr std::int64_t kBlock = 256;
 constexpr std::int64_t blocks_of(std::int64_t elements) { return (elements + kBlock - 1) / kBlock; }
 
-// What kernels ask of a type that is not a constant, as words of bits. In a device's code the list can be indexed by a
-// constant alone: elsewhere nvcc puts a trap in its place, and inside of a constexpr function it does not even warn.
+// Properties of run-time types packed into constants. Device code can index the list only with a constant: otherwise
+// nvcc replaces the access with a trap, and inside a constexpr function it does not warn.
 constexpr unsigned types_of(CodecKind kind) {
   unsigned bits = 0;
   for (int i = 0; i < kDTypeCount; ++i) bits |= static_cast<unsigned>(kDTypes[i].kind == kind) << i;
@@ -83,10 +83,10 @@ constexpr bool is_native(DType dtype) { return (kNativeTypes >> static_cast<int>
 constexpr bool has_scales(DType dtype) { return (kBlockedTypes >> static_cast<int>(dtype) & 1) != 0; }
 constexpr bool may_be(DType dtype, unsigned role) { return (info(dtype).roles & role) != 0; }
 
-// The type that is as it is computed in.
+// The storage type that equals the compute type.
 constexpr DType native_of(Compute compute) { return compute == Compute::kDouble ? DType::kFloat64 : DType::kFloat32; }
 
-// Whether a stream of a type is rounded stochastically where steps are `asked` to: codes with scales always are.
+// Whether a stream of this type is rounded stochastically if the step is `asked` to; blocked types always are.
 constexpr bool is_stochastic(DType dtype, bool asked) { return has_scales(dtype) || (asked && !is_native(dtype)); }
 
 }  // namespace gradstep

@@ -4,32 +4,32 @@
 
 #include "base/bits.h"
 
-// What a codec declares of itself, and supplies:
+// Requirements on a codec:
 //
 //   struct X {
 //     using Storage = std::uint16_t;                        // an item in memory
-//     static constexpr const char* kName = "x";             // NumPy's
+//     static constexpr const char* kName = "x";             // NumPy's name
 //     static constexpr CodecKind kKind = CodecKind::kNarrow;
-//     static constexpr unsigned kRoles = kAsParameter | ...; // the streams that may be stored so
-//     static constexpr int kRandomBits = 16;                // that rounding a value stochastically takes
-//     static constexpr int kShift = 0;                      // the bits of a Word below the item's
-//     template <class Word> static auto decode(Word code);  // to a float,
-//     static Word encode(Float x);                          // to nearest even, and
-//     static Word encode(Float x, Word random);             // stochastically
-//     static constexpr bool kRoundsEitherWay = false;       // whether it has one piece of code for both, bfloat16's
+//     static constexpr unsigned kRoles = kAsParameter | ...; // the streams that may have this type
+//     static constexpr int kRandomBits = 16;                // random bits that stochastic rounding needs
+//     static constexpr int kShift = 0;                      // position of the item's lowest bit in a Word
+//     template <class Word> static auto decode(Word code);  // returns a float
+//     static Word encode(Float x);                          // rounds to nearest even
+//     static Word encode(Float x, Word random);             // rounds stochastically
+//     static constexpr bool kRoundsEitherWay = false;       // true if one encode() does both; see codecs/bfloat16.h
 //   };
 //
-// A Word is a std::uint32_t, and a Float a float; on a CPU they are also vectors of them. Blocked codecs have a scale
-// for each kBlock elements besides; see codecs/q8.h.
+// Word is std::uint32_t and Float is float, or on a CPU vectors of these. Blocked codecs also have one scale per kBlock
+// elements; see codecs/q8.h.
 namespace gradstep {
 
 enum class CodecKind : std::uint8_t {
   kNative,   // the compute type itself
-  kNarrow,   // one value an item
-  kBlocked,  // one value an item, under the scale of its block
+  kNarrow,   // one value per item
+  kBlocked,  // one value per item, relative to the scale of its block
 };
 
-// The streams of a tensor that may be stored in a type.
+// Roles: the streams that may be stored in a type.
 inline constexpr unsigned kAsParameter = 1, kAsGradient = 2, kAsSignedState = 4, kAsNonNegativeState = 8, kAsCopy = 16;
 inline constexpr unsigned kAsState = kAsSignedState | kAsNonNegativeState;
 

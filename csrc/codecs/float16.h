@@ -4,7 +4,7 @@
 
 namespace gradstep::codecs {
 
-// IEEE binary16: ten bits of mantissa, five of exponent.
+// IEEE binary16: a 10-bit mantissa and a 5-bit exponent.
 struct Float16 {
   using Storage = std::uint16_t;
   static constexpr const char* kName = "float16";
@@ -18,11 +18,13 @@ struct Float16 {
   GS_INLINE static auto decode(Word code) {
     const Word u = (code & 0x7fffu) << 13;
     const auto subnormal = float_of(u + (kBias + (1u << 23))) - kLeastNormal;
-    const Word normal = u + select(below(u, 0x7c00u << 13), Word(kBias), Word(2 * kBias));  // else all exponent bits
+    const Word normal =
+        u + select(below(u, 0x7c00u << 13), Word(kBias), Word(2 * kBias));  // infinity and NaN: set all exponent bits
     return float_of(select(below(u, 1u << 23), bits_of(subnormal), normal) | ((code & 0x8000u) << 16));
   }
 
-  // To nearest even. A sum with 1/2 has the unit of subnormals, 2^-24, as its last bit.
+  // Rounds to nearest even. Adding 1/2 rounds a subnormal correctly, because the last bit of the sum is the unit of
+  // subnormals, 2^-24.
   template <class Float>
   GS_INLINE static auto encode(Float x) {
     const auto u = magnitude_of(x);
@@ -30,7 +32,8 @@ struct Float16 {
     return finish(x, subnormal, u + 0xfffu + ((u >> 13) & 1u));
   }
 
-  // Stochastically. A normal number drops 13 bits; a subnormal one counts units of 2^-24, to 16 bits after the point.
+  // Rounds stochastically. A normal number drops 13 bits; a subnormal one is counted in units of 2^-24, with 16 bits
+  // after the binary point.
   template <class Float, class Word>
   GS_INLINE static Word encode(Float x, Word random) {
     const Word u = magnitude_of(x);
@@ -42,7 +45,7 @@ struct Float16 {
   static constexpr std::uint32_t kBias = (127u - 15u) << 23;
   static constexpr float kLeastNormal = 0x1p-14f;
 
-  // Magnitudes fit into signed numbers, which every processor can compare.
+  // Magnitudes fit into signed integers, whose comparison every instruction set has.
   template <class Word>
   GS_INLINE static auto below(Word magnitude, std::uint32_t limit) {
     return as_signed(magnitude) < as_signed(limit);
@@ -52,7 +55,8 @@ struct Float16 {
     return below(magnitude, bits_of(kLeastNormal));
   }
 
-  // From the code that a subnormal has, and the bits, with what rounding added, of which a normal number drops 13.
+  // Selects `subnormal`, the code of a subnormal result, or `rounded`, the bits of a normal one after rounding but
+  // before its 13 low bits are dropped.
   template <class Float, class Word>
   GS_INLINE static Word finish(Float x, Word subnormal, Word rounded) {
     const Word u = magnitude_of(x);

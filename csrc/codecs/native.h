@@ -4,7 +4,7 @@
 
 namespace gradstep::codecs {
 
-// Storage that is the compute type: a kernel works on it where it lies.
+// Storage in the compute type: kernels work on it in place.
 struct Float32 {
   using Storage = float;
   static constexpr const char* kName = "float32";

@@ -4,11 +4,12 @@
 
 #include "base/philox.h"
 
-// Random bits for rounding. A stream of a tensor in one step has a word for each place in a group of 64 elements and
-// one for each group; an element has its two combined by exclusive or. docs/numerics.md says why that is enough.
+// Random bits for stochastic rounding. For each stream of a tensor and each step, one word is drawn per place within a
+// group of 64 elements and one word per group; the random word of an element is the exclusive or of its two.
+// docs/numerics.md explains why that suffices.
 namespace gradstep {
 
-// Whose words they are.
+// Identifies the random words of one stream in one step.
 struct NoiseKey {
   std::uint64_t seed;
   std::uint32_t step, tensor, stream;
@@ -19,13 +20,13 @@ inline constexpr int kPlaceCounters = kGroup / 4;
 
 enum Kind : std::uint32_t { kOfGroup, kOfPlace };
 
-// The upper half of the counters from `first` on, up to where it carries.
+// The second word of the counters from `first` on, up to the next multiple of 2^32.
 GS_INLINE std::uint32_t upper_half(const NoiseKey& key, Kind kind, std::int64_t first) {
   return static_cast<std::uint32_t>(first >> 32) + (key.stream << 24) + (kind << 31);
 }
 
-// The four words of a counter. Those of groups belong to 4 * counter and the three after it; those of places to counter
-// and the three kPlaceCounters, twice and three times that further on.
+// Draws the four words of a counter. For groups, word k belongs to group 4 * counter + k; for places, to place counter
+// + k * kPlaceCounters.
 GS_INLINE FourWords draw(const NoiseKey& key, std::uint32_t counter, std::uint32_t upper) {
   return philox({counter, upper, key.step, key.tensor}, static_cast<std::uint32_t>(key.seed),
                 static_cast<std::uint32_t>(key.seed >> 32));

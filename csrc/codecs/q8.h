@@ -4,9 +4,9 @@
 
 namespace gradstep::codecs {
 
-// One byte an element: a small float of three bits of mantissa, whose exponent counts from that of its block's scale, a
-// power of two. Signed: four bits of exponent and a sign; else five, and none. docs/numerics.md has the format, its
-// error bound, and why no moment becomes zero that is divided by.
+// One byte per element: a small float with a 3-bit mantissa, whose exponent is relative to the scale of its block, a
+// power of two. The signed code has a sign bit and a 4-bit exponent, the unsigned code a 5-bit exponent.
+// docs/numerics.md describes the format and its error bound, and why no moment that is a divisor becomes zero.
 template <class Code>  // std::int8_t, std::uint8_t
 struct Q8 {
   static constexpr bool kSigned = static_cast<Code>(-1) < 0;
@@ -14,26 +14,27 @@ struct Q8 {
   static constexpr const char* kName = kSigned ? "int8" : "uint8";
   static constexpr CodecKind kKind = CodecKind::kBlocked;
   static constexpr unsigned kRoles = kSigned ? kAsSignedState : kAsNonNegativeState;
-  static constexpr int kRandomBits = 20;  // as many as are dropped
+  static constexpr int kRandomBits = 20;  // the number of dropped bits
 
-  // The scale of a block whose largest finite magnitude has these bits: so great that it rounds to no more than the
-  // top, 1.875 scales.
+  // The scale of a block whose largest finite magnitude has these bits: large enough that this magnitude rounds to at
+  // most the largest code, 1.875 scales.
   GS_INLINE static float scale(std::uint32_t largest) {
     const std::uint32_t u = (largest + 0x0fffff) & kInfinity;
     return float_of(u < kLeastScale ? kLeastScale : u == kInfinity ? kGreatestScale : u);
   }
 
-  // Whether a block has magnitudes of such bits that are above the top of the greatest scale, or not finite.
+  // Whether the largest magnitude of a block, given as bits, exceeds the largest code at the greatest scale or is not
+  // finite.
   GS_INLINE static bool is_beyond(std::uint32_t largest) { return largest > kGreatestScale + 0x700000; }
 
-  // What has no exponent: zero, and what is not finite. A block without it takes less.
+  // The codes without an exponent: zero and not finite. Blocks without them decode faster.
   static constexpr Code kZero = 0, kNotFinite = static_cast<Code>(kSigned ? 128 : 248);
   template <class C>
   GS_INLINE static auto is_special(C code) {
     return (code == C(kZero)) | (code == C(kNotFinite));
   }
 
-  // `code` is as an std::int32_t, or a vector of them.
+  // `code` is a std::int32_t or a vector of them.
   template <bool kSpecial, class Int>
   GS_INLINE static auto decode(Int code, float scale) {
     const Int k = kSigned ? absolute(code) : code;
@@ -46,8 +47,8 @@ struct Q8 {
     return float_of(u);
   }
 
-  // Stochastically. With kBeyond also what is_beyond() of a block's magnitudes; without, no x is negative where the
-  // code has no sign.
+  // Rounds stochastically. kBeyond allows magnitudes for which is_beyond() is true; without it, x must not be negative
+  // if the code is unsigned.
   template <bool kBeyond, class Float, class Word>
   GS_INLINE static auto encode(Float x, float scale, Word random) {
     const auto bits = bits_of(x);
@@ -65,7 +66,7 @@ struct Q8 {
 
  private:
   static constexpr std::int32_t kNoNumber = kSigned ? 128 : 248;            // the magnitude of kNotFinite
-  static constexpr std::uint32_t kExponents = (kSigned ? 15u : 30u) << 23;  // below the scale's
+  static constexpr std::uint32_t kExponents = (kSigned ? 15u : 30u) << 23;  // offset from the scale's exponent
   static constexpr std::uint32_t kLeastScale = (1u << 23) + kExponents, kGreatestScale = 254u << 23;
   static_assert(kNoNumber == (kExponents + (1u << 23)) >> 20, "the exponent above the greatest");
 };
