@@ -8,27 +8,28 @@
 #include "exec/streams.h"
 #include "rules/all.h"
 
-// What a step asks of whatever runs it.
+// The work that a step hands to a backend.
 namespace gradstep {
 
-// The order in which a tensor's elements are walked, last axis fastest, and how each stream lies in it and is stored.
+// The order in which a tensor's elements are traversed, last axis fastest, and each stream's strides and storage.
 struct Layout {
-  std::vector<std::int64_t> shape;                 // never empty
-  std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or not kept
+  std::vector<std::int64_t> shape;  // never empty
+  std::vector<std::int64_t>
+      strides[kMaxStreams];  // in bytes; empty if packed and aligned, or if there is no such stream
   DType dtypes[kMaxStreams] = {};
-  float* scales[kMaxStreams] = {};  // of the blocks, where the type has scales
-  StorageKey storage = kNoStreams;  // dtypes of the streams that there are
-  std::uint32_t tensor = 0;         // its number among the optimizer's, for random bits
-  bool native = true;               // whether all streams are stored as they are computed in,
-  bool packed = true;               // and whether none is strided
+  float* scales[kMaxStreams] = {};  // block scales, for types that have them
+  StorageKey storage = kNoStreams;  // dtypes of the existing streams
+  std::uint32_t tensor = 0;         // its index in the optimizer, for random bits
+  bool native = true;               // whether all streams are stored in the compute type
+  bool packed = true;               // whether no stream is strided
 
-  // Whether a kernel can work on every stream where it lies.
+  // Whether kernels can work on all streams in place.
   bool plain() const { return native && packed; }
 };
 
-// What is done around a rule.
+// How a step rounds the values that it stores.
 struct StorePolicy {
-  bool stochastic = false;  // the rounding of what is stored in another type
+  bool stochastic = false;  // rounding to types other than the compute type
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
 
@@ -39,17 +40,18 @@ struct StorePolicy {
         seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0) {}
 };
 
-// What is done to each element of some tensors in one step.
+// The update of one step, for one or more tensors.
 struct PreparedUpdate : StorePolicy {
   rules::Key key;
-  alignas(16) std::byte element[rules::kMaxElementUpdate];  // the key's rules::ElementUpdate, with the step's scalars
+  alignas(
+      16) std::byte element[rules::kMaxElementUpdate];  // the rules::ElementUpdate of `key`, with this step's scalars
 };
 
-// One tensor's part in a step, in a cache line, for there may be thousands.
+// One tensor's part in a step: one cache line, because there may be thousands.
 struct alignas(64) TensorJob {
-  const PreparedUpdate* update = nullptr;  // null: none
-  std::byte* streams[kMaxStreams] = {};    // null: there is none
-  const Layout* layout = nullptr;          // null: a kernel can work on every stream where it lies
+  const PreparedUpdate* update = nullptr;  // null: the tensor takes no part
+  std::byte* streams[kMaxStreams] = {};    // null: no such stream
+  const Layout* layout = nullptr;          // null: kernels can work on all streams in place
 };
 static_assert(sizeof(TensorJob) == 64);
 
