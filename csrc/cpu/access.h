@@ -5,14 +5,14 @@
 #include "cpu/prefetch.h"
 #include "cpu/simd_convert.h"
 
-// How a loop reads and writes a stream, by the codec that it is stored as. A loop goes over runs of elements: enter()
-// at the first of a run, load() and store() by place in the run, leave() behind its last. For files compiled once per
-// instruction set, and so in an anonymous namespace.
+// Access<Codec> reads and writes a stream that is stored with a codec. A loop processes runs of elements: it calls
+// enter() before a run, load() and store() by position within the run, and leave() after it. Included by files compiled
+// once per instruction set, hence the anonymous namespace.
 namespace gradstep::cpu {
 namespace {
 
-// f(type, j) for each register of `count` elements, then for each element that is left. The whole count, kWhole, is
-// known to the compiler, which unrolls it by kUnroll.
+// Calls f(type, j) for each full register of `count` elements, then for each remaining element. If `count` equals the
+// constant kWhole, the loop is unrolled kUnroll times.
 template <class T, std::int64_t kWhole = 0, int kUnroll = 4, class F>
 GS_INLINE void each_register(std::int64_t count, const F& f) {
   constexpr std::int64_t kLanes = Full<T>::kLanes;
@@ -31,7 +31,7 @@ GS_INLINE void each_register(std::int64_t count, const F& f) {
   for (; j < count; ++j) f(T{}, j);
 }
 
-// A state that the rule does not keep, or a copy that there is not.
+// A state that the rule does not keep, or an absent copy.
 struct NoStream {
   static constexpr bool kInRuns = false;
 
@@ -77,7 +77,7 @@ class Access<Codec, CodecKind::kNative> {
   T *data_, *run_ = nullptr;
 };
 
-// In place of random bits, where a codec rounds either way.
+// Replaces random bits where a codec with kRoundsEitherWay rounds to nearest.
 template <class Codec>
 struct Halves {
   std::uint32_t all[kGroup];
@@ -89,7 +89,8 @@ template <class Codec>
 constexpr Halves<Codec> kHalves;
 constexpr std::uint32_t kNoGroups[Noise::kGroups] = {};
 
-// One value an item. Runs begin at a multiple of kGroup and are no longer. Without noise it rounds to nearest.
+// One value per item. Runs begin at multiples of kGroup and have at most kGroup elements. Without noise, values are
+// rounded to nearest.
 template <class Codec>
 class Access<Codec, CodecKind::kNarrow> {
  public:
@@ -133,7 +134,7 @@ class Access<Codec, CodecKind::kNarrow> {
   std::uint32_t group_ = 0, tie_ = 0;
 };
 
-// Whether codes have any that stands for zero or for what is not finite.
+// Whether any code stands for zero or for a value that is not finite.
 template <class Codec>
 GS_INLINE bool has_special(const typename Codec::Storage* codes, std::int64_t count) {
   using Codes = Full<typename Codec::Storage>;
@@ -165,8 +166,7 @@ GS_CALLED void decode_block(const typename Codec::Storage* codes, std::int64_t c
   }
 }
 
-// The bits of the largest magnitude of those that it is given; magnitudes are in the order of their bits, also as
-// signed numbers.
+// Accumulates the bits of the largest magnitude. Magnitudes compare as their bits do, also as signed integers.
 class Largest {
  public:
   GS_INLINE void add(Floats x) { in_lanes_ = larger_of(in_lanes_, as_signed(magnitude_of(x))); }
@@ -201,7 +201,7 @@ GS_INLINE std::uint32_t largest_finite_of(const float* values, std::int64_t coun
   return most;
 }
 
-// random(type, j) gives the random bits of a register or an element at j.
+// random(type, j) returns the random bits of the register, or the element, at j.
 template <class Codec, bool kBeyond, class Random>
 GS_INLINE void encode_block_as(const float* values, std::int64_t count, float scale, const Random& random,
                                typename Codec::Storage* codes) {
@@ -211,12 +211,12 @@ GS_INLINE void encode_block_as(const float* values, std::int64_t count, float sc
   });
 }
 
-// Encodes a block that begins at an element, and whose largest magnitude has the bits `most`; without noise to nearest.
-// Returns its scale.
+// Encodes the block that begins at element `begin` and whose largest magnitude has the bits `most`. Without noise,
+// values are rounded to nearest. Returns the block's scale.
 template <class Codec>
 GS_CALLED float encode_block(const float* values, std::int64_t count, std::uint32_t most, const Noise* noise,
                              std::int64_t begin, typename Codec::Storage* codes) {
-  const bool beyond = Codec::is_beyond(most) || noise == nullptr;  // without noise it is no step's, and so any numbers
+  const bool beyond = Codec::is_beyond(most) || noise == nullptr;  // values from outside a step may be negative
   if (most >= kInfinity) most = largest_finite_of(values, count);
   const float scale = Codec::scale(most);
   if (noise == nullptr) {
@@ -240,8 +240,8 @@ GS_CALLED float encode_block(const float* values, std::int64_t count, std::uint3
   return scale;
 }
 
-// One value an item, under the scale of its block. Values wait in the first cache until the largest of their block is
-// known. Runs are of kGroup elements; the first begins a block.
+// One value per item, relative to the scale of its block. Values stay in L1 until the largest magnitude of their block
+// is known. Runs have kGroup elements; the first begins a block.
 template <class Codec>
 class Access<Codec, CodecKind::kBlocked> {
  public:
@@ -284,7 +284,7 @@ class Access<Codec, CodecKind::kBlocked> {
   const Noise* noise_;
   std::int64_t block_ = 0, count_ = 0, place_ = 0;
   Largest largest_;
-  float* values_;  // kBlock of them; in the object, they would keep all else of it out of registers
+  float* values_;  // kBlock floats; as an array member they would keep the other members out of registers
 };
 
 }  // namespace

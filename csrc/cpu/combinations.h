@@ -4,14 +4,14 @@
 
 #include "codecs/all.h"
 
-// THE table of combinations of storage that kernels decode and encode in registers. Whatever is in no line goes through
-// tiles, with the same bits. On an EPYC of Zen 4 with 16 million elements a line takes so much less time than by tiles
-// (AVX-512 on one thread, on two, AVX2 on two): bfloat16 states 35, 23, 10 %; bfloat16 parameters and gradients 36, 14,
-// 18 %; with a master 15, 8, 4 %; all bfloat16 39, 36, 16 %; with a master 33, 23, 0 %; q8 states 16, 8, 22 %; bfloat16
-// and q8 19, 24, 17 %; with a master 19, 23, 10 %; float16 22, 8, 9 %; with a master 13, 5, 0 %.
+// THE table of storage combinations that kernels decode and encode in registers. All others go through tiles, with the
+// same bits. Time saved over tiles on an EPYC of Zen 4, 16 million elements (AVX-512 on one thread, AVX-512 on two,
+// AVX2 on two): bfloat16 states 35, 23, 10 %; bfloat16 parameters and gradients 36, 14, 18 %; with a master 15, 8, 4 %;
+// all bfloat16 39, 36, 16 %; with a master 33, 23, 0 %; q8 states 16, 8, 22 %; bfloat16 and q8 19, 24, 17 %; with a
+// master 19, 23, 10 %; float16 22, 8, 9 %; with a master 13, 5, 0 %.
 namespace gradstep::cpu {
 
-// A codec for every state; and the 8-bit one of a state's sign.
+// Every: the same codec for all states. Q8: the signed or the unsigned 8-bit codec, as the state requires.
 template <class Codec>
 struct Every {
   template <bool kNonNegative>
@@ -30,10 +30,10 @@ struct Q8 {
   using Of = codecs::Q8<typename ByteOf<kNonNegative>::Type>;
 };
 
-// In place of a codec: there is no such stream.
+// Stands for the codec of an absent stream.
 struct None {};
 
-// How the parameter, the gradient and the states are stored, and the copy of a parameter that is a master.
+// The codecs of the parameter, the gradient and the states, and of the rounded parameter if Parameter is a master.
 template <class Parameter_, class Gradient_, class States_, class Copy_ = None>
 struct Combination {
   using Parameter = Parameter_;

@@ -1,5 +1,5 @@
-// The loops over codecs, compiled once per row of cmake/isa.cmake, as cpu/kernels.cpp is and under the same rules:
-// everything in an anonymous namespace and always inlined.
+// The loops over codecs, compiled once per row of cmake/isa.cmake. The rules of cpu/kernels.cpp apply: everything is in
+// an anonymous namespace and always inlined.
 #include "cpu/conversions.h"
 
 #include "cpu/access.h"
@@ -7,8 +7,8 @@
 namespace gradstep::cpu {
 namespace {
 
-// The words of counters [begin, end), which have the same upper half, each word at its counter's place modulo
-// kCounters.
+// Draws the words of counters [begin, end), which have the same second word. The words of counter n are stored at index
+// n % kCounters.
 template <int kCounters>
 GS_INLINE void draw_counters(const Noise& noise, Kind kind, std::int64_t begin, std::int64_t end,
                              std::uint32_t (&words)[4][kCounters]) {
@@ -33,7 +33,7 @@ void draw_places(Noise& noise) {
 }
 
 void draw_groups(Noise& noise, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kCounters = Noise::kGroups / 4, kElements = 4 * kGroup;  // of one counter
+  constexpr std::int64_t kCounters = Noise::kGroups / 4, kElements = 4 * kGroup;  // elements per counter
   std::uint32_t words[4][kCounters];
   const std::int64_t first = begin / kElements, last = (end + kElements - 1) / kElements;
   draw_counters(noise, kOfGroup, first, last, words);
@@ -69,7 +69,7 @@ void encode_items(const float* values, std::int64_t size, const Noise* noise, st
   }
 }
 
-// f(begin, count) for each block of `size` elements.
+// Calls f(begin, count) for each block of `size` elements.
 template <class F>
 GS_INLINE void each_block(std::int64_t size, const F& f) {
   for (std::int64_t begin = 0; begin < size; begin += kBlock) f(begin, size - begin < kBlock ? size - begin : kBlock);
@@ -112,7 +112,7 @@ void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT
   add(begin, begin % kSumLanes, size - begin);
 }
 
-// The loops that a codec needs; a native one needs none.
+// The conversions of a codec; null for native codecs.
 template <class Codec>
 constexpr Conversion conversion() {
   if constexpr (Codec::kKind == CodecKind::kNarrow) return {&decode_items<Codec>, &encode_items<Codec>};
@@ -125,7 +125,7 @@ constexpr Conversion conversion() {
 #define GS_JOIN_(a, b) a##b
 #define GS_JOIN(a, b) GS_JOIN_(a, b)
 
-// cpu/isa.cpp declares it for every row of the table.
+// cpu/isa.cpp declares this function for every row of the table.
 const Conversions& GS_JOIN(conversions_, GS_ISA)() {
 #define GS_CONVERSION(name, Codec) conversion<codecs::Codec>(),
   static constexpr Conversions all{

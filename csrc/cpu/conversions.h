@@ -7,31 +7,34 @@
 #include "cpu/noise.h"
 #include "exec/norm.h"
 
-// Between what is stored and the tiles of values that kernels work on, and what else is done to tiles.
-// csrc/cpu/conversions.cpp is compiled once per instruction set.
+// Conversions between stored items and tiles of values, and other operations on tiles. csrc/cpu/conversions.cpp is
+// compiled once per instruction set.
 namespace gradstep::cpu {
 
-// Draws the words of places, which serve a whole tensor, and those of the groups of elements [begin, end) of one span.
+// Draws the words of the places, which serve the whole tensor, or of the groups of elements [begin, end), which lie in
+// one span.
 using DrawPlaces = void (*)(Noise& noise);
 using DrawGroups = void (*)(Noise& noise, std::int64_t begin, std::int64_t end);
 
-// Stored elements from `first`, a multiple of kBlock, on. `scales` are those of their blocks, where they have any.
+// Decodes `size` stored elements, the first of which begins a block. `scales` begins at the scale of that block; it is
+// unused for types without scales.
 using Decode = void (*)(const std::byte* stored, const float* scales, std::int64_t size, float* values);
 
-// To nearest where there is no noise; else that of the span in which these elements lie.
+// Encodes `size` values, the first of which is element `first` of the tensor, a multiple of kBlock. Without noise,
+// values are rounded to nearest; otherwise `noise` is that of the span in which the elements lie.
 using Encode = void (*)(const float* values, std::int64_t size, const Noise* noise, std::int64_t first,
                         std::byte* stored, float* scales);
 
 struct Conversion {
-  Decode decode;  // null where the type is native
+  Decode decode;  // null if the type is native
   Encode encode;
 };
 
-// Adds the squares of values to the sum's lanes, of which the first gets the first. Each is that of a value as a
-// double. `prefetches` changes no bit.
+// Converts values to double and adds their squares to the lanes of a sum; the first value goes to lane 0. `prefetches`
+// does not affect results.
 using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes, bool prefetches);
 
-// What one instruction set has.
+// The conversions of one instruction set.
 struct Conversions {
   Conversion of[kDTypeCount];
   DrawPlaces draw_places;

@@ -14,8 +14,8 @@
 namespace gradstep::cpu {
 namespace {
 
-// What a file holds; nothing where there is none. No stream of the standard library's: a module that has a copy of that
-// library in it (-static-libstdc++) beside NumPy's shared one crashes where a stream reads a number.
+// Returns a file's contents, or an empty string if it cannot be opened. Uses no std::ifstream: in a module linked with
+// -static-libstdc++ that is loaded beside NumPy's shared libstdc++, reading a number from a stream crashes.
 std::string contents(const std::string& path) {
   std::string all;
   std::FILE* const file = std::fopen(path.c_str(), "re");
@@ -26,8 +26,8 @@ std::string contents(const std::string& path) {
   return all;
 }
 
-// What a control group's "quota period" allows, in whole CPUs; 0 for no limit: an empty text, "max", or the -1 of
-// version 1.
+// The number of CPUs that a control group's "quota period" allows, rounded up; 0 means no limit: an empty text, "max",
+// or the -1 of version 1.
 int cores(const std::string& text) {
   char* end = nullptr;
   errno = 0;
@@ -43,11 +43,11 @@ int cores_v1(const std::string& dir) {
   return cores(contents(dir + "/cpu.cfs_quota_us") + " " + contents(dir + "/cpu.cfs_period_us"));
 }
 
-// The tighter of two limits, where 0 is none.
+// The smaller of two limits; 0 means no limit.
 int tighter(int a, int b) { return a == 0 || b == 0 ? std::max(a, b) : std::min(a, b); }
 
-// The tightest limit on the group, its ancestors and the root. A container sees its own group at the root while `group`
-// may be the host's path, absent here: the root then has the answer.
+// The tightest limit of the group, its ancestors and the root. In a container `group` may be a path of the host that
+// does not exist inside; the container's own group is then mounted at the root.
 int tightest(int (*cores_in)(const std::string& dir), const std::string& root, std::string group) {
   int limit = cores_in(root);
   while (!group.empty()) {
@@ -62,7 +62,7 @@ bool lists_cpu(const std::string& controllers) { return ("," + controllers + ","
 
 int affinity_cores() {
 #if defined(__linux__)
-  // The kernel refuses a mask smaller than its own: offer larger ones.
+  // The kernel rejects masks smaller than its own, so larger ones are tried in turn.
   for (std::size_t cpus = 1024; cpus <= std::size_t{1} << 20; cpus *= 2) {
     const std::size_t bytes = CPU_ALLOC_SIZE(cpus);
     cpu_set_t* const mask = CPU_ALLOC(cpus);
@@ -92,7 +92,8 @@ int quota_cores(const std::string& proc_self_cgroup, const std::string& cgroup_r
     if (controllers.empty()) group_v2 = line.substr(second + 1);
     if (lists_cpu(controllers)) group_v1 = line.substr(second + 1);
   }
-  // Version 1 mounts "cpu,cpuacct", or the other way round, with a link "cpu" beside it; a container may have but one.
+  // Version 1 mounts "cpu,cpuacct" or "cpuacct,cpu", with a link "cpu" beside it; a container may have only one of
+  // these names.
   int limit = tightest(cores_v2, cgroup_root, group_v2);
   for (const char* mount : {"/cpu", "/cpu,cpuacct", "/cpuacct,cpu"}) {
     limit = tighter(limit, tightest(cores_v1, cgroup_root + mount, group_v1));

@@ -22,7 +22,7 @@ Registers cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
   return r;
 }
 
-// Which registers the operating system saves when it switches tasks.
+// The register sets that the operating system saves when it switches tasks (XCR0).
 std::uint64_t saved_registers() {
   std::uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

@@ -18,7 +18,7 @@ namespace {
 
 struct Isa {
   const char* name;
-  const char* flags;  // of its kernels, beside those of all files
+  const char* flags;  // compiler flags of its kernels, in addition to the common ones
   unsigned required;
   const Kernels& (*find_kernels)(const rules::Key&);
   const Conversions& (*conversions)();
@@ -41,7 +41,7 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
-// `source` says where the name came from.
+// `source` prefixes the error message with the origin of the name.
 const Isa* choose(const std::string& name, const std::string& source) {
   const Isa* chosen = nullptr;
   for (const Isa& isa : kIsas) {

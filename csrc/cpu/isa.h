@@ -8,17 +8,17 @@
 
 namespace gradstep::cpu {
 
-// The instruction sets compiled in, weakest first, and those that this machine can run.
+// The compiled instruction sets, weakest first, and those of them that this machine supports.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
 std::string isa_flags(const std::string& name);
 
-// The one in use: the strongest supported, or what GRADSTEP_ISA names. The name must be a supported one; an empty name
-// asks for the default again. Throws std::invalid_argument.
+// The instruction set in use. An empty name selects the default: GRADSTEP_ISA, or else the strongest supported set.
+// Throws std::invalid_argument if the set is not supported.
 void use_isa(const std::string& name);
 std::string isa();
 
-// Of the set now in use, the kernels for a key, and the conversions of what is stored.
+// The kernels for a key, and the conversions, of the instruction set in use.
 const Kernels& find_kernels(const rules::Key& key);
 const Conversions& conversions();
 

@@ -10,24 +10,23 @@
 
 namespace gradstep::cpu {
 
-// What a kernel needs of streams that are not native, by stream: the scales of blocks, and random bits; null where
-// there are none.
+// The block scales and the random bits of a tensor's streams, by stream; null if a stream has none.
 struct StoredStreams {
   float* const* scales;
   const Noise* noise[kMaxStreams];
 };
 
-// Updates elements [begin, end) of packed streams, apart from one another; a stream that there is not is null.
-// `element` is the rules::ElementUpdate that the kernel was compiled for. Where something is stored in another type,
-// `begin` is a multiple of kBlock, and so is `end` but at the tensor's. `prefetches` changes no bit.
+// Updates elements [begin, end) of packed streams that do not overlap; an absent stream is null. `element` is the
+// rules::ElementUpdate that the kernel was compiled for. If a stream is not native, `begin` is a multiple of kBlock,
+// and so is `end` unless it is the tensor's end. `prefetches` does not affect results.
 using Kernel = void (*)(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end,
                         bool prefetches, const StoredStreams* stored);
 
 // The kernel for one combination of storage.
 struct StoredKernel {
   StorageKey storage = kNoStreams;
-  bool to_nearest = false;  // whether it cannot round stochastically what may be
-  Kernel kernel = nullptr;  // null: this update has none for the combination
+  bool to_nearest = false;  // whether it can round narrow types only to nearest
+  Kernel kernel = nullptr;  // null: the update has no kernel for the combination
 };
 
 // The kernels of one update.

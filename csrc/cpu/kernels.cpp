@@ -1,13 +1,13 @@
-// THE loop, compiled once per row of cmake/isa.cmake, as cpu/conversions.cpp is. Everything is in an anonymous
-// namespace, and inlined or called from there alone, so that nothing compiled for one instruction set can be linked
-// into another's code (a test reads the symbols).
+// THE loop, compiled once per row of cmake/isa.cmake, as is cpu/conversions.cpp. Everything is in an anonymous
+// namespace, and inlined or called only within it, so that the linker cannot use code compiled for one instruction set
+// in another's code (a test reads the symbols).
 #include "cpu/access.h"
 #include "cpu/kernel.h"
 
 namespace gradstep::cpu {
 namespace {
 
-// Updates the elements at place j of a run: a register of them, or one, which is what V is.
+// Updates the elements at position j of a run: one register of them, or one element, according to V.
 template <class V, class ElementUpdate, class P, class G, class C, class... S>
 GS_INLINE void update_at(std::int64_t j, const ElementUpdate& element, P& p, const G& g, C& copy, S&... states) {
   const auto apply = [&](V w, V gradient, auto... x) GS_ALWAYS_INLINE {
@@ -19,7 +19,7 @@ GS_INLINE void update_at(std::int64_t j, const ElementUpdate& element, P& p, con
   apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
 }
 
-// Parameter, gradient, copy and states move together: each register of elements is decoded, updated and encoded.
+// All streams advance together: each register of elements is decoded, updated and encoded.
 template <class ElementUpdate, class P, class G, class C, class... S>
 GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g,
                     C copy, S... states) {
@@ -36,7 +36,7 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
   const auto leave = [&](std::int64_t i) GS_ALWAYS_INLINE {
     p.leave(i, end), g.leave(i, end), copy.leave(i, end), (states.leave(i, end), ...);
   };
-  // What lies behind these elements is not prefetched: it may be in another core's cache.
+  // Memory beyond `end` is not prefetched: it may be in another core's cache.
   const std::int64_t last_prefetch = prefetches ? end - kReach : -1;
   const auto prefetch_run = [&](std::int64_t i) GS_ALWAYS_INLINE {
     if (i > last_prefetch) return;
@@ -48,7 +48,7 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
     const std::int64_t next = end - i < kRun ? end : i + kRun;
     enter(i);
     prefetch_run(i);
-    // Whole native runs are unrolled; unrolled decoding and encoding was larger, and not faster.
+    // Only whole native runs are unrolled: unrolled decoding and encoding gave larger code that was not faster.
     each_register<T, kInRuns ? 0 : kRun, ElementUpdate::kStates == 0 ? 8 : 4>(next - i, update);
     leave(next);
   }
@@ -87,7 +87,7 @@ struct PlacesBelow<0, k...> {
   using Type = Places<k...>;
 };
 
-// The kernel of an update for a combination; `k` are the places of its states.
+// The kernel of an update for a storage combination; `k` are the indices of its states.
 template <class ElementUpdate, class How, class = typename PlacesBelow<ElementUpdate::kStates>::Type>
 struct KernelOf;
 
@@ -97,7 +97,7 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   using State = typename IfKept<typename How::States::template Of<ElementUpdate::non_negative(place)>,
                                 ElementUpdate::keeps(place)>::Type;
 
-  // f(parameter, gradient, copy, states...), each a way to read and write its stream.
+  // Calls f(parameter, gradient, copy, states...) with an accessor for each stream.
   template <class F>
   GS_INLINE static void open_all(std::byte* const* streams, const StoredStreams* stored, float (*blocks)[kBlock],
                                  const F& f) {
@@ -109,7 +109,7 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
                   const StoredStreams* stored) {
     if constexpr (How::kNative) {
-      // Few elements would wait for the registers of many to be set up.
+      // Setting up the registers of run_many() is not worth while for less than a register of elements.
       if (end - begin < Full<typename ElementUpdate::T>::kLanes) return run_few(element, streams, begin, end);
     }
     run_many(element, streams, begin, end, prefetches, stored);
@@ -152,9 +152,9 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   }
 };
 
-// Rules are computed in doubles, and subnormals flushed, on native streams and tiles alone. So is all with registers of
-// 16 bytes: with SSE2 the combinations of bfloat16 and float16 took 8 to 25 % longer than by tiles (an EPYC of Zen 4),
-// for few elements are under way at a time; NEON has not been measured.
+// Updates in double, and those that flush subnormals, have only the native kernel; other storage goes through tiles. So
+// do all updates with 16-byte registers: with SSE2 the combinations of bfloat16 and float16 took 8 to 25 % longer than
+// tiles (an EPYC of Zen 4), because few elements are in flight at a time; NEON has not been measured.
 template <class ElementUpdate, class... Hows>
 constexpr Kernels kernels_of(CombinationList<Hows...>) {
   if constexpr (sizeof(typename ElementUpdate::T) == sizeof(double)) {
@@ -181,7 +181,7 @@ struct Find {
 #define GS_JOIN_(a, b) a##b
 #define GS_JOIN(a, b) GS_JOIN_(a, b)
 
-// cpu/isa.cpp declares it for every row of the table.
+// cpu/isa.cpp declares this function for every row of the table.
 const Kernels& GS_JOIN(find_kernels_, GS_ISA)(const rules::Key& key) { return *rules::visit(key, Find{}); }
 
 }  // namespace gradstep::cpu

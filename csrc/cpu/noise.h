@@ -6,13 +6,12 @@
 
 namespace gradstep::cpu {
 
-// The random bits of a stream in one step, as far as they are drawn: of each word the upper `bits`, as its codec takes
-// them.
+// The random bits drawn for a stream in one step: the upper `bits` bits of each word, as many as the codec needs.
 struct Noise : NoiseKey {
-  static constexpr std::int64_t kGroups = 256;             // drawn at once,
-  static constexpr std::int64_t kSpan = kGroups * kGroup;  // for so many elements
+  static constexpr std::int64_t kGroups = 256;             // groups drawn at once
+  static constexpr std::int64_t kSpan = kGroups * kGroup;  // elements in those groups
 
-  // Where an element's group is. Unsigned, because a remainder of what may be negative takes longer.
+  // The index of an element's group. Unsigned, because the remainder of a signed integer takes longer.
   static constexpr std::uint64_t group_of(std::int64_t element) {
     return static_cast<std::uint64_t>(element) / kGroup % kGroups;
   }

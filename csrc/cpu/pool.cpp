@@ -1,18 +1,18 @@
-// How a job is shared, and why nobody touches one that is over.
+// How a job is shared, and why no thread accesses a job that has ended.
 //
-// The job lives on the caller's stack. A worker reaches it only through a seat: under the mutex it takes one of
-// `seats_` and is counted in `inside_`; under the mutex it leaves again. Whoever finds no index left clears the
-// remaining seats, so a worker that wakes late finds none: it has seen the pool, never the job. The
-// caller clears them too, and then waits only for those inside, each of whom is at work or on the way out. A next job
-// is seated only after that, so no seat can be mistaken for another job's: there is no generation to compare.
+// The job is on the caller's stack. A worker accesses it only while it is counted in `inside_`: it takes one of
+// `seats_` under the mutex to enter, and leaves under the mutex. A thread that finds no index left clears the remaining
+// seats, so a worker that wakes late finds none and never accesses the job. The caller clears them too, and then waits
+// only for the workers inside, which are at work or leaving. The next job gets seats only after that, so a seat always
+// belongs to the current job and no generation counter is needed.
 //
-// Each thread begins at a range of its own, a run of neighbouring indices, the same one as long as the number of
-// threads is: what it touched there is in its cache. Whoever has ended its own takes from the others', so a thread that
-// comes late, or is not given a core, costs nobody more than one task.
+// Each thread starts with its own range of neighbouring indices, the same one while the number of threads is the same,
+// so that its data is in its cache. A thread that has finished its range takes indices from the others', so that a
+// thread that starts late, or is not scheduled, delays the job by one task at most.
 //
-// `busy_` lets one caller at a time seat a job; all others run their own tasks themselves. A worker looks for its next
-// job for kPatience after the last, yielding its core to whoever wants it, then sleeps: steps on small arrays follow
-// one another at once, others are milliseconds apart.
+// `busy_` admits one caller at a time; the others run their tasks on their own thread. After a job, a worker looks for
+// the next one for kPatience, yielding its core to other threads, and then sleeps: steps on small arrays follow one
+// another at once, others are milliseconds apart.
 #include "cpu/pool.h"
 
 #include <pthread.h>
@@ -34,7 +34,7 @@
 namespace gradstep::cpu {
 namespace {
 
-// Waits for a condition that another thread will soon make true; whether it did.
+// Waits up to `patience` for a condition that another thread will soon make true. Returns whether it became true.
 template <class Condition>
 bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
   for (const auto until = std::chrono::steady_clock::now() + patience;;) {
@@ -47,17 +47,17 @@ bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = t
 #endif
     }
     if (std::chrono::steady_clock::now() > until) return false;
-    if (give_way) sched_yield();  // whoever else wants this core has it
+    if (give_way) sched_yield();  // lets other threads use this core
   }
 }
 
 struct Worker {
   pthread_t thread;
-  int kept_off = -1;  // the one core of the caller's that it may not run on
+  int kept_off = -1;  // the caller's core that it may not run on; -1: none
 };
 
-// Gives workers the caller's cores but this one; -1: all of them. Linux (6.18, a VM of two cores) was seen to wake
-// workers beside the caller and to leave them there for milliseconds, the other core idle.
+// Sets the workers' affinity to the caller's cores except `core`; -1 excludes none. Linux (6.18, a VM of two cores) was
+// seen to wake workers on the caller's core and to leave them there for milliseconds while the other core was idle.
 void keep_off(int core, std::vector<Worker>& workers) {
 #if defined(__linux__)
   const auto stays = [=](const Worker& worker) { return worker.kept_off == core; };
@@ -82,7 +82,7 @@ int current_core() {
 #endif
 }
 
-// Indices [next, end), on a cache line of its own.
+// Indices [next, end), on a separate cache line.
 struct alignas(64) IndexRange {
   std::atomic<std::size_t> next{0};
   std::size_t end = 0;
@@ -96,7 +96,8 @@ struct Job {
   IndexRange* ranges;
   std::size_t threads;
 
-  // Relaxed is enough: the counters share out indices, and the pool's mutex orders what the tasks read and wrote.
+  // Relaxed ordering suffices: the counters only distribute indices, and the pool's mutex orders the tasks' reads and
+  // writes.
   void work(std::size_t home) {
     run_range(ranges[home]);
     const auto none_left = [this] {
@@ -117,8 +118,8 @@ struct Job {
 
 class Pool {
  public:
-  // Runs the tasks with up to `threads` - 1 workers; false, with nothing done, if the pool is busy or no worker is
-  // there.
+  // Runs the tasks with up to `threads` - 1 workers. Returns false, having done nothing, if the pool is busy or no
+  // worker is available.
   bool run(std::size_t count, std::size_t threads, bool wake, Task task, void* context) {
     if (busy_.exchange(true, std::memory_order_acquire)) return false;
     if (wake) grow(threads - 1);
@@ -148,7 +149,7 @@ class Pool {
       seats_ = 0;
       if (inside_ > 0) {
         lock.unlock();
-        // One that is not through by now waits for a core: this one is free.
+        // A worker that has not finished by now is waiting for a core, and may use this one.
         if (!soon([this] { return inside_ == 0; }, std::chrono::microseconds(kPatience))) keep_off(-1, crew_);
         lock.lock();
       }
@@ -162,12 +163,12 @@ class Pool {
   std::size_t workers() const { return workers_.load(std::memory_order_relaxed); }
 
  private:
-  // Starts workers until there are `wanted`, or as many as the system grants; each has a range. Only the caller that
-  // holds busy_ is here.
+  // Starts workers until there are `wanted`, or as many as the system grants, and allocates a range for each. Called
+  // only by the caller that holds busy_.
   void grow(std::size_t wanted) {
     if (workers() >= wanted) return;
-    // A thread inherits its creator's mask. Signals are the application's business; only the faults stay open, so that
-    // a handler (Python's faulthandler) can still report a crash inside a task.
+    // A thread inherits its creator's signal mask. Workers block all signals, which are for the application's threads,
+    // except faults, so that a handler (Python's faulthandler) can still report a crash inside a task.
     sigset_t blocked, before;
     sigfillset(&blocked);
     for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
@@ -180,12 +181,12 @@ class Pool {
         thread.detach();
       }
     } catch (const std::exception&) {
-      // No more threads to be had: go on with those there are.
+      // The system grants no more threads; continue with those that exist.
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
-  // A worker's life. It ends with the process: the pool is never destroyed.
+  // The main loop of a worker. It ends with the process: the pool is never destroyed.
   [[noreturn]] void serve(std::size_t home) {
 #if defined(__APPLE__)
     pthread_setname_np("gradstep");
@@ -197,7 +198,7 @@ class Pool {
       soon([this] { return seats_ > 0; }, std::chrono::microseconds(kPatience));
       lock.lock();
       if (seats_ == 0) {
-        // Woken too late for this job, it is in time for the next: back to looking, whatever woke it.
+        // After any wake-up without a seat the worker looks for a job again, to be in time for the next.
         ++asleep_;
         seat_free_.wait(lock);
         --asleep_;
@@ -216,22 +217,22 @@ class Pool {
 
   std::atomic<bool> busy_{false};
   std::atomic<std::size_t> workers_{0};
-  std::vector<Worker> crew_;  // these two: only the caller that holds busy_
-  std::unique_ptr<IndexRange[]> ranges_ = std::make_unique<IndexRange[]>(1);  // one more than workers
+  std::vector<Worker> crew_;  // crew_ and ranges_ change only in the call that holds busy_
+  std::unique_ptr<IndexRange[]> ranges_ = std::make_unique<IndexRange[]>(1);  // one per worker and one for the caller
 
   std::mutex mutex_;
   std::condition_variable seat_free_;  // workers sleep here
   std::condition_variable all_left_;   // the caller sleeps here
-  // These four change under mutex_; the atomic ones are looked at without.
+  // These four change under mutex_; the atomic ones are also read without it.
   Job* job_ = nullptr;
-  std::atomic<std::size_t> asleep_{0};  // workers that only a notification reaches
+  std::atomic<std::size_t> asleep_{0};  // workers that wait for a notification
   std::atomic<std::size_t> seats_{0};   // workers that may still join the job
   std::atomic<std::size_t> inside_{0};  // workers that have joined and not left
 };
 
-// Never freed: workers sleep in it while the process exits. Its threads do not survive fork(), and its mutex may be
-// held by one of them, so a child forgets it untouched and makes another. The handler is set when the library is
-// loaded, hence before there is a pool to forget.
+// Never freed: workers sleep in it while the process exits. Its threads do not survive fork(), and one of them may hold
+// its mutex, so a child abandons it and creates another. The handler is registered when the library is loaded, before
+// any pool exists.
 std::atomic<Pool*> the_pool{nullptr};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
 

@@ -1,4 +1,4 @@
-// The thread pool: a loop of independent tasks, shared between the calling thread and a few sleeping workers.
+// The thread pool: runs independent tasks on the calling thread and a few workers.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,14 @@ namespace gradstep::cpu {
 using Task = void (*)(void* context, std::size_t index);
 
 // Runs task(context, i) for every i in [0, count), on the calling thread and at most threads - 1 workers, and returns
-// when all are done. Neighbouring indices mostly run on one thread, the same one as long as `threads` is. Without
-// `wake`, only workers that are still awake from the last call help: a small job is over before another wakes. A call
-// that finds the pool busy, with another thread's job or with the one it is nested in, does not wait: it runs its tasks
-// on its own thread. The first call that wakes a worker starts it; after fork() the child starts its own.
+// when all are done. Neighbouring indices mostly run on one thread, the same one while `threads` is the same. Without
+// `wake`, only workers still awake from the last call help: a small job would be over before another one wakes. A call
+// that finds the pool busy, with another thread's job or with the one that it is nested in, does not wait: it runs its
+// tasks on its own thread. Workers are started by the first call with `wake` that needs them; after fork() the child
+// starts its own.
 void parallel_for(std::size_t count, int threads, bool wake, Task task, void* context);
 
-// Workers alive now, for tests.
+// The number of workers, for tests.
 int worker_count();
 
 }  // namespace gradstep::cpu

@@ -5,14 +5,14 @@
 #include "base/macros.h"
 #include "cpu/tuning.h"
 
-// For files compiled once per instruction set, and so in an anonymous namespace. Whether loops prefetch at all is
-// chosen by the processor's vendor, in cpu/prefetch_choice.cpp.
+// Included by files compiled once per instruction set, hence the anonymous namespace. cpu/prefetch_choice.cpp decides
+// by the processor's vendor whether loops prefetch.
 namespace gradstep::cpu {
 namespace {
 
 constexpr std::int64_t kCacheLine = 64;
 
-// The elements that one prefetch covers.
+// The number of elements that one prefetch covers.
 template <class T>
 constexpr std::int64_t kPrefetchRun = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
 

@@ -14,14 +14,15 @@ struct Vendor {
   bool prefetches;
 };
 
-// Vendors of the processors on which it was measured; the others do not prefetch. Figures are for 16 million float32
+// Vendors whose processors have been measured; other vendors' do not prefetch. Figures are for 16 million float32
 // elements.
 constexpr Vendor kVendors[] = {
     // A Xeon (AVX-512, two threads, arrays within its L3 of 480 MB; arrays in memory have not been measured): without
     // prefetching a step took 5 to 15 % longer, and a norm 20 to 60 %.
     {"GenuineIntel", true},
-    // With prefetching a step took 12 to 48 % longer on an EPYC of Zen 3, and 0 to 49 % on one of Zen 4. No other form
-    // (one line at a time, at page ends, into L2) was faster than none there: benchmarks/results/*/prefetch.md.
+    // With prefetching a step took 12 to 48 % longer on an EPYC of Zen 3, and 0 to 49 % longer on one of Zen 4, where
+    // other forms (one line at a time, at page ends, into L2) were no faster than none:
+    // benchmarks/results/*/prefetch.md.
     {"AuthenticAMD", false},
 };
 

@@ -13,9 +13,10 @@ namespace {
 
 static_assert(kTile % kBlock == 0);
 
-constexpr int kMaxRank = 64;  // NumPy's
+constexpr int kMaxRank = 64;  // NumPy's limit
 
-// memcpy. A short row is moved by its first and its last few bytes, which may overlap: cheaper than a call.
+// Copies a row. Copies of a constant width, the last of which may overlap the one before, are cheaper for short rows
+// than a call of memcpy.
 inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   const auto by = [&](auto width) {
     for (std::size_t i = 0; i + width < bytes; i += width) std::memcpy(to + i, from + i, width);
@@ -36,8 +37,8 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   }
 }
 
-// Walks the rows of elements [begin, end): runs along the last axis. visit(column, count) is called for each while
-// `rows[k]` stands at the row of stream `which[k]`; at first it stands at the stream's.
+// Visits the rows (runs along the last axis) of elements [begin, end): calls visit(column, count) while `rows[k]`
+// points to the row of stream `which[k]`. On entry `rows[k]` points to the stream's first element.
 template <class Visit>
 GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
                         std::int64_t end, const Visit& visit) {
@@ -46,7 +47,7 @@ GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std
   const auto move_rows = [&](int axis, std::int64_t by) {
     for (int k = 0; k < streams; ++k) rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
   };
-  std::int64_t index[kMaxRank];  // of the row
+  std::int64_t index[kMaxRank];  // of the row, by axis
   std::int64_t rest = begin / shape[last], column = begin % shape[last];
   for (int axis = last - 1; axis >= 0; --axis) {
     index[axis] = rest % shape[axis];
@@ -66,7 +67,7 @@ GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std
   }
 }
 
-// Moves elements [begin, end) of a strided stream into a tile, or back.
+// Gathers elements [begin, end) of a strided stream into a tile, or scatters them from it.
 template <std::size_t kSize, bool kGather>
 void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin, std::int64_t end, std::byte* tile) {
   constexpr auto kStep = static_cast<std::int64_t>(kSize);
@@ -78,7 +79,7 @@ void move(const Layout& layout, int stream, std::byte* data, std::int64_t begin,
     } else {
       for (std::int64_t i = 0; i < count; ++i) {
         std::byte *const in_tile = tile + i * kStep, *const in_place = first + i * step;
-        std::memcpy(kGather ? in_tile : in_place, kGather ? in_place : in_tile, kSize);  // it need not be aligned
+        std::memcpy(kGather ? in_tile : in_place, kGather ? in_place : in_tile, kSize);  // items may be unaligned
       }
     }
     tile += count * kStep;
@@ -102,14 +103,15 @@ Mover mover_of(std::int64_t item_size) {
   }
 }
 
-// Whether every row of a strided stream is one that a kernel can work on where it lies.
+// Whether a kernel can work in place on every row of a strided stream.
 bool has_rows(const std::vector<std::int64_t>& strides, const std::byte* data, std::int64_t size) {
   const auto aligned = [=](std::int64_t stride) { return stride % size == 0; };
   return strides.back() == size && std::all_of(strides.begin(), strides.end(), aligned) &&
          reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) == 0;
 }
 
-// Runs the kernel on row after row, if the rows are long enough to be worth a call, and can be; whether it did.
+// Runs the kernel on each row if a kernel can work on rows in place and they are long enough to be worth a call.
+// Returns whether it did.
 template <class T>
 bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
@@ -135,7 +137,7 @@ bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int6
   return true;
 }
 
-// The random bits of the streams of one tensor that are rounded stochastically.
+// The random bits of those streams of one tensor that are rounded stochastically.
 class Noises {
  public:
   explicit Noises(const TensorJob& job) {
@@ -152,14 +154,14 @@ class Noises {
     }
   }
 
-  // Draws for [begin, end) within one span.
+  // Draws the groups of elements [begin, end), which lie in one span.
   void draw(std::int64_t begin, std::int64_t end) {
     for (Noise* const noise : of_) {
       if (noise != nullptr) conversions().draw_groups(*noise, begin, end);
     }
   }
 
-  // Null where the stream is rounded to nearest.
+  // Null if the stream is rounded to nearest.
   const Noise* operator[](int s) const { return of_[s]; }
 
  private:
@@ -167,7 +169,7 @@ class Noises {
   Noise drawn_[kMaxStreams];
 };
 
-// f(begin, end) for each span of elements [begin, end), once its random bits are drawn.
+// Calls f(begin, end) for each span of elements [begin, end), after drawing its random bits.
 template <class F>
 void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f) {
   while (begin < end) {
@@ -178,8 +180,8 @@ void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f)
   }
 }
 
-// The streams of a tensor, a tile at a time: gathered and decoded into it, and encoded and scattered from it. No byte
-// between the elements is touched.
+// Processes the streams of a tensor tile by tile: gathers and decodes into tiles, encodes and scatters from them. Bytes
+// between the elements are not written.
 template <class T>
 class Tiles {
  public:
@@ -213,10 +215,10 @@ class Tiles {
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
 
-  // Where a stream that is not strided has this tile's elements.
+  // The address of this tile's elements in a stream that is not strided.
   std::byte* place(int s) const { return job_.streams[s] + begin_ * item_size(dtype(s)); }
 
-  // The elements as values of the compute type: in the stream itself where that can be.
+  // Returns the elements as values of the compute type, in the stream itself if it is native and not strided.
   std::byte* load(int s) {
     auto* const tile = reinterpret_cast<std::byte*>(tiles_[s]);
     const bool native = is_native(dtype(s));
@@ -249,7 +251,7 @@ class Tiles {
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
   alignas(64) T tiles_[kMaxStreams][kTile];
-  alignas(64) std::byte raw_[kTile * sizeof(T)];  // of a stream that is both strided and stored in another type
+  alignas(64) std::byte raw_[kTile * sizeof(T)];  // items of a stream that is strided and not native
 };
 
 template <class T>
@@ -261,7 +263,7 @@ void run_tiles(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int
   });
 }
 
-// The kernel that decodes and encodes in registers what is stored so; null: there is none.
+// The kernel that decodes and encodes in registers for this storage combination; null if there is none.
 Kernel find_stored(const TensorJob& job, const Kernels& kernels) {
   if (!job.layout->packed) return nullptr;
   for (const StoredKernel& stored : kernels.stored) {

@@ -8,13 +8,13 @@
 
 namespace gradstep::cpu {
 
-// Updates elements [begin, end) of a tensor of which something is strided or stored in another type.
+// Updates elements [begin, end) of a tensor with a stream that is strided or not native.
 void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
 
-// The sum of the gradient's squares over elements [begin, end), a chunk or the last of it.
+// The sum of the gradient's squares over elements [begin, end), which is one chunk; the tensor's last may be shorter.
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches);
 
-// The elements of a packed stream from `begin` to the next cache line.
+// The number of elements of a packed stream from `begin` to the next cache line.
 inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_size, std::int64_t begin) {
   constexpr std::int64_t kCacheLine = 64;
   const auto behind =
@@ -22,7 +22,7 @@ inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_siz
   return (kCacheLine - behind) % kCacheLine / item_size;
 }
 
-// Updates elements [begin, end) of a tensor, by the kernels of its update.
+// Updates elements [begin, end) of a tensor with the kernels of its update.
 inline void run(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (job.layout != nullptr) return run_stored(job, kernels, begin, end, prefetches);
   const PreparedUpdate& update = *job.update;

@@ -14,13 +14,13 @@
 #include <arm_neon.h>
 #endif
 
-// A register full of numbers, with the operations that rules and codecs use. They are GCC's and Clang's for vectors;
-// intrinsics stand where compilers have none or choose worse. For files compiled once per instruction set, and so in an
-// anonymous namespace.
+// Registers of numbers, with the operations that rules and codecs use. Most are GCC's and Clang's vector operations;
+// intrinsics are used where the compilers have none or generate slower code. Included by files compiled once per
+// instruction set, hence the anonymous namespace.
 namespace gradstep::cpu {
 namespace {
 
-// Those of one number, beside those of registers below.
+// The scalar functions, which are overloaded for registers below.
 using gradstep::absolute;
 using gradstep::as_signed;
 using gradstep::as_unsigned;
@@ -41,7 +41,7 @@ constexpr int kRegister = 32;
 constexpr int kRegister = 16;
 #endif
 
-// The signed integer of so many bytes, which comparisons of such numbers give.
+// The signed integer of this many bytes: the element type of a comparison's result.
 template <int kBytes>
 struct IntegerOf;
 template <>
@@ -57,7 +57,7 @@ struct IntegerOf<8> {
   using Type = std::int64_t;
 };
 
-// The compiler's vector of so many bytes.
+// The compiler's vector type of this many bytes.
 template <class T, int kBytes>
 struct NativeOf {
   typedef T Type __attribute__((vector_size(kBytes)));
@@ -74,8 +74,8 @@ struct Vector {
 
   Vector() = default;
   GS_INLINE Vector(Native native) : v(native) {}
-  GS_INLINE Vector(T x) : v(x - Native{}) {}  // in every lane
-  // The same bits, of and as another vector of the compiler's.
+  GS_INLINE Vector(T x) : v(x - Native{}) {}  // broadcasts x
+  // of() and as() reinterpret the bits of another vector type.
   template <class Other>
   GS_INLINE static Vector of(Other bits) {
     return reinterpret_cast<Native>(bits);
@@ -120,7 +120,7 @@ GS_INLINE Integers as_signed(Words bits) { return Integers::of(bits.v); }
 GS_INLINE Words as_unsigned(Integers numbers) { return Words::of(numbers.v); }
 GS_INLINE Integers truncated(Floats x) { return __builtin_convertvector(x.v, Integers::Native); }
 
-// Compilers make a comparison and a selection of the general form.
+// Compilers translate the generic form into a comparison and a selection.
 #if defined(__AVX512F__)
 GS_INLINE Integers larger_of(Integers a, Integers b) {
   return Integers::of(_mm512_maskz_max_epi32(0xffff, a.as<__m512i>(), b.as<__m512i>()));
@@ -153,7 +153,7 @@ GS_INLINE Doubles magnitude(Doubles x) {
 }
 
 #if defined(__AVX512F__)
-// The masks say that every lane counts; without one, GCC 12 warns of its own header.
+// The masks select every lane; without a mask, GCC 12 warns about its own header.
 GS_INLINE Floats root(Floats x) { return _mm512_maskz_sqrt_ps(0xffff, x.v); }
 GS_INLINE Doubles root(Doubles x) { return _mm512_maskz_sqrt_pd(0xff, x.v); }
 #elif defined(__AVX2__)
@@ -173,7 +173,7 @@ GS_INLINE Vector<T, kCount> root(Vector<T, kCount> x) {
 }
 #endif
 
-// Whether a comparison holds in any lane.
+// Whether a comparison is true in any lane.
 template <class T, int kCount>
 GS_INLINE bool any(Vector<T, kCount> mask) {
   std::uint64_t parts[sizeof mask / sizeof(std::uint64_t)], all = 0;
@@ -182,7 +182,7 @@ GS_INLINE bool any(Vector<T, kCount> mask) {
   return all != 0;
 }
 
-// A register's worth of numbers from memory and back, which need not be aligned; or one.
+// Loads and stores a register or a scalar; the memory need not be aligned.
 template <class V, class T>
 GS_INLINE V load(const T* from) {
   if constexpr (sizeof(V) == sizeof(T)) {

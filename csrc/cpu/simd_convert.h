@@ -3,14 +3,13 @@
 #include "codecs/all.h"
 #include "cpu/simd.h"
 
-// How items of 8 and 16 bits are read into a register of 32-bit words and written from one, and the instructions that
-// an instruction set has for a codec.
+// Loads and stores of 8-bit and 16-bit items as registers of 32-bit words, and the hardware conversions of codecs.
 namespace gradstep::cpu {
 namespace {
 
 #if defined(__AVX512F__)
 
-constexpr __mmask16 kAll = 0xffff;  // without a mask, GCC 12 warns of its own header
+constexpr __mmask16 kAll = 0xffff;  // without a mask, GCC 12 warns about its own header
 
 GS_INLINE Words widen(const std::uint16_t* from) {
   return Words::of(_mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -25,7 +24,7 @@ GS_INLINE void narrow(Words words, std::uint16_t* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(kAll, words.as<__m512i>()));
 }
 
-// By one permutation each: shifts and conversions compete with division for the same units.
+// One permutation each, because shifts and conversions compete with division for the same execution units.
 alignas(64) constexpr std::uint16_t kToUpper[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
                                                     0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
 alignas(64) constexpr std::uint16_t kFromUpper[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
@@ -51,7 +50,7 @@ GS_INLINE Words widen(const std::uint16_t* from) {
 GS_INLINE Words widen(const std::uint8_t* from) { return Words::of(_mm256_cvtepu8_epi32(load_low(from))); }
 GS_INLINE Words widen(const std::int8_t* from) { return Words::of(_mm256_cvtepi8_epi32(load_low(from))); }
 
-// The words are below 2^16.
+// Requires words below 2^16.
 GS_INLINE void narrow(Words words, std::uint16_t* to) {
   const auto all = words.as<__m256i>();
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
@@ -128,8 +127,8 @@ GS_INLINE void narrow_from_upper(Words words, std::uint16_t* to) { narrow(words 
 
 #endif
 
-// The words of items, widened with zeros, or with their sign where they have one, and shifted to the left: V says how
-// many.
+// Loads items as 32-bit words, zero-extended or sign-extended according to Storage, and shifts them left by kShift. V
+// is a scalar or a register and determines the number of items.
 template <class V, int kShift, class Storage>
 GS_INLINE auto load_words(const Storage* from) {
   if constexpr (sizeof(V) == sizeof(float)) {
@@ -142,7 +141,7 @@ GS_INLINE auto load_words(const Storage* from) {
   }
 }
 
-// Items back from their places in words.
+// Stores words as items: the inverse of load_words().
 template <int kShift, class Storage>
 GS_INLINE void store_words(Storage* to, std::uint32_t word) {
   *to = static_cast<Storage>(word >> kShift);
@@ -159,7 +158,7 @@ GS_INLINE void store_words(Storage* to, Words words) {
   }
 }
 
-// A value, or a register of them, as stored by a narrow codec; stored to nearest.
+// Loads and stores a value, or a register of values, through a narrow codec. Stored values are rounded to nearest.
 template <class V, class Codec>
 GS_INLINE V load_as(Codec, const typename Codec::Storage* from) {
   return Codec::decode(load_words<V, Codec::kShift>(from));
@@ -169,7 +168,7 @@ GS_INLINE void store_as(Codec, typename Codec::Storage* to, V x) {
   store_words<Codec::kShift>(to, Codec::encode(x));
 }
 
-// Instructions for float16, which give the codec's bits.
+// Hardware conversions of float16, which give the same bits as the codec.
 #if defined(__AVX512F__)
 template <>
 GS_INLINE Floats load_as(codecs::Float16, const std::uint16_t* from) {

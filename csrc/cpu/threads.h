@@ -2,12 +2,12 @@
 
 namespace gradstep::cpu {
 
-// Threads a step may use, the caller's included: GRADSTEP_NUM_THREADS, else the cores this process may use.
-// Throws std::invalid_argument where the variable is not a number from 1 to kMaxThreads.
+// The number of threads that a step may use, the caller's included: GRADSTEP_NUM_THREADS, or else the number of cores
+// that this process may use. Throws std::invalid_argument if the variable is not an integer from 1 to kMaxThreads.
 int threads();
 void set_threads(int count);
 
-// Whether a step is shared among them however small it is: for tests.
+// Whether steps use all threads whatever their size; for tests.
 bool shares_all();
 void share_all(bool on);
 

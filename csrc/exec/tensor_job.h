@@ -13,9 +13,8 @@ namespace gradstep {
 
 // The order in which a tensor's elements are traversed, last axis fastest, and each stream's strides and storage.
 struct Layout {
-  std::vector<std::int64_t> shape;  // never empty
-  std::vector<std::int64_t>
-      strides[kMaxStreams];  // in bytes; empty if packed and aligned, or if there is no such stream
+  std::vector<std::int64_t> shape;                 // never empty
+  std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or no such stream
   DType dtypes[kMaxStreams] = {};
   float* scales[kMaxStreams] = {};  // block scales, for types that have them
   StorageKey storage = kNoStreams;  // dtypes of the existing streams
@@ -43,8 +42,7 @@ struct StorePolicy {
 // The update of one step, for one or more tensors.
 struct PreparedUpdate : StorePolicy {
   rules::Key key;
-  alignas(
-      16) std::byte element[rules::kMaxElementUpdate];  // the rules::ElementUpdate of `key`, with this step's scalars
+  alignas(16) std::byte element[rules::kMaxElementUpdate];  // the key's rules::ElementUpdate, with this step's scalars
 };
 
 // One tensor's part in a step: one cache line, because there may be thousands.
