@@ -488,7 +488,7 @@ def test_an_option_that_would_add_or_drop_a_state(cls, option):
     for now, then in (({}, option), (option, {name: type(value)(0) for name, value in option.items()})):
         opt = cls(A.copy(), **now)
         before = frozen(opt)
-        with pytest.raises(ValueError, match="state cannot change"):
+        with pytest.raises(ValueError, match="states are kept cannot change"):
             opt.groups[0].update(lr=0.5, **then)
         assert frozen(opt) == before
 

@@ -5,12 +5,12 @@
 #include "cuda/launch.h"
 #include "cuda/sums.h"
 
-// The launch before those of the updates. It ends the pass over gradients, advances clocks, and computes each tensor's
-// step as the host would: in double, by the same code.
+// The launch that precedes the update kernels. It finishes the gradient pass, advances the clocks, and computes each
+// tensor's step scalars as the host would: in double, with the same code.
 namespace gradstep::cuda {
 namespace {
 
-// What rules::visit() takes.
+// Visitor for rules::visit().
 struct Prepare {
   const double* options;
   rules::Clock& clock;
@@ -93,7 +93,7 @@ void launch_advance(const AdvanceWork& work) {
       args.groups[i] = work.groups[args.first_group + i];
     }
     const std::uint32_t blocks = args.count == 0 ? 1 : (args.count + kThreads - 1) / kThreads;
-    if (any) start(&advance, args, blocks, kThreads, work.stream, "a step's launch");
+    if (any) start(&advance, args, blocks, kThreads, work.stream, "launching a step");
     args.is_first = false;
   } while (tensor < work.tensors);
 }
@@ -104,7 +104,7 @@ void set_captured(double* to, const double* values, std::size_t count, void* str
   static_assert(rules::kMaxOptions <= kWarp);
   Values args{to, static_cast<int>(count), {}};
   std::memcpy(args.of, values, count * sizeof(double));
-  start(&set, args, 1, kWarp, stream, "the change of an option");
+  start(&set, args, 1, kWarp, stream, "launching a change of options");
 }
 
 }  // namespace gradstep::cuda

@@ -7,12 +7,12 @@
 #include "exec/norm.h"
 #include "exec/tensor_job.h"
 
-// What the host hands to a kernel.
+// Kernel arguments and the device's data structures.
 namespace gradstep::cuda {
 
-// A warp takes a block of elements at a time, so that the codes that share a scale never leave it.
+// A warp processes one block of elements at a time, so that all codes that share a scale are in one warp.
 inline constexpr int kWarp = 32;
-inline constexpr int kItems = kBlock / kWarp;  // elements of a lane
+inline constexpr int kItems = kBlock / kWarp;  // elements per lane
 inline constexpr int kThreads = kWarps * kWarp;
 
 // Elements [begin, end) of one tensor, kChunk at most, for one thread block.
@@ -21,18 +21,18 @@ struct Chunk {
   std::int64_t begin, end;
 };
 
-// One tensor, but for its gradient, which every step may bring anew.
+// One tensor, without its gradient, whose address may change with every step.
 struct TensorDesc {
-  std::byte* streams[kMaxStreams];  // null: there is none
+  std::byte* streams[kMaxStreams];  // null: no such stream
   float* scales[kMaxStreams];
-  // Where streams are strided: the rank and shape of the walk, and each stream's strides in bytes. Else null.
+  // If any stream is strided: the rank and shape of the traversal, and each stream's strides in bytes. Otherwise null.
   const std::int64_t* strided_layout;
   DType dtypes[kMaxStreams];
   std::uint8_t item_sizes[kMaxStreams];
   bool strided[kMaxStreams];
 };
 
-// What the step that was prepared last does to a tensor.
+// A tensor's update in the most recently prepared step.
 template <class ElementUpdate>
 struct Step : StorePolicy {
   alignas(ElementUpdate) std::byte bytes[sizeof(ElementUpdate)];
@@ -41,61 +41,61 @@ struct Step : StorePolicy {
 };
 inline constexpr std::size_t kMaxStep = rules::kMaxElementUpdate + 32;
 
-// What the device keeps from step to step.
+// State that the device keeps from step to step.
 struct DeviceState {
-  std::byte* steps;             // of each tensor, in kMaxStep bytes: its Step, made of
-  rules::Clock* clocks;         // its clock, and
-  const std::uint32_t* groups;  // its group's options, for
-  const Compute* computes;      // the type that it is computed in
-  std::int64_t* taken;          // the number of steps; null: there are none
-  GradientPass* pass;           // of the last step that had one
+  std::byte* steps;             // the Step of each tensor, kMaxStep bytes apart
+  rules::Clock* clocks;         // of each tensor
+  const std::uint32_t* groups;  // the group of each tensor
+  const Compute* computes;      // the compute type of each tensor
+  std::int64_t* taken;          // the number of steps taken; null: not counted
+  GradientPass* pass;           // the result of the last gradient pass
 };
 
-// The options of a group, and the updates that they ask for, but for the type that a tensor is computed in.
+// The options of a group, and the key of its updates, in which the tensor's compute type is to be filled in.
 struct Group {
   rules::Key key;
   double options[rules::kMaxOptions];
 };
 
-// The options of captured steps, which may change between replays. Those of other steps come with the launch.
+// The options of captured steps, which may change between replays. The options of other steps are launch arguments.
 struct Captured {
   PassOptions asked;
-  GradientPass pass;  // of the last step from the first that is captured on
+  GradientPass pass;  // the result of the last gradient pass, once a step has been captured
 
-  GS_INLINE Group* groups() { return reinterpret_cast<Group*>(this + 1); }  // behind it
+  GS_INLINE Group* groups() { return reinterpret_cast<Group*>(this + 1); }  // they follow this object in memory
 };
 
-// Sums of squares on the way to a norm.
+// Sums of squares from which a norm is computed.
 struct Sums {
-  double *of_chunks, *of_tensors;    // what is in them before does not matter
-  const std::uint32_t* first_chunk;  // of each tensor, and one more
+  double *of_chunks, *of_tensors;    // need not be initialized
+  const std::uint32_t* first_chunk;  // of each tensor, then the number of chunks
   std::uint32_t tensors;
 };
 
-// The launch that goes before those of the updates: neighbours among the tensors, of few groups.
+// Arguments of the launch that precedes the updates: consecutive tensors of few groups.
 struct AdvanceArgs {
   static constexpr std::uint32_t kTensors = 4096, kGroups = 8;
 
   DeviceState state;
-  Captured* captured;  // null: options come with the launch
+  Captured* captured;  // null: the options are in these arguments
   PassOptions asked;
-  Sums sums;                   // of the pass over gradients; null: there is none
-  bool is_first;               // of the step
-  std::uint32_t first, count;  // tensors
+  Sums sums;                   // of the gradient pass; null: there is no pass
+  bool is_first;               // whether this is the step's first launch
+  std::uint32_t first, count;  // of tensors
   std::uint32_t first_group;
   Group groups[kGroups];
-  std::uint32_t active[kTensors / 32];  // a bit for each tensor: whether it takes part
+  std::uint32_t active[kTensors / 32];  // one bit per tensor: whether it takes part
 };
 
-// A launch of updates: neighbours among the tensors. Their gradients travel with it, so that a step neither copies nor
-// waits.
+// Arguments of an update launch: consecutive tensors. Gradients are passed as arguments, so that a step neither copies
+// nor waits.
 template <class ElementUpdate, int kTensors>
 struct Args {
   const TensorDesc* descs;         // of all tensors
-  const Chunk* chunks;             // from this launch's first
+  const Chunk* chunks;             // starting with this launch's first
   const std::byte* steps;          // of all tensors
-  const GradientPass* pass;        // null: there was none
-  std::uint32_t first;             // tensor
+  const GradientPass* pass;        // null: there was no pass
+  std::uint32_t first;             // index of the first tensor
   std::byte* gradients[kTensors];  // null: the tensor takes no part
 };
 

@@ -14,15 +14,15 @@ inline const char* words_for(cudaError_t error) {
   return none ? "there is no NVIDIA driver" : cudaGetErrorString(error);
 }
 
-// Throws std::runtime_error: `what` failed, and CUDA's words for it.
+// Throws std::runtime_error with `what` and CUDA's description of the error, unless the call succeeded.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would meet it again
+  cudaGetLastError();  // clears the error, which later calls would return again
   throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + words_for(error));
 }
 
-// While a thread captures, CUDA refuses what could harm the capture. What is done while this lives touches no stream of
-// others.
+// Relaxes the thread's capture mode, so that CUDA does not reject calls such as cudaMalloc while a stream is captured.
+// Calls made meanwhile must not touch streams of others.
 class Relaxed {
  public:
   Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -34,12 +34,13 @@ class Relaxed {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Has the driver load a kernel, which it else does at its first launch, and may not do while a stream is captured.
+// Makes the driver load a kernel now. By default it loads a kernel at its first launch, which is not allowed while a
+// stream is captured.
 template <class Kernel>
 void load(Kernel* kernel) {
   const Relaxed relaxed;
   cudaFuncAttributes about;
-  check(cudaFuncGetAttributes(&about, kernel), "the loading of a kernel");
+  check(cudaFuncGetAttributes(&about, kernel), "loading a kernel");
 }
 
 template <class Args>

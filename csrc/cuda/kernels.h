@@ -1,7 +1,7 @@
 #pragma once
 
-// The kernels: one for tensors of the type that a rule computes in, and one for those of which something is stored in
-// another. Both go through a chunk block by block, a warp to a block.
+// The update kernels: one for native tensors, and one for tensors with a stream of another type. Both process a chunk
+// block by block, with one warp per block.
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -16,7 +16,7 @@
 namespace gradstep::cuda {
 namespace {
 
-// Whether a rule walks along a stream: a state only where it keeps it, and of what it does not read, nothing.
+// Whether a rule uses a stream: one that is read and, if it is a state, that the variant keeps.
 template <class ElementUpdate, int s>
 constexpr bool kWalks = kStreams[s].read && (!is_state(s) || ElementUpdate::keeps(s - kFirstState));
 
@@ -25,7 +25,7 @@ GS_DEVICE void each_number(const Visit& visit, std::integer_sequence<int, s...>)
   (visit(std::integral_constant<int, s>()), ...);
 }
 
-// visit(stream), the number as a type, for each that a rule walks along.
+// Calls visit(s) for each stream that a rule uses; s is a std::integral_constant.
 template <class ElementUpdate, class Visit>
 GS_DEVICE void each_stream(const Visit& visit) {
   each_number(
@@ -35,7 +35,7 @@ GS_DEVICE void each_stream(const Visit& visit) {
       std::make_integer_sequence<int, kMaxStreams>());
 }
 
-// The same for those that a step writes.
+// Calls visit(s) for each of these streams that a step writes.
 template <class ElementUpdate, class Visit>
 GS_DEVICE void each_written(const Visit& visit) {
   each_stream<ElementUpdate>([&](auto s) {
@@ -48,13 +48,13 @@ GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems],
                       std::integer_sequence<int, k...>) {
   element(x[kParameter][i], x[kGradient][i], x[kFirstState + k][i]...);
 }
-// Updates item `i` of all streams; a state that is not kept is a dummy.
+// Updates item `i` of all streams; a state that is not kept is a dummy argument.
 template <class ElementUpdate, class T>
 GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems], int i) {
   update(element, x, i, std::make_integer_sequence<int, ElementUpdate::kStates>());
 }
 
-// What a thread block is to do. Without a gradient, nothing.
+// The work of a thread block. There is none if the gradient is null.
 template <class ElementUpdate>
 struct Task {
   Chunk chunk;
@@ -76,7 +76,7 @@ struct Task {
   GS_DEVICE const ElementUpdate& element() const { return step.element(); }
 };
 
-// Sets to zero what is behind a block's last element.
+// Sets the values beyond the end of a block to zero.
 GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
@@ -84,7 +84,7 @@ GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
   }
 }
 
-// Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item.
+// Updates native tensors. Complete contiguous blocks are processed with vector loads and stores, others item by item.
 template <class ElementUpdate, int kTensors>
 __global__ void __launch_bounds__(kThreads, kFit<ElementUpdate>)
     native(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kFit<ElementUpdate>)
   }
 }
 
-// Tensors of which something is stored in another type than floats.
+// Updates tensors of which at least one stream is not stored as float.
 template <class ElementUpdate, int kTensors>
 __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
     stored(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
-  // A copy: of what lies in memory the compiler would load all again behind each store.
+  // A copy in registers: the compiler would reload a description in memory after each store.
   const TensorDesc desc = task.desc;
   const Step<ElementUpdate>& step = task.step;
   const ElementUpdate element = task.element();
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
     return (kRoundedStreams >> s & 1) != 0 && is_stochastic(task.desc.dtypes[s], step.stochastic);
   };
 
-  // A thread draws four words of the places, and four of the groups, for one stream.
+  // Each thread draws four words of the places and four of the groups for one stream.
   static_assert(kMaxStreams * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters && kBlock == 4 * kGroup);
   const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
   if (drawn < kMaxStreams && stochastic_in(drawn)) {
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
   }
 }
 
-// One launch after the other, each of as many neighbours as there is room for, with a thread block for each chunk.
+// Launches consecutive tensors, as many per launch as the arguments have room for, with one thread block per chunk.
 template <class ElementUpdate, int kTensors>
 void launch_chunks(const Work& work, void (*kernel)(Args<ElementUpdate, kTensors>)) {
   static_assert(sizeof(Args<ElementUpdate, kTensors>) <= kMostBytes);
@@ -217,11 +217,11 @@ void launch_chunks(const Work& work, void (*kernel)(Args<ElementUpdate, kTensors
     args.chunks = work.chunks + work.first_chunk[first];
     std::memcpy(args.gradients, &work.gradients[first], (last - first) * sizeof(std::byte*));
     const auto blocks = static_cast<std::uint32_t>(work.first_chunk[last] - work.first_chunk[first]);
-    if (blocks > 0) start(kernel, args, blocks, kThreads, work.stream, "a step's launch");
+    if (blocks > 0) start(kernel, args, blocks, kThreads, work.stream, "launching a step");
   }
 }
 
-// What rules::visit() takes: each launches the kernel of an element, if that is of its kind.
+// Visitors for rules::visit(): they launch the kernel of an update that has their compute type.
 template <class T>
 struct LaunchNative {
   const Work& work;

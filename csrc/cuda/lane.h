@@ -8,16 +8,16 @@
 #include "codecs/noise.h"
 #include "cuda/args.h"
 
-// A lane's share of a block of elements: how it is loaded and stored.
+// How a lane loads and stores its part of a block of elements.
 namespace gradstep::cuda {
 
 #define GS_DEVICE __device__ __forceinline__
 
-// Which of its warp's lanes, and of its block's warps, a thread is.
+// The index of a thread within its warp, and of its warp within the thread block.
 GS_DEVICE int lane_of_thread() { return static_cast<int>(threadIdx.x % kWarp); }
 GS_DEVICE int warp_of_thread() { return static_cast<int>(threadIdx.x / kWarp); }
 
-// Says that a pointer is to global memory, of one that was itself loaded the compiler does not know.
+// Marks a pointer as global: the compiler cannot infer the address space of a pointer that was itself loaded.
 template <class T>
 GS_DEVICE T* global(T* pointer) {
 #if defined(__CUDA_ARCH__)
@@ -26,7 +26,7 @@ GS_DEVICE T* global(T* pointer) {
   return pointer;
 }
 
-// The largest of a warp's values, in each of its lanes.
+// The largest value of a warp, returned in every lane.
 GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   return __reduce_max_sync(0xffffffffu, x);
@@ -39,7 +39,7 @@ GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 #endif
 }
 
-// The byte of a stream at which an element begins.
+// The byte offset of an element in a stream.
 GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index) {
   if (!desc.strided[s]) return index * desc.item_sizes[s];
   const auto rank = static_cast<int>(*global(desc.strided_layout));
@@ -54,24 +54,24 @@ GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index)
   return bytes + index * strides[0];
 }
 
-// Items that one instruction moves.
+// Items that one instruction loads or stores.
 template <class Item, int kCount>
 struct alignas(sizeof(Item) * kCount) Pack {
   Item items[kCount];
 };
 
-// A lane's elements of a block: as many neighbours as 16 bytes hold of the compute type, then as many a warp further
-// on, so that what a warp moves at once is one piece of memory.
+// A lane's elements of a block: vectors of as many consecutive elements as fill 16 bytes in the compute type, one
+// vector per warp-wide access, so that each access of a warp is contiguous.
 template <class T>
 struct LaneSlice {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kVectors = kItems / kVector;
 
-  // Where in the block they are.
+  // The index in the block of a lane's item.
   GS_DEVICE static int place(int lane, int item) { return (item / kVector * kWarp + lane) * kVector + item % kVector; }
 };
 
-// What a lane has of a stream as it is stored: `kBytes` an item, in words of the size of T, the compute type.
+// A lane's stored items of a stream, `kBytes` each, packed into words. T is the compute type.
 template <class T, int kBytes, class Word = std::uint32_t>
 struct Raw {
   static constexpr int kAtOnce = LaneSlice<T>::kVector * kBytes / static_cast<int>(sizeof(Word));  // words
@@ -101,7 +101,7 @@ struct Raw {
     }
   }
 
-  // The bits of an item; and a word of zeros, with such bits put in.
+  // get() returns the bits of an item; put() inserts bits into words that were zero.
   GS_DEVICE static Word get(const Word (&words)[kItems], int item) {
     return words[item / kPerWord] >> (8 * kBytes * (item % kPerWord));
   }

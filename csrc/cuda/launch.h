@@ -11,19 +11,19 @@ namespace gradstep::cuda {
 // The tensors of one step that have the same key.
 struct Work {
   rules::Key key;
-  bool stored;                        // whether something is stored in another type
-  std::vector<std::byte*> gradients;  // of all tensors; null: it has another key, or takes no part
-  const std::size_t* first_chunk;     // of each tensor, and one more
-  const TensorDesc* descs;            // on the device, as are
+  bool stored;                        // whether any stream is not native
+  std::vector<std::byte*> gradients;  // of all tensors; null: another key, or takes no part
+  const std::size_t* first_chunk;     // of each tensor, then the number of chunks
+  const TensorDesc* descs;            // this and the next three are on the device
   const Chunk* chunks;
   const std::byte* steps;
   const GradientPass* pass;
   void* stream;
-  bool loads = false;  // the kernels, in place of launching them
+  bool loads = false;  // load the kernels instead of launching them
 };
 
-// One launch for up to kMany tensors. They throw std::runtime_error where CUDA fails. Each is compiled by itself, for
-// it takes minutes.
+// Launch the update kernels, up to kMany tensors at a time. They throw std::runtime_error if CUDA fails. Each is
+// defined in a separate file, because each takes minutes to compile.
 void launch_native_float(const Work& work);
 void launch_native_double(const Work& work);
 void launch_stored(const Work& work);
@@ -33,22 +33,22 @@ inline void launch(const Work& work) {
   work.key.compute == Compute::kDouble ? launch_native_double(work) : launch_native_float(work);
 }
 
-// The gradients of one step, on the way to their norm.
+// The gradients of one step, whose norm is to be computed.
 struct NormWork {
-  std::byte* const* gradients;  // of all tensors; null: it takes no part
+  std::byte* const* gradients;  // of all tensors; null: the tensor takes no part
   const std::size_t* first_chunk;
-  const TensorDesc* descs;  // on the device, as are
+  const TensorDesc* descs;  // on the device, as are chunks and sums
   const Chunk* chunks;
   Sums sums;
   void* stream;
 };
 
-// Adds up each tensor's squares.
+// Sums each tensor's squares.
 void launch_sums(const NormWork& work);
 
-// What goes before the updates of a step.
+// The input of the launch that precedes the updates of a step.
 struct AdvanceWork {
-  std::byte* const* gradients;  // of all tensors; null: it takes no part
+  std::byte* const* gradients;  // of all tensors; null: the tensor takes no part
   const std::uint32_t* group_of;
   std::uint32_t tensors;
   const std::vector<Group>& groups;
@@ -59,10 +59,11 @@ struct AdvanceWork {
   void* stream;
 };
 
-// Ends the pass over gradients, advances the clocks of tensors that take part, prepares their steps, counts the step.
+// Finishes the gradient pass, advances the clocks of tensors that take part, prepares their updates, and counts the
+// step.
 void launch_advance(const AdvanceWork& work);
 
-// Have the driver load what is to be launched, where that must not happen at the first launch.
+// Load the kernels in advance, for when loading them at the first launch is not allowed.
 inline void load(Work work) {
   work.loads = true;
   launch(work);
@@ -70,7 +71,7 @@ inline void load(Work work) {
 void load_sums(std::size_t tensors);
 void load_advance();
 
-// Overwrites options of captured steps, after what is in the stream.
+// Overwrites options of captured steps, in stream order.
 void set_captured(double* to, const double* values, std::size_t count, void* stream);
 
 }  // namespace gradstep::cuda

@@ -6,17 +6,17 @@
 #include "cuda/stored.h"
 #include "cuda/sums.h"
 
-// The norm in two launches: a warp adds up the squares of a chunk, then the chunks of a tensor. Whoever comes next adds
-// up the tensors.
+// The norm in two launches: the first sums the squares of a chunk per warp, the second the chunks of a tensor per warp.
+// The next kernel sums the tensors.
 namespace gradstep::cuda {
 namespace {
 
-// A stream that is no state.
+// An update without states, for visit_stored() of the gradient.
 struct Stateless {
   static constexpr bool non_negative(int) { return false; }
 };
 
-// A lane's share of a block of the gradient as doubles, with zeros behind the last element.
+// A lane's part of a block of a float64 gradient, with zeros beyond the last element.
 GS_DEVICE void load_doubles(const TensorDesc& desc, std::byte* gradient, const Block& block, double (&x)[kItems]) {
   using Values = Raw<double, sizeof(double), double>;
   const std::byte* from = global(gradient + block.begin * static_cast<std::int64_t>(sizeof(double)));
@@ -37,7 +37,7 @@ GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Bl
   for (int i = 0; i < kItems; ++i) x[i] = values[i];
 }
 
-// The sum of the squares of a chunk's elements, by a warp, which has a tile and room for lanes.
+// A warp's sum of the squares of a chunk's elements. `tile` and `lanes` are scratch memory of the warp.
 GS_DEVICE double sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
                                 std::byte* tile, double (&lanes)[kSumLanes]) {
   const bool doubles = desc.dtypes[kGradient] == DType::kFloat64;
@@ -56,14 +56,14 @@ GS_DEVICE double sum_of_squares(const TensorDesc& desc, std::byte* gradient, con
   return fold(lanes, lane);
 }
 
-// A launch: neighbours among the tensors.
+// Arguments of a launch: the gradients of consecutive tensors.
 template <int kTensors>
 struct Gradients {
   const TensorDesc* descs;  // of all tensors
-  const Chunk* chunks;      // from this launch's first,
-  double* sums;             // as is this
-  std::uint32_t count;      // chunks
-  std::uint32_t first;      // tensor
+  const Chunk* chunks;      // starting with this launch's first
+  double* sums;             // starting with this launch's first
+  std::uint32_t count;      // of chunks
+  std::uint32_t first;      // index of the first tensor
   std::byte* of[kTensors];  // null: the tensor takes no part
 };
 
@@ -99,7 +99,7 @@ constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps
 
 template <class Args>
 void launch(void (*kernel)(Args), Args& args, std::uint32_t warps, const NormWork& work) {
-  if (warps > 0) start(kernel, args, blocks_for(warps), kThreads, work.stream, "a norm's launch");
+  if (warps > 0) start(kernel, args, blocks_for(warps), kThreads, work.stream, "launching a norm");
 }
 
 template <int kTensors>

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <utility>
 
-// As much of CUDA's runtime as the host side needs, without its headers. What fails throws std::runtime_error with
-// CUDA's words for it.
+// The part of CUDA's runtime API that host code needs, without CUDA's headers. Failures throw std::runtime_error with
+// CUDA's description.
 namespace gradstep::cuda {
 
 // Device memory.
@@ -26,7 +26,7 @@ class Memory {
   std::byte* data_ = nullptr;
 };
 
-// Makes a device the current one of this thread while it lives; of -1, leaves it to the thread.
+// Makes a device the thread's current one for the lifetime of the object; -1 leaves the current device.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -43,17 +43,17 @@ bool is_capturing(void* stream);
 
 void wait_for_device();
 void copy_to_host(void* to, const void* from, std::size_t bytes);
-// At once: what is captured meanwhile does not hold the copy.
+// Copies at once, on a separate stream, so that a stream capture does not record the copy.
 void copy_to_device(void* to, const void* from, std::size_t bytes);
 
-// The device in whose memory a pointer lies; -1: in none's.
+// The device in whose memory a pointer is; -1 if in no device's.
 int device_of(const void* pointer);
 
-// How many devices there are. Throws where there is no driver, or one that is too old.
+// The number of devices. Throws if there is no driver or if the driver is too old.
 int device_count();
 
 struct Versions {
-  int runtime, driver;  // as 1000 * major + 10 * minor; of no driver, 0
+  int runtime, driver;  // 1000 * major + 10 * minor; 0 if there is no driver
 };
 Versions versions();
 

@@ -4,15 +4,15 @@
 
 #include "cuda/lane.h"
 
-// Streams that a rule cannot work on where they lie: between what is stored and a lane's elements.
+// Conversions between a stream's stored items and a lane's elements, for streams that are not native.
 namespace gradstep::cuda {
 
-// A block of one tensor, as one lane of its warp sees it.
+// A block of one tensor, seen from one lane of its warp.
 struct Block {
   std::int64_t begin;
   int count;  // elements, kBlock at most
   int lane;
-  std::byte* tile;  // the warp's, with room for a block of any type
+  std::byte* tile;  // the warp's scratch memory, large enough for a block of any type
 
   GS_DEVICE Block(const Chunk& chunk, std::int64_t first, int the_lane, std::byte* the_tile)
       : begin(first),
@@ -21,7 +21,7 @@ struct Block {
         tile(the_tile) {}
 };
 
-// What a stream of an update can be stored as, in types that are computed with in floats: what the codecs say.
+// Whether a stream of an update can have a storage type that is computed in float, according to the roles of the codec.
 template <class ElementUpdate>
 constexpr bool may_be(int s, DType dtype) {
   unsigned roles = kStreams[s].roles;
@@ -34,7 +34,7 @@ constexpr bool may_have_scales(int s) {
   return may_be<ElementUpdate>(s, DType::kQ8Signed) || may_be<ElementUpdate>(s, DType::kQ8Unsigned);
 }
 
-// Moves one item of `size` bytes, or zeros.
+// Copies one item of `size` bytes, or writes zero.
 GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool zero) {
   const auto move = [=](auto item) {
     using Item = decltype(item);
@@ -51,7 +51,7 @@ GS_DEVICE void move_item(std::byte* to, const std::byte* from, int size, bool ze
   }
 }
 
-// Gathers a stream's elements into the tile, and zeros behind the last; or scatters them.
+// Gathers a stream's elements into the tile, with zeros beyond the last one; or scatters them from it.
 template <bool kGather>
 GS_DEVICE void move(const TensorDesc& desc, int s, std::byte* data, const Block& block) {
   const int size = desc.item_sizes[s];
@@ -66,14 +66,15 @@ GS_DEVICE void move(const TensorDesc& desc, int s, std::byte* data, const Block&
   __syncwarp();
 }
 
-// Whether a block's items lie in one piece, to be moved in full width; else they go by way of the tile.
+// Whether a block is complete, contiguous and aligned, so that vector loads and stores apply; otherwise it is moved
+// through the tile.
 GS_DEVICE bool in_one_piece(const TensorDesc& desc, int s, const std::byte* begin, const Block& block) {
   const auto width = static_cast<std::uint32_t>(LaneSlice<float>::kVector * desc.item_sizes[s]);  // a power of two
   const auto low = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin));
   return block.count == kBlock && !desc.strided[s] && (low & (width - 1)) == 0;
 }
 
-// f(Raw) with the width of a stream's items.
+// Calls f(Raw) for the size of a stream's items.
 template <class F>
 GS_DEVICE void visit_raw(int size, const F& f) {
   if (size == 4) {
@@ -85,7 +86,7 @@ GS_DEVICE void visit_raw(int size, const F& f) {
   }
 }
 
-// Asks for a stream's items as they are stored. It waits for none, so that those of all streams are under way together.
+// Loads a stream's items as they are stored. The loads of all streams are issued before the first is waited for.
 GS_DEVICE void fetch(const TensorDesc& desc, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
   const int size = desc.item_sizes[s];
   const std::byte* const begin = global(data + block.begin * size);
@@ -97,7 +98,7 @@ GS_DEVICE void fetch(const TensorDesc& desc, int s, std::byte* data, const Block
   }
 }
 
-// Puts a stream's items where fetch() took them from.
+// Stores a stream's items where fetch() loaded them.
 GS_DEVICE void put(const TensorDesc& desc, int s, std::byte* data, const Block& block,
                    const std::uint32_t (&raw)[kItems]) {
   const int size = desc.item_sizes[s];
@@ -105,14 +106,14 @@ GS_DEVICE void put(const TensorDesc& desc, int s, std::byte* data, const Block& 
   if (in_one_piece(desc, s, begin, block)) {
     visit_raw(size, [&](auto width) { width.store(begin, block.lane, raw); });
   } else {
-    __syncwarp();  // the tile is still read
+    __syncwarp();  // another lane may still read the tile
     visit_raw(size, [&](auto width) { width.store(block.tile, block.lane, raw); });
     move<false>(desc, s, data, block);
   }
 }
 
-// A lane's random bits for a stream of a block: words of places, and of the block's groups, in shared memory, with as
-// many bits as the codec takes.
+// A lane's random bits for a stream of a block, from the words of the places and of the block's groups in shared
+// memory, already shifted to the number of bits that the codec needs.
 class Noise {
  public:
   GS_DEVICE Noise(const std::uint32_t* places, const std::uint32_t* groups, int lane)
@@ -132,13 +133,13 @@ class Noise {
   std::uint32_t groups_[LaneSlice<float>::kVectors];
 };
 
-// Whether, and by what, a stream is rounded stochastically.
+// Whether a stream is rounded stochastically, and its random bits.
 struct StochasticRounding {
   bool asked;
   Noise noise;
 };
 
-// Floats as they are.
+// Streams stored as float.
 struct Native {
   GS_DEVICE static void decode(const std::uint32_t (&raw)[kItems], float, float (&x)[kItems]) {
 #pragma unroll
@@ -152,7 +153,7 @@ struct Native {
 };
 
 #if defined(__CUDA_ARCH__)
-// What hardware converts, exactly as codecs do but for the payload of a NaN.
+// Hardware conversions, which equal the codecs' except for the payload of a NaN.
 GS_DEVICE float widened(codecs::Float16, std::uint32_t code) {
   return __half2float(__ushort_as_half(static_cast<std::uint16_t>(code)));
 }
@@ -167,7 +168,7 @@ GS_DEVICE std::uint32_t narrowed(Codec, float x) {
   return Codec::encode(x) >> Codec::kShift;
 }
 
-// One value an item.
+// One value per item.
 template <class Codec>
 struct Narrow {
   using Storage = typename Codec::Storage;
@@ -189,13 +190,13 @@ struct Narrow {
   }
 };
 
-// Whether a word has such a byte.
+// Whether any byte of a word equals `byte`.
 GS_DEVICE bool has_byte(std::uint32_t word, int byte) {
   const std::uint32_t x = word ^ (static_cast<std::uint8_t>(byte) * 0x01010101u);
   return ((x - 0x01010101u) & ~x & 0x80808080u) != 0;
 }
 
-// Codes under a scale, which `scale` points to: always rounded stochastically.
+// Codes with a scale, which `scale` points to. They are always rounded stochastically.
 template <class Codec>
 struct Scaled {
   using Width = Raw<float, 1>;
@@ -238,7 +239,8 @@ struct Scaled {
     }
   }
 
-  // The bits of the largest magnitude of a block, or of the largest that is finite. Behind the last element are zeros.
+  // The bits of the largest magnitude of a block, or of the largest finite one. Values beyond the last element are
+  // zero.
   template <bool kFinite>
   GS_DEVICE static std::uint32_t largest(const float (&x)[kItems]) {
     std::uint32_t most = 0;
@@ -262,7 +264,7 @@ GS_DEVICE auto conversion(Codec) {
   }
 }
 
-// f(conversion) for what a stream is stored as.
+// Calls f(conversion) for a stream's storage type.
 template <class ElementUpdate, int s, class F>
 GS_DEVICE void visit_stored(DType dtype, const F& f) {
 #define GS_VISIT(name, Codec)                                 \

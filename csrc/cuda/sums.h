@@ -3,13 +3,13 @@
 #include "cuda/lane.h"
 #include "exec/norm.h"
 
-// Sums by a warp, in the order that job/norm.h says.
+// Sums computed by a warp, in the order that exec/norm.h defines.
 namespace gradstep::cuda {
 
-inline constexpr int kOwn = kSumLanes / kWarp;  // lanes of a sum that a lane of the warp has
+inline constexpr int kOwn = kSumLanes / kWarp;  // lanes of the sum per lane of the warp
 static_assert(kBlock % kSumLanes == 0 && kItems % kOwn == 0);
 
-// The sum of lanes, by a warp.
+// Sums the lanes, by a warp; overwrites them.
 GS_DEVICE double fold(double (&lanes)[kSumLanes], int lane) {
 #pragma unroll
   for (int half = kSumLanes / 2; half > 0; half /= 2) {
@@ -23,7 +23,7 @@ GS_DEVICE double fold(double (&lanes)[kSumLanes], int lane) {
   return lanes[0];
 }
 
-// The sum of numbers, by a warp, which has room for lanes.
+// The sum of numbers, by a warp. `lanes` is scratch memory.
 GS_DEVICE double sum(const double* numbers, std::int64_t count, int lane, double (&lanes)[kSumLanes]) {
   double own[kOwn] = {};
 #pragma unroll 4

@@ -27,7 +27,7 @@ bool overlaps_itself(const Array& array) {
   }
   std::sort(axes.begin(), axes.end());
 
-  // Nearly always every axis steps over all that lies within it.
+  // Usually the stride of every axis exceeds the extent of the inner axes.
   std::int64_t reach = size;
   bool nested = true;
   for (const auto& [stride, length] : axes) {
@@ -36,7 +36,7 @@ bool overlaps_itself(const Array& array) {
   }
   if (nested) return false;
 
-  // More elements than room for them, and so room to list them where it is not so.
+  // More elements than fit into the extent must overlap. This also bounds the length of the list below.
   std::int64_t room = reach / size;
   for (const auto& [stride, length] : axes) room /= length;
   if (room == 0) return true;
@@ -56,7 +56,7 @@ bool overlaps_itself(const Array& array) {
 bool surely_apart(const Array& a, const Array& b) {
   const Extent x = extent(a), y = extent(b);
   if (x.begin >= y.end || y.begin >= x.end) return true;
-  // Elements of both begin at their array's first, give or take a multiple of this.
+  // Elements of both arrays begin at multiples of `period` from their array's first element.
   std::int64_t period = 0;
   for (const Array* array : {&a, &b}) {
     for (int axis = 0; axis < array->rank; ++axis) {

@@ -8,17 +8,17 @@
 
 namespace gradstep::step {
 
-// Somebody's array: where it is and how it lies.
+// A view of an array in the caller's memory.
 struct Array {
   std::byte* data;
   DType dtype;
   int rank;
   const std::int64_t* shape;
   const std::int64_t* strides;  // bytes
-  float* scales = nullptr;      // of its blocks, where the type has scales
+  float* scales = nullptr;      // block scales, for types that have them
 };
 
-// The bytes [begin, end) between which an array's elements lie; equal where it has none.
+// The bytes [begin, end) that contain an array's elements; begin == end if it has none.
 struct Extent {
   std::uintptr_t begin, end;
 };
@@ -34,7 +34,8 @@ inline Extent extent(const Array& array) {
   return bytes;
 }
 
-// Whether the first `rank` numbers are the same. A loop: they are few, and for them std::equal calls memcmp.
+// Whether the first `rank` numbers are equal. A plain loop, because std::equal calls memcmp, which is slower for a few
+// numbers.
 inline bool same(const std::int64_t* kept, const std::int64_t* given, int rank) {
   for (int axis = 0; axis < rank; ++axis) {
     if (kept[axis] != given[axis]) return false;
@@ -48,17 +49,17 @@ inline std::int64_t size_of(const Array& array) {
   return size;
 }
 
-// Whether it is aligned, and without gaps in the order of its indices.
+// Whether an array is aligned and C-contiguous.
 bool is_packed(const Array& array);
 
-// Whether two indices name the same byte.
+// Whether any byte belongs to two elements.
 bool overlaps_itself(const Array& array);
 
-// Whether two arrays surely share no byte: their extents do not meet, or they interlace, as the columns of one matrix
-// do.
+// Returns true only if two arrays share no byte: their extents are disjoint, or they interleave like the columns of a
+// matrix.
 bool surely_apart(const Array& a, const Array& b);
 
-// An array with a shape and strides of its own.
+// An array that owns its shape and strides, but not its data.
 struct KeptArray {
   std::byte* data = nullptr;
   DType dtype{};

@@ -106,7 +106,7 @@ int rule_number(const std::string& name) {
   for (std::size_t number = 0; number < catalog().size(); ++number) {
     if (catalog()[number].name == name) return static_cast<int>(number);
   }
-  throw std::invalid_argument("there is no rule '" + name + "'");
+  throw std::invalid_argument("unknown rule '" + name + "'");
 }
 
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute) {
@@ -126,7 +126,7 @@ rules::Common::Options common(const std::vector<double>& options) {
   return read<rules::Common::Options>(options.data());
 }
 
-// Apart from its caller: a compiler may move arithmetic across a change of the floating-point mode, but not a call.
+// A separate function: compilers may move arithmetic, but not calls, across a change of the floating-point mode.
 template <class F>
 [[gnu::noinline]] static void compute(const rules::Key& key, const F& f) {
   rules::visit(key, f);

@@ -10,7 +10,7 @@ namespace gradstep::step {
 
 struct RuleInfo {
   std::string name;
-  std::vector<std::string> options;  // in the order in which values are given; the common ones first
+  std::vector<std::string> options;  // in the order of the values; the common ones first
   std::vector<rules::State> states;
   std::vector<rules::Scalar> scalars;
 
@@ -19,34 +19,34 @@ struct RuleInfo {
 
 const std::vector<RuleInfo>& catalog();
 
-// The number of the rule of that name. Throws std::invalid_argument.
+// The number of a rule. Throws std::invalid_argument if the name is unknown.
 int rule_number(const std::string& name);
 
-// The update that these options, in the catalog's order, ask for.
+// The key of the update that these options, in the catalog's order, select.
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute);
 
-// What these options ask of all rules alike.
+// The options common to all rules.
 rules::Common::Options common(const std::vector<double>& options);
 
-// Whether these options ask for what is stored in 16 bits to be rounded stochastically.
+// Whether these options enable stochastic rounding of narrow types.
 bool rounds_stochastically(const std::vector<double>& options);
 
-// Whether an update keeps the rule's state of that place in the catalog.
+// Whether an update keeps the state with this index in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }
 
-// What an update reads and writes for each element, in bytes of the type that it computes in: the gradient once, the
-// parameter and the states that it keeps twice.
+// The bytes that an update reads and writes per element, in its compute type: the gradient once, the parameter and each
+// kept state twice.
 std::int64_t bytes_moved(const rules::Key& key);
 
-// An update of a tensor whose clock already stands at the new step, with gradients multiplied by a factor; advances the
-// clock's scalars.
+// Prepares the update of tensors with this clock, which must already be advanced to the new step; advances the clock's
+// scalars. Gradients are multiplied by `factor`.
 PreparedUpdate make_update(const rules::Key& key, const std::vector<double>& options, rules::Clock& clock,
                            double factor);
 
-// The options of a group, in the catalog's order, and the updates that they ask for.
+// The options of a group, in the catalog's order, and the keys of its updates.
 struct GroupOptions {
   std::vector<double> values;
-  rules::Key keys[2];  // of tensors that are computed in float, and in double
+  rules::Key keys[2];  // by compute type
 
   const rules::Key& key(Compute compute) const { return keys[static_cast<int>(compute)]; }
 };

@@ -16,7 +16,7 @@ const cuda::DeviceState& CudaState::on_device() {
   std::vector<Compute> computes;
   for (const TensorInfo& tensor : tensors_) computes.push_back(tensor.compute);
 
-  // Those that are aligned most come first.
+  // Sorted by decreasing alignment.
   const std::size_t steps = tensors * cuda::kMaxStep, clocks = tensors * sizeof(rules::Clock);
   const std::size_t groups = tensors * sizeof(std::uint32_t), bytes_of_computes = tensors * sizeof(Compute);
   const std::size_t size = steps + clocks + sizeof(std::int64_t) + sizeof(GradientPass) + groups + bytes_of_computes;
@@ -56,7 +56,7 @@ void CudaState::set(const StepState& state) {
   if (memory_.data() == nullptr) {
     first_ = state;
   } else {
-    cuda::wait_for_device();  // for steps on the way, which have their own
+    cuda::wait_for_device();  // steps in flight still use the old state
     cuda::copy_to_device(device_.clocks, state.clocks.data(), state.clocks.size() * sizeof(rules::Clock));
     cuda::copy_to_device(device_.taken, &state.taken, sizeof state.taken);
   }

@@ -12,29 +12,30 @@
 
 namespace gradstep::step {
 
-// Where the steps of an optimizer on a GPU have come to. From the first step on this lies on the device, whose launches
-// advance it; the host counts steps along as long as it can. The caller makes the device the current one.
+// The progress of an optimizer on a GPU. From the first step on it is stored on the device, whose kernels advance it;
+// the host counts steps too, as long as it can. The caller makes the device current.
 class CudaState {
  public:
   void add_tensor(const TensorInfo& info, const rules::Clock& clock);
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::vector<std::uint32_t>& groups() const { return groups_; }
 
-  // Where it lies on the device. The first call puts it there.
+  // The state on the device. The first call uploads it.
   const cuda::DeviceState& on_device();
 
-  // These wait for the device, if it lies there.
+  // These synchronize with the device if the state is there.
   StepState get() const;
   void set(const StepState& state);
 
-  // The steps taken. Waits for the device where the host has lost count.
+  // The number of steps taken. Synchronizes if the host does not know it.
   std::int64_t step_count();
-  // Before a step's launches, and after them where the host knows that they count it; in between it does not.
+  // begin_step() precedes a step's launches; end_step() follows them if the host knows that they count the step.
+  // Between the two calls the count is unknown.
   void begin_step() { before_ = std::exchange(taken_, std::nullopt); }
   void end_step() {
     if (before_) know(*before_ + 1);
   }
-  // From now on steps may be taken without a call.
+  // Steps may be replayed without a call from now on.
   void expect_replays() { is_replayed_ = true; }
 
  private:
@@ -44,9 +45,9 @@ class CudaState {
 
   std::vector<TensorInfo> tensors_;
   std::vector<std::uint32_t> groups_;  // of the tensors
-  StepState first_;                    // what goes to the device
+  StepState first_;                    // the state before it is uploaded
   cuda::Memory memory_;
-  cuda::DeviceState device_{};  // in it
+  cuda::DeviceState device_{};  // pointers into memory_
   std::optional<std::int64_t> taken_ = 0, before_;
   bool is_replayed_ = false;
 };

@@ -6,7 +6,7 @@
 namespace gradstep::step {
 namespace {
 
-// Whether every stream goes on from axis `outer` to axis `inner` without a gap.
+// Whether axes `outer` and `inner` are contiguous with each other in every stream.
 bool joins(const Array* const (&arrays)[kMaxStreams], int outer, int inner) {
   return std::all_of(std::begin(arrays), std::end(arrays), [=](const Array* a) {
     return a == nullptr || a->strides[outer] == a->strides[inner] * a->shape[inner];

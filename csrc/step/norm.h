@@ -7,11 +7,11 @@
 
 namespace gradstep::step {
 
-// How the norm goes along an array: in the order of its indices, whatever the order of the step.
+// The layout that the norm uses: in index order, whatever the order of the step.
 Layout norm_layout(const Array& gradient);
 
-// The norm of all elements of some arrays together, as a step has it of gradients; null data: there is none. It is
-// waited for. Throws where the backend, which must be a new one, does.
+// The norm of all elements of several arrays, computed like that of a step's gradients; null data: no array.
+// Synchronizes. `backend` must be new. Throws if the backend does.
 double global_norm(Backend& backend, const std::vector<Array>& arrays);
 
 }  // namespace gradstep::step

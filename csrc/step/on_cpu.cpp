@@ -23,12 +23,12 @@
 namespace gradstep::step {
 namespace {
 
-// Tells whether steps follow one another so fast that a worker woken for one is awake for the next. All optimizers and
-// threads share it; it changes times, never results.
+// Detects whether steps follow one another so fast that a worker woken for one is still awake for the next. All
+// optimizers and threads share it. It affects times, not results.
 class Pace {
  public:
-  // A step begins; true if it and the step before it each began within a worker's patience after another. Two
-  // optimizers that are stepped together now and then are not enough.
+  // Called when a step begins. Returns true if this step and the one before each began within kPatience of the end of
+  // another. Two in a row are required because two optimizers may be stepped together now and then.
   bool begin() {
     const bool soon = now() - ended_.load(std::memory_order_relaxed) < std::chrono::microseconds(cpu::kPatience);
     const int in_a_row = soon ? std::min(in_a_row_.load(std::memory_order_relaxed) + 1, 2) : 0;
@@ -47,13 +47,13 @@ class Pace {
 
 Pace pace;
 
-// The last update that a task met, for most have one, and its kernels.
+// The last update that a task ran and its kernels: most tasks have only one update.
 struct Last {
   const PreparedUpdate* update = nullptr;
   const cpu::Kernels* kernels = nullptr;
 };
 
-// visit(job, piece, last) for every piece of a plan whose tensor takes part, by so many threads.
+// Calls visit(job, piece, last) on `threads` threads for every piece of a plan whose tensor takes part.
 template <class Visit>
 void share(const Plan& plan, const TensorJob* jobs, int threads, bool wake, const Visit& visit) noexcept {
   struct Step {
@@ -79,7 +79,7 @@ int threads_for(std::int64_t bytes) {
 }
 bool wakes_for(std::int64_t bytes) { return cpu::shares_all() || bytes >= cpu::kBytesWorthWaking; }
 
-// Writes what is new alone: the workers have these cache lines too, and need not fetch again what nobody changed.
+// Writes only changed values, so that the cache lines remain valid in the workers' caches.
 template <class T>
 void assign_if_changed(T& kept, T value) {
   if (kept != value) kept = value;
@@ -89,7 +89,7 @@ bool same(const rules::Clock& a, const rules::Clock& b) {
   return a.t == b.t && std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
 }
 
-// A job for each tensor, and the layouts that jobs point to.
+// One job per tensor, and the layouts that jobs point to.
 struct Jobs {
   std::vector<TensorJob> jobs;
   std::deque<Layout> layouts;
@@ -193,7 +193,7 @@ class OnCpu : public Backend {
     TensorInfo info;
   };
 
-  // The update of one step, shared by the tensors of a group that stand at the same step number.
+  // The update of one step, shared by the tensors of a group with equal clocks.
   struct Prepared : PreparedUpdate {
     int group;
     std::int64_t bytes;  // read and written per element
@@ -213,7 +213,8 @@ class OnCpu : public Backend {
     plan_ = make_plan(sizes.data(), sizes.size(), cpu::grain(elements));
   }
 
-  // Tensors of a group nearly always share their scalars, so it looks back a little.
+  // Returns the tensor's update. Tensors of a group usually share it, so the last few are searched before another is
+  // made.
   const Prepared& prepare(const Tensor& tensor) {
     constexpr std::size_t kLookBack = 4;
     const auto& [clock, info] = tensor;
@@ -252,7 +253,7 @@ class OnCpu : public Backend {
     return add_up(gradients, asked);
   }
 
-  // Apart from its caller, as all arithmetic in another floating-point mode.
+  // A separate function, as is all arithmetic that depends on the floating-point mode.
   [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked) {
     for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
       const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
@@ -263,13 +264,13 @@ class OnCpu : public Backend {
 
   std::vector<GroupOptions> groups_;
   std::vector<Tensor> tensors_;
-  Jobs steps_, norms_;  // of the update, and of the pass over gradients
-  Plan plan_;           // empty until the next run
+  Jobs steps_, norms_;  // of the update and of the gradient pass
+  Plan plan_;           // empty: to be made by the next run
   std::int64_t taken_ = 0;
   std::vector<Prepared> prepared_;
   PassOptions asked_{};
   GradientPass pass_ = kNoPass;
-  PreparedUpdate norm_updates_[2];              // that do nothing, but say what is computed in
+  PreparedUpdate norm_updates_[2];              // by compute type; only key.compute is used
   std::vector<double> of_chunks_, of_tensors_;  // sums of squares
 };
 

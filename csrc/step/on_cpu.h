@@ -6,7 +6,7 @@
 
 namespace gradstep::step {
 
-// Steps on the processor: in its instruction set and by its threads.
+// Runs steps on the processor, with the instruction set and the threads in use.
 std::unique_ptr<Backend> on_cpu();
 
 }  // namespace gradstep::step

@@ -39,7 +39,7 @@ void OnCuda::set_gradient_pass(const PassOptions& options) {
   asked_ = options;
 }
 
-// A captured step's options are on the device, and change after what is in the stream.
+// The options of captured steps are on the device and change in stream order.
 void OnCuda::set_captured(double* there, const double* values, std::size_t count) const {
   const cuda::OnDevice on_device(device_);
   if (cuda::is_capturing(stream_)) throw std::runtime_error("options cannot be set while a step is captured");
@@ -60,14 +60,14 @@ void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout la
   uploaded_ = false;
 }
 
-// What does not change from step to step, the strided layouts first, to which descriptions point.
+// Uploads the tables that do not change between steps. The strided layouts come first: descriptions point to them.
 void OnCuda::upload(bool with_sums) {
   if (uploaded_ && (has_sums_ || !with_sums)) return;
   has_sums_ = has_sums_ || with_sums;
   if (plan_.tasks.empty()) {
     std::vector<std::int64_t> sizes;
     for (const TensorInfo& tensor : state_.tensors()) sizes.push_back(tensor.size);
-    plan_ = make_plan(sizes.data(), sizes.size(), kChunk);  // a piece is a thread block's
+    plan_ = make_plan(sizes.data(), sizes.size(), kChunk);  // one piece per thread block
   }
   const std::size_t tensors = tensors_.size(), count = plan_.pieces.size();
   const std::vector<Tensor> none;
@@ -115,7 +115,7 @@ void OnCuda::upload(bool with_sums) {
   uploaded_ = true;
 }
 
-// What a captured step finds on the device, in place of what travels with other launches.
+// Uploads the options that captured steps read from the device instead of their launch arguments.
 void OnCuda::capture() {
   const cuda::Captured head{asked_, {std::numeric_limits<double>::quiet_NaN(), false, 1, false}};
   const std::size_t groups = groups_.size() * sizeof(cuda::Group);
@@ -132,7 +132,7 @@ cuda::NormWork OnCuda::norm_work(std::byte* const* gradients) const {
   return {gradients, plan_.first_chunk.data(), gradient_descs_, chunks_, sums_, stream_};
 }
 
-// Nearly always one: the tensors of a step differ in scalars, seldom in what is done.
+// Usually there is one element: the tensors of a step differ in scalars, rarely in kernels.
 std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cuda::DeviceState& state) const {
   std::vector<cuda::Work> works;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -153,8 +153,8 @@ std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cud
   return works;
 }
 
-// Has the driver load what is to be launched. It else does so at the first launch: it must not while a stream is
-// captured, and where it fails, no launch of the step is to have gone before.
+// Loads the kernels before the step's first launch. The driver would otherwise load them at their first launch, which
+// is not allowed while a stream is captured, and whose failure would leave the step partly done.
 void OnCuda::load(const std::vector<cuda::Work>& works) {
   if (asked_.asks() && !loaded_sums_) {
     cuda::load_sums(tensors_.size());

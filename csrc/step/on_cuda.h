@@ -13,8 +13,8 @@
 
 namespace gradstep::step {
 
-// Steps on a GPU. What does not change from step to step lies there, as do clocks; options and gradients travel with
-// the launches.
+// Runs steps on a GPU. Clocks and everything that does not change between steps are on the device; options and
+// gradients are launch arguments.
 class OnCuda : public Backend {
  public:
   void set_options(std::size_t group, const GroupOptions& options) override;
@@ -33,7 +33,7 @@ class OnCuda : public Backend {
 
   bool is_captured() const override { return captured_.data() != nullptr; }
 
-  // Where the arrays are, and the stream of the next run.
+  // Sets the device of the arrays and the stream of the next run.
   void use(int device, void* stream) {
     device_ = device;
     stream_ = stream;
@@ -47,7 +47,7 @@ class OnCuda : public Backend {
   struct Tensor {
     cuda::TensorDesc desc{};
     std::vector<std::int64_t> strided_layout;  // see cuda::TensorDesc
-    bool narrow = false;                       // whether something is stored in another type than the rule's
+    bool narrow = false;                       // whether any stream is not native
 
     Tensor() = default;
     Tensor(std::byte* const* streams, const Layout& layout);
@@ -67,19 +67,19 @@ class OnCuda : public Backend {
   std::vector<cuda::Group> groups_;
   PassOptions asked_{};
 
-  std::vector<Tensor> tensors_, gradients_;  // the latter as the norm goes along them
+  std::vector<Tensor> tensors_, gradients_;  // the latter with the layouts that the norm uses
   Plan plan_;
-  bool uploaded_ = false, has_sums_ = false;  // the tables, and in them what a norm needs
+  bool uploaded_ = false, has_sums_ = false;  // whether tables_ is current; whether it has the norm's tables
   cuda::Memory tables_;
-  std::vector<cuda::Memory> replaced_;  // what a graph may still read
-  // In the tables:
+  std::vector<cuda::Memory> replaced_;  // tables that a captured graph may still read
+  // Pointers into tables_:
   const cuda::TensorDesc *descs_ = nullptr, *gradient_descs_ = nullptr;
   const cuda::Chunk* chunks_ = nullptr;
   cuda::Sums sums_{};
 
-  cuda::Memory captured_;                            // cuda::Captured, from the first step that is captured on
-  std::vector<std::pair<rules::Key, bool>> loaded_;  // kernels: their updates, and whether something is stored,
-  bool loaded_sums_ = false;                         // and those of a norm
+  cuda::Memory captured_;                            // cuda::Captured, once a step has been captured
+  std::vector<std::pair<rules::Key, bool>> loaded_;  // loaded kernels: key, and whether for stored types
+  bool loaded_sums_ = false;                         // whether the norm's kernels are loaded
 };
 
 }  // namespace gradstep::step

@@ -6,18 +6,18 @@
 namespace gradstep::step {
 
 Plan make_plan(const std::int64_t* sizes, std::size_t tensors, std::int64_t grain) {
-  // Rounding up must not overflow: from the last multiple that fits, down is the only way.
+  // Rounding up must not overflow: grains above the largest multiple of kChunk are rounded down to it.
   constexpr std::int64_t kLast = std::numeric_limits<std::int64_t>::max() / kChunk * kChunk;
   grain = grain >= kLast ? kLast : (std::max<std::int64_t>(grain, 1) + kChunk - 1) / kChunk * kChunk;
 
   Plan plan;
-  std::int64_t room = 0;  // elements the open task can still take
+  std::int64_t room = 0;  // elements that the current task can still take
   for (std::size_t tensor = 0; tensor < tensors; ++tensor) {
     plan.first_chunk.push_back(plan.first_chunk.back() + static_cast<std::size_t>(chunks_of(sizes[tensor])));
     for (std::int64_t begin = 0; begin < sizes[tensor];) {
       const std::int64_t left = sizes[tensor] - begin;
-      const std::int64_t take = left <= room ? left : room / kChunk * kChunk;  // the rest, or up to a cut
-      if (take == 0) {                                                         // full: open the next task
+      const std::int64_t take = left <= room ? left : room / kChunk * kChunk;  // the rest, or whole chunks
+      if (take == 0) {                                                         // full: begin the next task
         plan.tasks.push_back(plan.pieces.size());
         room = grain;
         continue;

@@ -9,7 +9,7 @@
 
 namespace gradstep::step {
 
-// The byte ranges of many arrays, joined where they touch; asked at every step whether a gradient may lie in one.
+// The byte ranges of many arrays, merged where they touch. Every step looks up whether a gradient may overlap one.
 class Ranges {
  public:
   Ranges() = default;
@@ -26,7 +26,7 @@ class Ranges {
     }
   }
 
-  // The bytes around an extent, from range to range; none where it meets a range.
+  // The gap between two ranges that contains an extent; empty if the extent overlaps a range.
   Extent gap_around(Extent extent) const {
     const auto after = std::upper_bound(joined_.begin(), joined_.end(), extent.begin,
                                         [](std::uintptr_t byte, Extent range) { return byte < range.end; });

@@ -36,20 +36,20 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (keeps(before, s) != keeps(after, s)) {
       throw std::invalid_argument(
-          "options that add or drop a state cannot change after the optimizer was made, "
-          "and these would with " +
-          std::string(states[s].name));
+          "options that determine which states are kept cannot change after construction; these would change "
+          "whether " +
+          std::string(states[s].name) + " is kept");
     }
   }
   before.flush = after.flush;  // one kernel serves both on a device
   if (backend_->is_captured() && !(before == after)) {
     throw std::invalid_argument(
-        "a step was captured, and these options take another kernel than its; capture again with an optimizer of their "
-        "own");
+        "these options need another kernel than the captured step; create a new optimizer and capture its step");
   }
-  // Layouts are made for one or the other: where rounding depends on an element's place, the walk is in order.
+  // Layouts depend on this: with stochastic rounding, elements are traversed in index order.
   if (rounds_stochastically(now) != rounds_stochastically(options)) {
-    throw std::invalid_argument("stochastic_rounding may get another seed, but not be turned on or off");
+    throw std::invalid_argument(
+        "stochastic_rounding cannot be turned on or off after construction; only its seed can change");
   }
 }
 
@@ -74,7 +74,7 @@ void Stepper::set_clip_norm(std::optional<double> limit) {
   asked.clip_norm = limit.value_or(0);
   if (backend_->is_captured() && asked.clips != asked_.clips) {
     throw std::invalid_argument(
-        "a step was captured, and it cannot begin or end to clip; capture again with an optimizer of its own");
+        "clipping cannot be turned on or off after a step was captured; create a new optimizer and capture its step");
   }
   set_gradient_pass(asked);
 }
@@ -84,7 +84,7 @@ void Stepper::set_skip_nonfinite(bool on) {
   asked.skips_nonfinite = on;
   if (backend_->is_captured() && asked.skips_nonfinite != asked_.skips_nonfinite) {
     throw std::invalid_argument(
-        "a step was captured, and it cannot begin or end to skip; capture again with an optimizer of its own");
+        "skipping cannot be turned on or off after a step was captured; create a new optimizer and capture its step");
   }
   set_gradient_pass(asked);
 }
@@ -126,7 +126,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   tensors_.push_back(std::move(t));
   slots_.push_back(slot);
   gradients_.push_back(nullptr);
-  set_layout(tensors_.size() - 1, param);  // most gradients lie as their parameter does
+  set_layout(tensors_.size() - 1, param);  // most gradients have their parameter's layout
   owned_is_known_ = false;
 }
 
@@ -201,7 +201,7 @@ bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
 }
 
 void Stepper::set_state(const StepState& state) {
-  if (state.clocks.size() != tensors_.size()) throw std::invalid_argument("one clock a tensor is needed");
+  if (state.clocks.size() != tensors_.size()) throw std::invalid_argument("state must have one clock per tensor");
   has_pass_ = false;
   backend_->set_state(state);
 }

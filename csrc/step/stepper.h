@@ -19,50 +19,50 @@
 
 namespace gradstep::step {
 
-// Something is of the wrong type, as opposed to a wrong value (std::invalid_argument).
+// A wrong type, as opposed to a wrong value (std::invalid_argument).
 struct WrongType : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// All the tensors of one optimizer, stepped in one call. It validates, and lets a backend run what is to be done; it
-// owns no array.
+// All tensors of one optimizer, updated in one call. A Stepper validates and delegates the work to a backend; it owns
+// no array.
 //
-// A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes. Where
-// gradients lie where they did, run() alone is the next step.
+// A step is: begin(), then set_gradient() for every tensor that is to take part, then run(). Only run() writes. If all
+// gradients are at the same addresses as in the last step, run() suffices for the next.
 class Stepper {
  public:
-  // Messages call the arrays what the user does.
+  // `params` and `grads` are the names of the arrays in error messages.
   Stepper(int rule, std::unique_ptr<Backend> backend, std::string params, std::string grads)
       : rule_(rule), backend_(std::move(backend)), params_(std::move(params)), grads_(std::move(grads)) {}
 
-  // Options in the order of the rule's catalog entry. Returns the group's number.
+  // Adds a group with options in the order of the rule's catalog entry. Returns the group's number.
   int add_group(std::vector<double> options);
-  // Throws where the options would add or drop a state.
+  // Throws if the options would change which states are kept, or cannot change any more.
   void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
   void set_lr(int group, double lr);
 
-  // From now on the gradients of a step are multiplied by what makes the norm of all of them together `limit` at most.
-  // None: by nothing. Throws where a captured step does otherwise, or the backend does; then nothing has changed.
+  // Later steps scale their gradients so that their global norm is at most `limit`; None disables clipping. Throws if a
+  // captured step does otherwise, or if the backend throws; then nothing has changed.
   void set_clip_norm(std::optional<double> limit);
-  // From now on a step whose gradients have a norm that is not finite leaves all as it is. Throws likewise.
+  // Later steps whose gradients' norm is not finite change nothing. Throws as set_clip_norm() does.
   void set_skip_nonfinite(bool on);
-  // The norm of the last step's gradients, if the step asked for it, before it was limited.
+  // The norm of the last step's gradients before clipping, if the step computed it.
   std::optional<double> grad_norm();
 
-  // `name` follows what the arrays are called: "[3]", "['w']". A state, or a master, that is not kept has null data.
-  // With a master, steps update that, and the parameter becomes its rounding.
+  // `name` is appended to the name of the arrays: "[3]", "['w']". A state that is not kept, or an absent master, has
+  // null data. With a master, steps update the master and round it to the parameter.
   void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
                   const Array& master = {});
 
   void begin();
-  // Throws where its shape is not the parameter's, or its dtype none that goes with the parameter's. Returns whether
-  // the gradient lies among the bytes of parameters and states, so that an exact test is due.
+  // Throws if the shape is not the parameter's, or if the dtype does not go with the parameter's. Returns true if the
+  // gradient's extent overlaps those of parameters and states, in which case the caller must test exactly.
   bool set_gradient(std::size_t tensor, const Array& grad);
-  // Throws where the backend does: it writes nothing then, and the step is not counted.
+  // Throws if the backend does: then nothing was written and the step is not counted.
   void run();
 
-  // Lets go of what the backend has, for which it may wait; nothing but the end can follow.
+  // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
   void release() { backend_.reset(); }
 
   std::size_t size() const { return tensors_.size(); }
@@ -76,15 +76,15 @@ class Stepper {
   struct Tensor {
     std::string name;
     int group;
-    KeptArray streams[kMaxStreams];  // the gradient's stands for one that lies as the last did
+    KeptArray streams[kMaxStreams];  // the gradient's has the layout of the last one, not its data
 
     const KeptArray& param() const { return streams[streams[kCopy].data == nullptr ? kParameter : kCopy]; }
   };
 
-  // What every step reads of a tensor, in a cache line.
+  // The data of a tensor that every step reads, in one cache line.
   struct alignas(64) Slot {
-    Extent free{0, 0};  // bytes around the last gradient that no parameter or state has
-    // Of the last gradient: where this one has the same and is aligned, the layout stands.
+    Extent free{0, 0};  // bytes around the last gradient without parameters or states
+    // Properties of the last gradient: if the next has the same and is aligned, the layout is still valid.
     const std::int64_t *shape, *strides;
     DType dtype;
     bool aligned = true;
@@ -104,12 +104,12 @@ class Stepper {
   std::string params_, grads_;
   std::vector<GroupOptions> groups_;
   std::vector<Tensor> tensors_;
-  std::vector<Slot> slots_;            // one a tensor,
-  std::vector<std::byte*> gradients_;  // and one; null: it takes no part in the next step
-  Ranges owned_;                       // parameters and states,
-  bool owned_is_known_ = false;        // from the first step on
-  PassOptions asked_{};                // of the pass over gradients
-  bool has_pass_ = false;              // the last step
+  std::vector<Slot> slots_;            // one per tensor
+  std::vector<std::byte*> gradients_;  // one per tensor; null: takes no part in the next step
+  Ranges owned_;                       // the extents of parameters and states
+  bool owned_is_known_ = false;        // whether owned_ is current
+  PassOptions asked_{};                // of the gradient pass
+  bool has_pass_ = false;              // whether the last step had one
 };
 
 }  // namespace gradstep::step
