@@ -1,4 +1,5 @@
-// A test framework in one page: TEST defines a test, CHECK reports and goes on, run_tests() runs all in file order.
+// A minimal test framework: TEST defines a test, CHECK reports a failure and continues, run_tests() runs all tests in
+// file order.
 #pragma once
 
 #include <atomic>
@@ -17,7 +18,7 @@ inline std::vector<Test>& tests() {
   return all;
 }
 
-inline std::atomic<int> failures{0};  // CHECK is for any thread
+inline std::atomic<int> failures{0};  // CHECK may be used in any thread
 
 struct Register {
   Register(const char* name, void (*body)()) { tests().push_back({name, body}); }
@@ -28,7 +29,7 @@ inline int run_tests() {
   for (const Test& test : tests()) {
     const int before = failures;
     std::printf("%s ... ", test.name);
-    std::fflush(stdout);  // a hang then shows its name, and a forked child inherits no text to print again
+    std::fflush(stdout);  // shows the name of a test that hangs; a forked child inherits no buffered text
     test.body();
     std::printf("%s\n", failures == before ? "ok" : "FAILED");
   }

@@ -1,4 +1,5 @@
-// The planner: whatever the sizes, every element once, in order, in tasks of bounded size, cut only at chunks.
+// The planner: for all sizes, every element is in one piece, in order, in tasks of bounded size that are cut only at
+// chunks.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -23,14 +24,14 @@ constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 
 Plan plan_of(const Sizes& sizes, std::int64_t grain) { return make_plan(sizes.data(), sizes.size(), grain); }
 
-// The grain that counts: at least one chunk, a multiple of it. (Unsigned, so that it cannot overflow.)
+// The effective grain: at least one chunk, and a multiple of chunks. (Unsigned, so that it cannot overflow.)
 std::uint64_t effective(std::int64_t grain) {
   const std::uint64_t chunk = kChunk, wanted = grain < 1 ? 1 : static_cast<std::uint64_t>(grain);
   return std::min((wanted + chunk - 1) / chunk, static_cast<std::uint64_t>(kMax) / chunk) * chunk;
 }
 
-// Pieces cover every tensor from 0 to its size without gap or overlap, in order, and begin at chunks, which are
-// counted.
+// Pieces cover every tensor from 0 to its size without gap or overlap, in order, and begin at chunks; first_chunk
+// counts the chunks.
 bool covers(const Plan& plan, const Sizes& sizes) {
   std::size_t p = 0;
   for (std::size_t tensor = 0; tensor < sizes.size(); ++tensor) {
@@ -63,7 +64,7 @@ bool shares(const Plan& plan, std::int64_t grain) {
   return true;
 }
 
-// A tensor is cut only where a task ends: no task has two pieces of one tensor.
+// A tensor is cut only at the end of a task: no task has two pieces of one tensor.
 bool cuts_only_between_tasks(const Plan& plan) {
   for (std::size_t k = 0; k < plan.task_count(); ++k) {
     for (std::size_t p = plan.tasks[k] + 1; p < plan.tasks[k + 1]; ++p) {
@@ -121,15 +122,15 @@ TEST(two_tensors_at_the_boundaries) {
     for (const std::int64_t b : sizes) {
       for (const std::int64_t grain : {kChunk, 4 * kChunk}) {
         check_plan({a, b}, grain);
-        check_plan({a, 0, b, 0}, grain);  // empty in the middle, and last
+        check_plan({a, 0, b, 0}, grain);  // empty tensors in the middle and at the end
       }
     }
   }
 }
 
 TEST(a_worked_example) {
-  // 100 leaves room for three chunks of the large tensor. Its last then shares a task with the rest.
-  const Plan plan = plan_of({100, 0, 12 * kChunk, 24}, 4 * kChunk - 96);  // which counts as 4 chunks
+  // 100 elements leave room for three chunks of the large tensor, whose last piece shares a task with the next tensor.
+  const Plan plan = plan_of({100, 0, 12 * kChunk, 24}, 4 * kChunk - 96);  // rounded up to 4 chunks
   const std::vector<Piece> expected{{0, 0, 100},
                                     {2, 0, 3 * kChunk},
                                     {2, 3 * kChunk, 7 * kChunk},
@@ -152,7 +153,7 @@ TEST(small_tensors_share_a_task) {
   CHECK(plan.pieces.size() == 1000);
   CHECK(plan.task_count() == 3);                         // 409 tensors fit in 4096, and are not cut
   CHECK(plan_of({100, 3996}, 4096).pieces.size() == 2);  // a tensor that just fits is not cut either
-  // A tensor that the room does not take moves on whole rather than leaving less than a chunk behind.
+  // A tensor that does not fit begins the next task if less than a chunk of it would fit.
   CHECK(plan_of({3000, 3000}, 4096).pieces.size() == 2);
 }
 
@@ -192,7 +193,7 @@ TEST(beyond_32_bits) {
 }
 
 TEST(near_the_last_integer) {
-  // Sizes whose sum is beyond 64 bits, and cuts within a chunk of the end.
+  // Sizes whose sum exceeds 64 bits, and cuts within a chunk of the end.
   const Sizes sizes{kMax, kMax, kMax - 1, 1, kMax - 4095, 5000, kMax};
   for (const std::int64_t grain : {kMax, kMax - kChunk, kMax / 2, kMax / 1000, std::int64_t{1} << 55}) {
     check_plan(sizes, grain);

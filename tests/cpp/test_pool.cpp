@@ -1,5 +1,5 @@
-// The pool: every task once, whoever calls, however many at a time, and after fork(); and the core count it starts
-// from.
+// The pool: every task runs once, with any caller, with several callers at a time, and after fork(); and the number of
+// cores that it defaults to.
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -23,7 +23,7 @@
 #include "cpu/cores.h"
 #include "cpu/pool.h"
 
-// Clang tells of its sanitizers in another way than GCC.
+// Clang reports its sanitizers by __has_feature, GCC by macros.
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define __SANITIZE_THREAD__ 1
@@ -36,7 +36,7 @@
 #if defined(__linux__)
 #include <sys/prctl.h>
 
-// Stands in for the C library's, which a new worker calls first: while the gate is closed, none gets as far as a job.
+// Replaces the C library's function, which a new worker calls first: while the gate is closed, no worker reaches a job.
 static std::atomic<bool> gate_closed{false};
 static std::atomic<int> at_gate{0};
 extern "C" int pthread_setname_np(pthread_t, const char* name) noexcept {
@@ -53,7 +53,7 @@ using gradstep::cpu::parallel_for;
 using gradstep::cpu::worker_count;
 namespace fs = std::filesystem;
 
-// parallel_for over any callable; the context is whatever the callable captured.
+// parallel_for with any callable.
 template <class Body>
 void each(std::size_t count, int threads, const Body& body, bool wake = true) {
   parallel_for(
@@ -63,10 +63,10 @@ void each(std::size_t count, int threads, const Body& body, bool wake = true) {
 
 template <class Condition>
 void wait_until(const Condition& condition) {
-  while (!condition()) std::this_thread::sleep_for(std::chrono::microseconds(50));  // main's alarm ends a hang
+  while (!condition()) std::this_thread::sleep_for(std::chrono::microseconds(50));  // alarm() ends a hang
 }
 
-// Runs `threads` tasks that meet before any goes on: it returns only if that many threads really take part.
+// Runs `threads` tasks that wait for one another: returns only if that many threads take part.
 void meet(int threads) {
   std::atomic<int> here{0};
   each(static_cast<std::size_t>(threads), threads, [&](std::size_t) {
@@ -85,25 +85,25 @@ bool runs_each_once(std::size_t count, int threads) {
   return true;
 }
 
-// Runs `body` in a forked child; true if it says so, and in time.
+// Runs `body` in a forked child. Returns true if body() returned true within 30 seconds.
 template <class Body>
 bool in_child(const Body& body) {
   const pid_t child = fork();
   if (child == 0) {
-    alarm(30);  // alarms are not inherited
+    alarm(30);  // children do not inherit alarms
     _exit(body() ? 0 : 1);
   }
   int status = -1;
   return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// Threads of this process; 0 where the system does not tell.
+// The number of threads of this process; 0 if the system does not report it.
 std::ptrdiff_t threads_alive() {
   const fs::path tasks = "/proc/self/task";
   return fs::exists(tasks) ? std::distance(fs::directory_iterator(tasks), fs::directory_iterator()) : 0;
 }
 
-// First, while no worker lives.
+// This test comes first, because it needs a process without workers.
 TEST(no_thread_before_the_first_use) {
   const std::ptrdiff_t before = threads_alive();
   CHECK(worker_count() == 0);
@@ -117,7 +117,7 @@ TEST(no_thread_before_the_first_use) {
 }
 
 #if defined(__linux__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-// Second, since threads that have ended leave stacks behind for others.
+// This test comes second: threads that have ended leave stacks that new ones could reuse.
 TEST(goes_on_where_no_thread_can_be_started) {
   CHECK(in_child([] {
     const rlimit none{0, 0};
@@ -127,13 +127,13 @@ TEST(goes_on_where_no_thread_can_be_started) {
 #endif
 
 #if defined(__linux__)
-// Third: the workers that are late here are the first.
+// This test comes third: its late worker must be the first worker.
 TEST(a_worker_that_never_comes_is_not_waited_for) {
   gate_closed = true;
-  for (int i = 0; i < 3; ++i) CHECK(runs_each_once(100, 2));  // it never got further than the gate
+  for (int i = 0; i < 3; ++i) CHECK(runs_each_once(100, 2));  // the worker waits at the gate
   CHECK(worker_count() == 1);
   wait_until([] { return at_gate == 1; });
-  gate_closed = false;  // now it comes, and finds that the jobs are over
+  gate_closed = false;  // the worker proceeds and finds that the jobs have ended
   wait_until([] { return at_gate == 0; });
   meet(2);
   CHECK(worker_count() == 1);
@@ -143,7 +143,7 @@ TEST(a_worker_that_never_comes_is_not_waited_for) {
 TEST(workers_start_as_needed_and_stay) {
   meet(2);
   CHECK(worker_count() == 1);
-  CHECK(runs_each_once(2, 8));  // has use for no second worker
+  CHECK(runs_each_once(2, 8));  // needs only one worker
   CHECK(worker_count() == 1);
   meet(4);
   CHECK(worker_count() == 3);
@@ -168,7 +168,7 @@ TEST(every_index_runs_once) {
 
 TEST(no_more_threads_than_asked_for) {
   for (int i = 0; i < 30; ++i) {
-    meet(8);  // now there are seven workers
+    meet(8);  // starts seven workers
     const int threads = 1 + i % 3;
     std::mutex mutex;
     std::set<std::thread::id> seen;
@@ -184,7 +184,7 @@ TEST(no_more_threads_than_asked_for) {
 
 TEST(a_small_job_takes_those_who_are_awake) {
   for (int i = 0; i < 200; ++i) {
-    if (i % 20 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // now they sleep
+    if (i % 20 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the workers go to sleep
     std::vector<std::size_t> runs(37);
     each(runs.size(), 2 + i % 7, [&](std::size_t index) { ++runs[index]; }, i % 3 == 0);
     CHECK(runs == std::vector<std::size_t>(37, 1));
@@ -192,7 +192,7 @@ TEST(a_small_job_takes_those_who_are_awake) {
 }
 
 TEST(what_tasks_wrote_is_seen) {
-  std::vector<std::size_t> squares(1000);  // plain memory: the thread sanitizer judges the ordering
+  std::vector<std::size_t> squares(1000);  // not atomic: the thread sanitizer checks the ordering
   for (int i = 0; i < 20; ++i) {
     each(squares.size(), 4, [&](std::size_t index) { squares[index] = index * index; });
     for (std::size_t index = 0; index < squares.size(); ++index) CHECK(squares[index] == index * index);
@@ -224,7 +224,7 @@ TEST(a_second_caller_does_not_wait) {
   });
   wait_until([&] { return started.load(); });
   const std::thread::id self = std::this_thread::get_id();
-  std::size_t done = 0;  // no lock: one thread
+  std::size_t done = 0;  // needs no lock: one thread
   bool strayed = false;
   each(100, 4, [&](std::size_t) {
     ++done;
@@ -246,8 +246,8 @@ TEST(many_callers) {
   for (std::thread& caller : callers) caller.join();
 }
 
-// Jobs far shorter than a wake-up: most workers come when their job, and often the next, is over. The context is freed
-// at once, so that the address sanitizer sees a late touch; without it, the canary does.
+// Jobs much shorter than a wake-up: most workers arrive after their job, and often the next, has ended. The context is
+// freed at once, so that the address sanitizer detects a late access; without the sanitizer, `alive` does.
 TEST(a_worker_that_wakes_late_finds_nothing) {
   struct Context {
     std::atomic<int> alive{1}, runs{0};
@@ -261,17 +261,17 @@ TEST(a_worker_that_wakes_late_finds_nothing) {
     });
     CHECK(context->runs == 2);
     context->alive = 0;
-    if (i % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));  // let them all fall asleep
+    if (i % 64 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));  // lets all workers fall asleep
   }
   CHECK(late == 0);
 }
 
-sigset_t mask_at_start;  // main sets it
+sigset_t mask_at_start;  // set in main()
 
 TEST(workers_leave_signals_alone) {
   std::atomic<int> here{0}, open{0}, unnamed{0};
   const std::thread::id self = std::this_thread::get_id();
-  each(9, 9, [&](std::size_t) {  // nine, so that one worker is new
+  each(9, 9, [&](std::size_t) {  // nine threads, so that at least one worker is new
     ++here;
     wait_until([&] { return here == 9; });
     if (std::this_thread::get_id() == self) return;
@@ -280,7 +280,7 @@ TEST(workers_leave_signals_alone) {
     for (const int signal : {SIGINT, SIGTERM, SIGALRM, SIGCHLD, SIGUSR1, SIGPROF}) {
       if (sigismember(&mask, signal) != 1) ++open;
     }
-    if (sigismember(&mask, SIGSEGV) != 0) ++open;  // a crash is still reported
+    if (sigismember(&mask, SIGSEGV) != 0) ++open;  // crashes must still be reported
 #if defined(__linux__) || defined(__APPLE__)
     char name[16] = "";
     pthread_getname_np(pthread_self(), name, sizeof name);
@@ -315,11 +315,11 @@ TEST(workers_keep_off_the_callers_core) {
 }
 #endif
 
-// What a child does: it starts with no worker, and its own pool then works, also in a child of its own.
+// Checks a child: it starts without workers, its pool works, and so does that of a child of its own.
 bool child_works() {
   if (worker_count() != 0) return false;
 #if defined(__SANITIZE_THREAD__)
-  return true;  // that sanitizer supports no new thread in the child of a threaded process
+  return true;  // the thread sanitizer supports no new threads in a child of a threaded process
 #else
   meet(4);
   return worker_count() == 3 && runs_each_once(1000, 4);
@@ -350,7 +350,7 @@ TEST(fork_while_another_thread_is_in_a_job) {
   CHECK(runs_each_once(1000, 4));
 }
 
-// At any moment of a job: also with the mutex held.
+// Forks at arbitrary moments of a job, also while the mutex is held.
 TEST(fork_while_others_hammer) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> callers;
@@ -364,7 +364,7 @@ TEST(fork_while_others_hammer) {
   for (std::thread& caller : callers) caller.join();
 }
 
-// A tree of control groups, as under /sys/fs/cgroup, in a directory of its own.
+// A tree of control groups, as under /sys/fs/cgroup, in a temporary directory.
 class FakeTree {
  public:
   FakeTree() {
@@ -388,7 +388,7 @@ class FakeTree {
   fs::path dir_;
 };
 
-// What one root cpu.max of this text allows.
+// The quota for a root group whose cpu.max has this text.
 int quota_of(const std::string& cpu_max) {
   const FakeTree tree;
   tree.write("cgroup/cpu.max", cpu_max);
@@ -438,7 +438,7 @@ TEST(quota_v2_of_the_group_and_its_ancestors) {
 
 TEST(quota_in_a_container_that_sees_only_its_root) {
   const FakeTree tree;
-  tree.write("self", "0::/system.slice/docker-0123.scope");  // the host's name for it
+  tree.write("self", "0::/system.slice/docker-0123.scope");  // the group's path on the host
   tree.write("cgroup/cpu.max", "200000 100000");
   CHECK(tree.quota() == 2);
 }
@@ -447,7 +447,7 @@ TEST(quota_v1) {
   const FakeTree tree;
   tree.write("self", "5:memory:/m\n4:cpuset:/s\n3:cpuacct,cpu:/a/b\n1:name=systemd:/x:y\n0::/a");
   tree.group_v1("cgroup/cpu/a/b", "-1", "100000");
-  tree.group_v1("cgroup/cpu/s", "100000", "100000");  // cpuset's group is not cpu's
+  tree.group_v1("cgroup/cpu/s", "100000", "100000");  // the group of cpuset, not of cpu
   CHECK(tree.quota() == 0);
   tree.group_v1("cgroup/cpu/a", "350000", "100000");
   CHECK(tree.quota() == 4);
@@ -471,9 +471,9 @@ TEST(default_threads_is_at_least_one) {
 
 }  // namespace
 
-// Returning from main with sleeping workers is the last test: the process must end.
+// The last test is the return from main with sleeping workers: the process must end.
 int main() {
-  alarm(120);  // a hang is a failure
+  alarm(120);  // turns a hang into a failure
   pthread_sigmask(SIG_SETMASK, nullptr, &mask_at_start);
   return check::run_tests();
 }

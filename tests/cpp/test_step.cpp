@@ -1,4 +1,4 @@
-// A whole step below Python: layouts, coded states, random bits, and the caller's floating-point mode.
+// Complete steps of the C++ core: layouts, 8-bit states, random bits, and the caller's floating-point mode.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,7 +36,7 @@ struct Packed {
   std::int64_t stride = sizeof(float);
 };
 
-// A rule's options in their order: those that are named here, and zero for all others; no seed.
+// A rule's options in catalog order: the given ones, zero for all others, and no stochastic rounding.
 std::vector<double> options_of(const char* rule, const std::map<std::string, double>& given) {
   std::vector<double> values;
   for (const std::string& name : step::catalog()[static_cast<std::size_t>(step::rule_number(rule))].options) {
@@ -50,7 +50,8 @@ std::vector<double> adam_options() {
   return options_of("adam", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}, {"bias_correction", 1}});
 }
 
-// Ten steps of Adam with tiny gradients, whose second moments are subnormal; at last the bits of the gradients' norm.
+// Ten steps of Adam with tiny gradients, whose second moments are subnormal. The bits of the gradients' norm are
+// appended to the result.
 [[maybe_unused]] std::vector<float> train(const std::vector<float>& gradients) {
   const std::size_t size = gradients.size();
   Packed p(size, 1e-38f), g(size), m(size), v(size);
@@ -83,7 +84,7 @@ TEST(the_callers_floating_point_mode_changes_no_bit_and_comes_back) {
   for (std::size_t i = 0; i < kSize; ++i) gradients[i] *= 1 + static_cast<float>(i % 7);
   const std::vector<float> expected = train(gradients);
   const float second = expected[2 * kSize - 1];
-  CHECK(second > 0 && second < std::numeric_limits<float>::min());  // subnormals are there to be lost
+  CHECK(second > 0 && second < std::numeric_limits<float>::min());  // there are subnormals that flushing would lose
   const unsigned before = _mm_getcsr();
   for (const unsigned mode : {kFlush, kUpwards}) {
     _mm_setcsr(before | mode);
@@ -113,15 +114,15 @@ TEST(axes_join_where_every_stream_allows) {
   CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
   const Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, false);
   CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
-  // Where bits depend on an element's place, the axes stay in the order of the indices.
+  // If bits depend on an element's index, the axes keep the order of the indices.
   const Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, true);
   CHECK(in_order.shape == (std::vector<std::int64_t>{2, 3, 4}) && !in_order.strides[0].empty());
   CHECK(step::make_layout({&c, &c, nullptr, nullptr, nullptr}, true).shape == std::vector<std::int64_t>{24});
 }
 
 TEST(a_coded_state_goes_through_a_step) {
-  // 120 stands for the scale itself, -120 for its negative, 0 for zero and -128 for what is not finite. Momentum 1/2
-  // halves them, which is exact: the scale is halved, and the codes stay. The second block has zeros alone.
+  // Code 120 is the scale itself, -120 its negative, 0 zero, and -128 a value that is not finite. Momentum 1/2 halves
+  // the values exactly: the scale is halved and the codes stay. The second block has only zeros.
   constexpr std::size_t kSize = 300;
   for (const std::string& isa : cpu::supported_isas()) {
     cpu::use_isa(isa);
@@ -146,14 +147,14 @@ TEST(a_coded_state_goes_through_a_step) {
     CHECK(scales[0] == 0.5f && scales[1] == 0x1p-111f);
     CHECK(p.values[0] == 0.5f && p.values[1] == 1.5f && p.values[2] == 1 && p.values[254] == 0.5f);
     CHECK(std::isnan(p.values[255]) && p.values[256] == 1 && p.values[299] == 1);
-    // A gradient among the scales lies among what the step writes.
+    // A gradient that overlaps the scales overlaps what the step writes.
     const std::int64_t none = 0;
     CHECK(stepper.set_gradient(0, {reinterpret_cast<std::byte*>(scales), DType::kFloat32, 1, p.shape, &none}));
   }
   cpu::use_isa("");
 }
 
-// Bindings take codes without gaps alone. The core moves items of any width, one byte too.
+// The bindings accept only packed codes, but the core moves items of any size, including one byte.
 TEST(codes_with_gaps_step_as_packed_ones_and_keep_what_lies_between) {
   constexpr std::int64_t kSize = 700, kGap = 3;
   const std::vector<double> options = options_of("momentum", {{"lr", 0.5}, {"momentum", 0.9}});
@@ -223,7 +224,8 @@ TEST(a_step_may_be_skipped_where_the_norm_is_not_finite) {
   CHECK(stepper.step_count() == 4 && std::isnan(p.values[7]) && p.values[8] == p.values[9]);
 }
 
-// Where registers are wide, each line of the table of combinations has a kernel, and for each combination there is one.
+// With registers wider than 16 bytes, each line of the table of combinations has a kernel, and each combination has
+// exactly one.
 TEST(combinations_have_kernels_where_registers_are_wide) {
   const rules::Key key = step::key_of(step::rule_number("adam"), adam_options(), Compute::kFloat);
   for (const std::string& isa : cpu::supported_isas()) {
@@ -259,7 +261,7 @@ TEST(overlapping_strides_are_seen) {
   };
   CHECK(!overlaps(apart) && !overlaps(backwards) && overlaps(window) && overlaps(broadcast));
   const std::int64_t interlaced[] = {8, 12}, meeting[] = {12, 8}, huge_shape[] = {1 << 28, 1 << 28};
-  CHECK(!overlaps(interlaced));  // 3 * 8 = 2 * 12 needs an index that the first axis lacks
+  CHECK(!overlaps(interlaced));  // 3 * 8 == 2 * 12, but 3 is out of range for the first axis
   CHECK(overlaps(meeting));      // 2 * 12 = 3 * 8
   CHECK(step::overlaps_itself({data, DType::kFloat32, 2, huge_shape, window}));
 }

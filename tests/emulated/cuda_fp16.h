@@ -1,2 +1,2 @@
-// Kernels convert halves by their own codecs here.
+// Empty: emulated kernels convert float16 with the codec.
 #pragma once

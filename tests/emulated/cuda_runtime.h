@@ -1,6 +1,6 @@
-// As much of CUDA as csrc/cuda uses, on the processor: what a GPU does is tested where there is none. Each thread of a
-// thread block is a fiber, and goes on until it must wait for others; thread blocks run one after the other. Arithmetic
-// is the processor's. What this cannot show is what nvcc makes of the kernels, and how fast they are.
+// An emulation, on the processor, of the part of CUDA that csrc/cuda uses, for tests without a GPU. Each thread of a
+// thread block is a fiber that runs until it must wait for others; thread blocks run one after the other. Arithmetic is
+// the processor's. The emulation does not test nvcc's code generation or speed.
 #pragma once
 
 #include <cstddef>
@@ -33,25 +33,25 @@ struct Index {
   unsigned x;
 };
 
-// The thread that runs, and its thread block.
+// The indices of the running thread and of its thread block.
 inline thread_local Index thread, block;
 
-// Waits for all threads of the block, or of the warp.
+// Barriers for all threads of the block, and of the warp.
 void wait_for_block();
 void wait_for_warp();
 
-// What the others of the warp have given, once all have.
+// Shares a value with the warp: returns the values of all its threads once all have called.
 std::uint32_t* exchange(std::uint32_t x);
 
 void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);
 
-// Device memory, and what was done.
+// The state of the emulated devices, and counts of the calls.
 struct Machine {
   std::mutex lock;
-  std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // begin: size, device
+  std::map<std::uintptr_t, std::pair<std::size_t, int>> memory;  // address: size, device
   int devices = 2;
   bool capturing = false, failing = false;
-  std::vector<std::function<void()>> graph;  // what the last capture recorded
+  std::vector<std::function<void()>> graph;  // the calls recorded by the last capture
   long launches = 0, allocations = 0, copies = 0, waits = 0;
   void* last_stream = nullptr;
 };

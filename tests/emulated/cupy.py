@@ -1,4 +1,4 @@
-"""As much of CuPy as gradstep and its tests use, over memory of the emulated devices (see cuda_runtime.h)."""
+"""The part of CuPy that gradstep and its tests use, on emulated devices (see cuda_runtime.h)."""
 
 import ctypes
 import weakref
@@ -9,12 +9,12 @@ import numpy as np
 
 from gradstep import _cuda
 
-STREAM = 0xC0FFEE  # a handle to be recognised by
+STREAM = 0xC0FFEE  # an arbitrary handle that tests recognise
 _devices = [0]
 
 
 class ndarray:
-    """An array of device memory. `host` is the same memory, for tests alone."""
+    """An array of device memory. `host` is the same memory, only for tests."""
 
     def __init__(self, host, base, device):
         self.host, self.base, self.device = host, base, SimpleNamespace(id=device)
@@ -48,7 +48,7 @@ class ndarray:
         return asarray(self.host.copy(order=order))
 
     def check_device(self):
-        """CuPy computes on the current device alone."""
+        """CuPy computes only on the current device."""
         assert self.device.id == _devices[-1]
 
 

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kStack = 128 << 10;
 constexpr unsigned kWarp = 32;
 
-// Those who wait for one another: a round ends when all have come.
+// A barrier: a round ends when all members have arrived.
 struct Barrier {
   unsigned members = 0, arrived = 0;
   unsigned long round = 0;
