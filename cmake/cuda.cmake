@@ -1,5 +1,5 @@
-# The CUDA backend, a module of its own: where it cannot be loaded, nothing else is touched.
-#   AUTO: for this machine's GPUs, where it has some and a CUDA compiler | ON: for all generations | OFF
+# The CUDA backend, a separate module, so that nothing else is affected if it cannot be loaded.
+#   AUTO: for this machine's GPUs, if it has any and a CUDA compiler | ON: for all supported architectures | OFF
 #   EMULATED: on the processor, for tests
 set(GRADSTEP_CUDA AUTO CACHE STRING "Build the CUDA backend: ON, OFF, AUTO or EMULATED")
 if(GRADSTEP_CUDA STREQUAL "")
@@ -10,11 +10,12 @@ if(NOT GRADSTEP_CUDA MATCHES "^(ON|OFF|AUTO|EMULATED)$")
   message(FATAL_ERROR "GRADSTEP_CUDA is ${GRADSTEP_CUDA}, but must be ON, OFF, AUTO or EMULATED")
 endif()
 
-# Machine code for what is in use; and PTX, from which drivers make the code of what is to come, and of 11.0.
+# Machine code for the architectures in use, and PTX of compute_100, from which drivers compile code for later ones and
+# for 11.0.
 set(architectures 75-real 80-real 86-real 89-real 90-real 100 120-real)
 set(build ${GRADSTEP_CUDA})
 
-# Compiling for all generations takes minutes, so it happens only on request.
+# Compiling for all architectures takes minutes, so it happens only on request.
 if(build STREQUAL "AUTO")
   set(build OFF)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
@@ -58,7 +59,7 @@ if(build STREQUAL "OFF")
   return()
 endif()
 
-# The one that takes longest comes first: the others are compiled beside it.
+# The file that takes longest to compile comes first, so that the others are compiled in parallel with it.
 set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/advance.cu csrc/cuda/norm.cu
   csrc/cuda/runtime.cu)
 pybind11_add_module(_cuda MODULE NO_EXTRAS
@@ -68,7 +69,7 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/step/cuda_state.cpp
   csrc/step/on_cuda.cpp)
 target_link_libraries(_cuda PRIVATE gradstep_core)
-# Where a compiler links the standard library statically, its symbols are not shown either.
+# If the compiler links the standard library statically, its symbols are hidden, too.
 target_link_options(_cuda PRIVATE -Wl,--exclude-libs,ALL)
 install(TARGETS _cuda LIBRARY DESTINATION gradstep)
 
@@ -90,7 +91,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 add_library(gradstep_cuda OBJECT ${kernels})
 target_include_directories(gradstep_cuda PRIVATE csrc)
-# -fmad=false: no fused multiply-adds. The others are the defaults, against flags of the user's.
+# -fmad=false disables fused multiply-add. The other options are defaults, set explicitly to override flags of the user.
 target_compile_options(gradstep_cuda PRIVATE
   -fmad=false --prec-div=true --prec-sqrt=true --ftz=false --expt-relaxed-constexpr --compress-mode=size
   -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-fno-lto,-fno-fast-math,-ffp-contract=off)

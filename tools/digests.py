@@ -1,7 +1,7 @@
 """Digests of the bits of every rule, type and storage with every instruction set: ``python tools/digests.py``.
 
-A redesign that changes no bit leaves every line as it was. The problems and settings are those of tests/table.py; it
-needs what the tests need. NaNs are compared as a class, as everywhere.
+If a change to the code changes no bit of a result, every line of the output is the same as before. The problems and
+settings are those of tests/table.py, and so are the dependencies. All NaNs are considered equal.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import gradstep as gs
 from gradstep import _core
 from tests import table
 
-SIZES = (1, 4097, 70_001)  # within one task, and shared by threads
+SIZES = (1, 4097, 70_001)  # one task, two, and many
 
 
 def digest_of(results):
@@ -31,7 +31,7 @@ def digest_of(results):
 
 
 def digests():
-    """A digest for each rule and storage; those of its settings and sizes are digested together."""
+    """One digest per rule and storage, over all settings and sizes."""
     found = defaultdict(dict)
     for case in table.CASES:
         for size in SIZES:
@@ -60,7 +60,7 @@ def main():
     first, *others = found
     for other in others:
         if found[other] != found[first]:
-            sys.exit(f"other bits with {other} than with {first}")
+            sys.exit(f"{other} gives different bits than {first}")
     for name, digest in found[first].items():
         print(digest, name)
 
