@@ -1,6 +1,6 @@
-// In-place passes over several streams that only add: what memory allows a step that reads and writes as many. They
-// share nothing with gradstep: no loop, no thread, no flag. benchmarks/ceiling.py compiles them for the machine that
-// they run on, and says what they are for.
+// In-place passes over several streams that only add: the speed that memory allows a step that reads and writes as many
+// streams. They share no loop, thread or flag with gradstep. benchmarks/ceiling.py compiles them for the machine that
+// runs them and describes their purpose.
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -15,10 +15,11 @@
 
 namespace {
 
-constexpr std::int64_t kLine = 64 / sizeof(float);  // elements of a cache line
+constexpr std::int64_t kLine = 64 / sizeof(float);  // elements per cache line
 constexpr std::int64_t kDistance = 2048 / sizeof(float);
 
-// Adds the first stream to each of the others. With kLines > 0, so many lines of each are prefetched at a time.
+// Adds the first stream to each of the others. If kLines > 0, that many cache lines of each stream are prefetched at a
+// time.
 template <int kLines, std::size_t... kWritten>
 void add(float* const* streams, std::int64_t size, std::index_sequence<kWritten...>) {
   const float* __restrict read = streams[0];
@@ -53,7 +54,7 @@ void add(float* const* streams, int written, std::int64_t size) {
   }
 }
 
-// Linux starts threads beside their creator, and may leave them there for milliseconds, other cores idle.
+// Linux may start threads on their creator's core and leave them there for milliseconds while other cores are idle.
 void keep_off_this_core(std::thread& thread) {
 #if defined(__linux__)
   cpu_set_t cores;
@@ -67,9 +68,9 @@ void keep_off_this_core(std::thread& thread) {
 
 }  // namespace
 
-// Takes so many passes over `size` elements of one stream that is read and `written` (1 to 4) that are read and
-// written, each thread over its own part; `lines` are 0, 1 or 8. No pass begins before all threads have ended the last.
-// Returns the seconds from when all threads are there to when the last pass has ended.
+// Makes `count` passes over one stream that is read and `written` streams (1 to 4) that are read and written, of `size`
+// elements each; every thread has a part. `lines` is 0, 1 or 8. A pass begins when all threads have finished the last
+// one. Returns the seconds from the arrival of all threads to the end of the last pass.
 extern "C" double passes(float* const* streams, int written, std::int64_t size, int threads, int lines, int count) {
   using Time = std::chrono::steady_clock;
   std::atomic<int> arrived{0};

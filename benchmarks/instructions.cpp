@@ -1,5 +1,5 @@
-// Takes the steps whose instructions benchmarks/instructions.py counts. It prints the compiler, then a line for each
-// counted call: what it was, and of how many elements or tensors.
+// Runs the steps whose instructions benchmarks/instructions.py counts. Prints the compiler, then one line per counted
+// call: its name and its number of elements or tensors.
 #include <cstdio>
 #include <deque>
 #include <functional>
@@ -16,12 +16,13 @@
 
 using namespace gradstep;
 
-// Callgrind knows it by name: it counts what happens in here, and writes the count down when it returns.
+// Callgrind is given this function's name: it counts the instructions executed in it and dumps the count when it
+// returns.
 extern "C" [[gnu::noinline]] void counted(const std::function<void()>& work) { work(); }
 
 namespace {
 
-// The plain form of every rule: no option adds a state.
+// Options of the plain form of each rule: none adds a state.
 double plain(const std::string& rule, const std::string& option) {
   if (option == "lr") return 1e-3;
   if (option == "beta1" || option == "rho") return 0.9;
@@ -36,13 +37,13 @@ struct alignas(64) CacheLine {
   std::byte bytes[64];
 };
 
-// What is stored as what; of q8 the rule says which states are signed.
+// The storage types; for q8 the rule determines which states are signed.
 struct Storage {
   std::string name;
   DType values, states;
 };
 
-// An optimizer of tensors of one size, packed and aligned. All are zeros: no kernel branches on a value.
+// An optimizer of tensors of one size, packed and aligned. All values are zero: no kernel branches on a value.
 struct Problem {
   Problem(int rule, const Storage& storage, std::int64_t tensors, std::int64_t elements)
       : size(elements), gradient(zeros(storage.values)), stepper(rule, step::on_cpu(), "params", "grads") {
@@ -60,7 +61,7 @@ struct Problem {
       }
       stepper.add_tensor(0, "", zeros(storage.values), states);
     }
-    // The first step plans. Later ones, which are counted, do not.
+    // The first step makes the plan; the later ones, which are counted, do not.
     stepper.begin();
     set_gradients();
     stepper.run();
@@ -88,7 +89,7 @@ struct Problem {
   step::Stepper stepper;
 };
 
-// Of each pair both are counted and their difference is divided: what a step costs only once drops out.
+// Both sizes of a pair are counted and their difference is divided, which cancels the constant cost of a step.
 constexpr std::int64_t kSizes[] = {16384, 49152};
 constexpr std::int64_t kTensors[] = {100, 300};
 
@@ -125,7 +126,7 @@ int main() {
     cpu::use_isa(isa);
     for (std::size_t rule = 0; rule < step::catalog().size(); ++rule) {
       for (const Storage& storage : native) count_steps(rule, storage);
-      if (step::catalog()[rule].name != "adam") continue;  // codecs know no rule
+      if (step::catalog()[rule].name != "adam") continue;  // codecs do not depend on the rule
       for (const Storage& storage : narrow) count_steps(rule, storage);
     }
   }
