@@ -1,35 +1,35 @@
-"""gradstep beside its ceiling and its peers: ``python -m benchmarks``, and how to read what it writes.
+"""Benchmarks of gradstep, of the ceiling that memory sets, and of its peers: ``python -m benchmarks``.
 
-**What takes turns.** All arms of a trial are alive at once and are timed in turn, A B C B C A ..., each round in an
-order of its own, so that a noisy moment hits all of them. A sample is a block of calls, about 300 us of them. An arm
-has several warm-up calls before its first block; and every block begins when a call takes no more than 1.5 times the
-least of those, or after 50 ms. Kept are all samples, their median, quartiles and the least. On a shared machine only
-ratios within one trial mean something.
+**Timing.** All arms of a trial exist at once and are timed in turn, A B C B C A ..., in a new order each round, so that
+noise affects all of them. A sample is a block of calls of about 300 us. Each arm has several warm-up calls before its
+first block. A block begins when a call takes at most 1.5 times the minimum of the warm-up calls, or after 50 ms. All
+samples are kept, with their median, quartiles and minimum. On a shared machine only ratios within one trial are
+meaningful.
 
-**What is checked.** After the last turn the answer of every arm is compared with `gradstep.reference` after as many
-steps: gradstep's bit for bit, a peer's to a thousandth of the way that the parameters went. A trial with a wrong answer
-is left out of the report, which names it, and the run ends with exit status 1. A peer's 8-bit states are other numbers
-than gradstep's: a trial of its own measures how far the parameters of both deviate from those with float32 states.
+**Checks.** After the last round the result of every arm is compared with `gradstep.reference` after the same number of
+steps: gradstep's bit for bit, a peer's to a thousandth of the distance that the parameters moved. The report leaves out
+and names a trial with a wrong result, and the exit status is then 1. A peer's 8-bit states have another format than
+gradstep's: a separate trial measures how far the parameters of both deviate from those with float32 states.
 
-**The peers at their best.** NumPy is written by hand with ``out=``, in pieces that stay in the cache. torch is shown in
-all its forms (single, foreach, fused where it has one), optax compiled with donated buffers, Numba exactly and with
-fast-math, which takes approximate roots. bitsandbytes (0.50 or newer) is measured in the part storage alone. A worker
-of OpenMP spins for about 15 ms after a call. On a virtual machine of two cores Linux was seen to wake it on the
-caller's own core and to leave it there for milliseconds: the calls of torch and Numba took a hundred times longer. So
-there is a pause of 40 ms before every block, which also keeps the cores free of spinning neighbours while gradstep
-runs; a block waits until calls are up to speed; and torch is judged by its median in the form that is best there. A
-cold call cannot be waited for: judge OpenMP's by the least.
+**Peers.** NumPy is written by hand with ``out=``, in pieces that fit into the cache. torch is measured in all its forms
+(single, foreach, and fused where it exists), optax compiled with donated buffers, Numba exactly and with fast-math,
+which uses approximate roots. bitsandbytes (0.50 or newer) is measured only in the part storage. An OpenMP worker spins
+for about 15 ms after a call. On a virtual machine of two cores Linux was seen to wake it on the caller's core and to
+leave it there for milliseconds: calls of torch and Numba took a hundred times longer. Every block is therefore preceded
+by a pause of 40 ms, which also keeps spinning workers of peers off the cores while gradstep runs; a block begins once
+calls are at full speed; and torch is compared by the median of its best form. Cold calls cannot be warmed up: compare
+OpenMP's by the minimum.
 
-**The ceiling** is the fastest of several in-place passes over as many streams, in the same trial and on as many
-threads: plain, with 1 or with 8 lines of each stream prefetched at a time, on pages of 4 KB and of 2 MB; its form
-stands in brackets. These loops (ceiling.cpp, compiled here for this machine) share nothing with gradstep, only add, and
-have threads and memory of their own; so a choice of gradstep's that is wrong on a machine shows. GB/s count the least
-traffic of the rule: the gradient read, the parameter and each state read and written.
+**The ceiling** is the fastest of several in-place passes over the same number of streams, in the same trial and on the
+same number of threads: plain, or with 1 or 8 cache lines of each stream prefetched at a time, on pages of 4 KB or 2 MB;
+tables show its form in brackets. These loops (ceiling.cpp, compiled here for this machine) share nothing with gradstep,
+only add, and have their own threads and memory, so that a choice in gradstep that is wrong for a machine becomes
+visible. GB/s count the minimal traffic of the rule: the gradient read, the parameter and each state read and written.
 
-**On a GPU** (the parts cuda_large, cuda_many and cuda_storage, left out where there is none) time is taken by its
-events, on a stream that is no library's default. Before each sample a buffer larger than its cache is overwritten, for
-so long that Python has sent off the step meanwhile: what is timed is the GPU's work, not its waiting. Arms take three
-times as many turns, without rest. The ceiling is a copy within its memory that reads and writes as many bytes as the
-step. The right answer is gradstep's own on the processor, bit for bit. ``python -m benchmarks.cuda_guard`` says of kept
-results whether they are as fast as they should be.
+**GPUs** (the parts cuda_large, cuda_many and cuda_storage, left out without a GPU) are timed with their events, on a
+stream that is no library's default. Before each sample a buffer larger than the cache is overwritten for long enough
+that Python has launched the step meanwhile: the time is that of the GPU's work, without waiting. Arms take three times
+as many turns, without pauses. The ceiling is a copy within the GPU's memory that reads and writes as many bytes as the
+step. The expected result is gradstep's own on the processor, bit for bit. ``python -m benchmarks.cuda_guard`` checks
+whether stored results are fast enough.
 """

@@ -1,4 +1,4 @@
-"""The command line: measure, keep the samples, and write a report; or write the report again."""
+"""The command line: measures, stores the samples and writes a report; or writes the report of stored results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OF_LARGE = {"threads", "arithmetic"}
 
 
 def build_parser() -> Parser:
-    """The options."""
+    """The parser of the command line."""
     parser = Parser(
         prog="python -m benchmarks",
         description="gradstep beside its ceiling and its peers; see benchmarks/__init__.py.",
@@ -76,7 +76,7 @@ def build_parser() -> Parser:
 
 
 def possible(parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The parts that can be measured here, and words about the others. Raises RuntimeError where there is none."""
+    """The parts that can be measured here, and messages about the others. Raises RuntimeError if there is none."""
     on_gpu = [part for part in parts if part in ON_GPU]
     reason = gpu.missing() if on_gpu else None
     if reason is None:
@@ -88,18 +88,18 @@ def possible(parts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def chosen_peers(given: argparse.Namespace, modules: Mapping[str, str]) -> list[Peer]:
-    """Those of the named libraries that are among the modules, or of the installed ones."""
+    """The peers of the named libraries that are among the modules; by default of the installed libraries."""
     names = peers.installed(modules) if given.peers is None else [name for name in given.peers if name in modules]
     return peers.load(names, modules)
 
 
 def sizes() -> list[int]:
-    """The sizes of the sweep: the last is beyond every cache."""
+    """The sizes of the sweep; the last exceeds every cache."""
     return sorted({*SIZES, max(*SIZES, machine.large())})
 
 
 def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
-    """What the options ask for. Raises ModuleNotFoundError for a named peer that is not installed."""
+    """The settings from the options. Raises ModuleNotFoundError for a named peer that is not installed."""
     return Settings(
         rules=[cls for cls in gs.optimizers.ALL if cls.__name__ in given.rules],
         sizes=given.sizes or (QUICK_SIZES if given.quick else sizes()),
@@ -115,10 +115,10 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
 
 
 def fitting(settings: Settings, parts: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings without the sizes for which the memory is too small, and words about those."""
+    """The settings without the sizes that exceed the memory, and messages about those."""
     most = machine.fitting(ARRAYS)
     left_out = [f"{size} elements: too little memory" for size in settings.sizes if size > most]
-    # Adam in all ways to store it takes as much memory as two numbers of threads.
+    # Adam in all storage types takes as much memory as two thread counts.
     large = min(settings.large, machine.fitting(ARRAYS * max(2, len(settings.threads))))
     if large < settings.large:
         words = f"{settings.large} elements: too little memory, so {large}"
@@ -127,7 +127,7 @@ def fitting(settings: Settings, parts: Sequence[str]) -> tuple[Settings, list[st
 
 
 def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Results:
-    """Results without any rows yet."""
+    """Results without rows: the description of the run."""
     about_gpu = {"gpu": gpu.gpu().about()} if set(parts) & ON_GPU.keys() else {}
     return {
         "date": date.today().isoformat(),
@@ -152,7 +152,7 @@ def about(settings: Settings, parts: Sequence[str], left_out: list[str]) -> Resu
 
 
 def measure(settings: Settings, parts: Sequence[str], results: Results, output: Path) -> None:
-    """Run the trials of these parts; after each, results.json is written. One that fails does not keep others."""
+    """Runs the trials of these parts and writes results.json after each. A failed trial does not stop the others."""
     start = time.monotonic()
     columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
@@ -167,7 +167,7 @@ def measure(settings: Settings, parts: Sequence[str], results: Results, output: 
                 except (RuntimeError, TypeError, ValueError, MemoryError, WrongAnswer) as error:
                     results["failed"].append(f"{name}, {trial.title}: {error}")
                     progress.console.print(f"Failed: {results['failed'][-1]}")
-                gc.collect()  # optimizers of other libraries are in cycles, and hold their arrays
+                gc.collect()  # optimizers of other libraries are in reference cycles that hold arrays
                 results["minutes"] = round((time.monotonic() - start) / 60, 1)
                 write_whole(output / "results.json", (json.dumps(results) + "\n").encode())
                 progress.advance(task)
@@ -175,9 +175,9 @@ def measure(settings: Settings, parts: Sequence[str], results: Results, output: 
 
 
 def run(given: argparse.Namespace) -> Path:
-    """Measure, or take kept results, and write the report, also of a run that was cut short; its folder.
+    """Measures, or reads stored results, and writes the report, also after an interrupted run. Returns its folder.
 
-    Raises RuntimeError where a trial failed, in the end.
+    Raises RuntimeError at the end if a trial failed.
     """
     if given.command == "render":
         output: Path = given.output or given.results.parent
@@ -191,7 +191,7 @@ def run(given: argparse.Namespace) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         settings, too_large = fitting(settings_of(given, parts), parts)
         if set(parts) - ON_GPU.keys():
-            ceiling.library()  # where it cannot be compiled, that is said at once
+            ceiling.library()  # reports a failing compilation at once
         results = about(settings, parts, left_out + too_large)
         try:
             measure(settings, parts, results, output)
@@ -203,7 +203,7 @@ def run(given: argparse.Namespace) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Runs the command line and returns its exit status."""
     parser = build_parser()
     given = parser.parse_args(args)
     try:
@@ -216,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def fail(parser: Parser, message: str, status: int) -> int:
-    """Say what is wrong, in one line, and hand back the exit status."""
+    """Prints an error in one line and returns the exit status."""
     print(f"{parser.prog}: error: {message}", file=sys.stderr)
     return status
 

@@ -1,8 +1,8 @@
-"""The ceiling: in-place passes over as many streams as a step has, which only add, written apart from gradstep.
+"""The ceiling: in-place passes that only add, over as many streams as a step has, independent of gradstep.
 
-A ceiling that shared a choice with what it judges would be low wherever the choice is wrong. So these loops are the
-benchmark's own (ceiling.cpp, compiled here for this machine), with their own threads and memory. Each form of
-prefetching on each kind of page is an arm; the best arm of a trial is its ceiling, and tables name it.
+A ceiling that shared a choice with gradstep would be too low where the choice is wrong. The loops are therefore
+separate (ceiling.cpp, compiled here for this machine), with their own threads and memory. Each form of prefetching on
+each kind of page is an arm; the best arm of a trial is its ceiling, and tables name its form.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def library() -> ctypes.CDLL:
 
 
 def passes(streams: Sequence[Array], lines: int, threads: int, count: int = 1) -> float:
-    """Adds the first stream to each of the others, so many times, and returns the seconds that it took.
+    """Adds the first stream to each of the others `count` times and returns the seconds that this took.
 
-    They are packed float32 arrays of one size. Starting the threads does not count.
+    Streams are packed float32 arrays of one size. The time excludes starting the threads.
     """
     pointers = (ctypes.c_void_p * len(streams))(*(stream.ctypes.data for stream in streams))
     seconds: float = library().passes(pointers, len(streams) - 1, streams[0].size, threads, lines, count)
@@ -74,7 +74,7 @@ def passes(streams: Sequence[Array], lines: int, threads: int, count: int = 1) -
 
 
 def stream_on(pages: str, elements: int, place: int) -> Array:
-    """A float32 array of ones on pages of this kind, whose offset within a page is `place` times OFFSET."""
+    """A float32 array of ones on pages of this kind, at offset `place * OFFSET` within a page."""
     memory = mmap.mmap(-1, 4 * elements + 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge_pages():
         memory.madvise(mmap.MADV_HUGEPAGE if pages == HUGE_PAGES else mmap.MADV_NOHUGEPAGE)
@@ -87,19 +87,19 @@ def stream_on(pages: str, elements: int, place: int) -> Array:
 
 @dataclass(eq=False)
 class Passes(Arm):
-    """An arm of passes over these streams, on as many threads as gradstep may use."""
+    """An arm of passes over streams, on as many threads as gradstep may use."""
 
     streams: Sequence[Array] = ()
     lines: int = 0
 
     def take(self, calls: int) -> float:
-        """Take so many passes; the seconds that they took."""
+        """Makes `calls` passes and returns the seconds that they took."""
         self.steps += calls
         return passes(self.streams, self.lines, gs.get_num_threads(), calls)
 
 
 def ceiling_arms(problem: Problem) -> list[Arm]:
-    """An arm for each form on each kind of page that the streams of a problem can lie on; none for small problems."""
+    """One arm per form and kind of page that a problem's streams can be on; none for small problems."""
     if problem.elements < SMALLEST:
         return []
     large = huge_pages() and 4 * problem.elements >= HUGE

@@ -1,7 +1,7 @@
-"""The guard of speed on a data-centre GPU: ``python -m benchmarks.cuda_guard RESULTS.JSON``.
+"""Speed limits for a data-centre GPU: ``python -m benchmarks.cuda_guard RESULTS.JSON``.
 
-It looks at kept results of the parts on a GPU and fails where a rule is slower than it should be: a large tensor beside
-a copy of as many bytes, the same with narrow states, torch in its best form, and 1000 tensors of 1000 elements.
+Reads stored results of the GPU parts and fails if a rule is too slow: on a large tensor relative to a copy of as many
+bytes, the same with narrow states, relative to torch's best form, and on 1000 tensors of 1000 elements.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BOUND = "gradstep bound, torch"
 
 @dataclass(frozen=True)
 class Bar:
-    """What was measured, and the least that is asked for, or the most."""
+    """A measured value and its lower or upper limit."""
 
     what: str
     measured: float
@@ -36,7 +36,7 @@ class Bar:
 
     @property
     def holds(self) -> bool:
-        """Whether it is as asked; nothing measured is not."""
+        """Whether the value is within its limit; False if nothing was measured."""
         if self.asked is None:
             return True
         return self.measured <= self.asked if self.at_most else self.measured >= self.asked
@@ -47,7 +47,7 @@ class Bar:
 
 
 def bars_of(rule: str, rows: Sequence[Row]) -> Iterator[Bar]:
-    """The bars of one rule, from its rows."""
+    """The limits of one rule, from its rows."""
     parts = {name: [row for row in rows if row["part"] == name] for name in ("cuda_large", "cuda_storage", "cuda_many")}
     for found in group(parts["cuda_large"], "rule").values():
         yield Bar("of the copy", of_ceiling(found), OF_COPY)
@@ -63,12 +63,12 @@ def bars_of(rule: str, rows: Sequence[Row]) -> Iterator[Bar]:
 
 
 def of_ceiling(found: dict[str, Row]) -> float:
-    """The speed of a step in parts of the copy's."""
+    """The speed of a step as a fraction of the copy's."""
     return float(found["ceiling"]["median"] / found["gradstep"]["median"])
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the bars, a line for each rule, and return the exit status."""
+    """Prints the limits, one line per rule, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_guard", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.JSON")
     try:

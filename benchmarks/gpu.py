@@ -1,4 +1,4 @@
-"""A GPU, and arms timed by its own clock. torch gives arrays and events; CuPy, where it is installed, arrays too."""
+"""A GPU, and arms timed with its events. torch provides arrays and events; CuPy, if installed, arrays too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ARRAYS = 80
 
 
 def missing() -> str | None:
-    """Why nothing can be measured on a GPU here; None where it can."""
+    """The reason why nothing can be measured on a GPU here, or None."""
     found = gs.show_config(mode="dicts")["cuda"]
     if not found["available"]:
         return found.get("reason", "there is no GPU")
@@ -41,7 +41,7 @@ def missing() -> str | None:
 
 
 class Gpu:
-    """The first GPU, with a stream of our own that is no library's default."""
+    """The first GPU, with a stream that is no library's default."""
 
     def __init__(self) -> None:
         self.torch: Any = import_module("torch")
@@ -58,29 +58,29 @@ class Gpu:
             self.stream = self.torch.cuda.Stream()
         self.buffer = self.torch.ones(max(2 * self.cache, FLUSH) // 4, device="cuda")
         self.lanes = 2 * [self.torch.ones(0, dtype=self.torch.uint8, device="cuda")]
-        self.pass_time = inf  # seconds that one pass over the buffer takes
+        self.pass_time = inf  # seconds per pass over the buffer
         with self.current():
             self.pass_time = min(self.seconds(self.overwrite) for _ in range(5))
 
     def about(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The description of the GPU for a report."""
         names = ("name", "memory", "cache", "multiprocessors")
         versions = {library.__name__: library.__version__ for library in (self.torch, self.cupy) if library}
         return {**{name: getattr(self, name) for name in names}, "versions": versions}
 
     def at_most(self, elements: int) -> int:
-        """A size, or the largest for which there is memory."""
+        """The size, limited to the largest for which there is memory."""
         return min(elements, self.memory // (4 * ARRAYS))
 
     def upload(self, values: Array) -> Any:
-        """A tensor with these values, of any type that a step takes."""
+        """A tensor with these values, of any type that a step accepts."""
         tensor = self.torch.empty(values.shape, dtype=getattr(self.torch, values.dtype.name), device="cuda")
         TORCH.from_numpy(tensor, values)
         return tensor
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Within it our stream is every library's current one; it begins and ends with an idle GPU."""
+        """Makes the stream every library's current one. The GPU is idle on entry and on exit."""
         with ExitStack() as stack:
             stack.enter_context(self.torch.cuda.stream(self.stream))
             if self.cupy:
@@ -90,11 +90,11 @@ class Gpu:
             self.torch.cuda.synchronize()
 
     def overwrite(self) -> None:
-        """Fills the cache with something else."""
+        """Evicts everything from the cache."""
         self.buffer.add_(1)
 
     def seconds(self, work: Callable[[], object], busy: float = 0.0) -> float:
-        """How long the GPU takes for some work, which is sent off while it overwrites its cache for so many seconds."""
+        """The seconds that work takes on the GPU, launched while the GPU overwrites its cache for `busy` seconds."""
         for _ in range(1 + int(busy / self.pass_time)):
             self.overwrite()
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -105,7 +105,7 @@ class Gpu:
         return begin.elapsed_time(end) / 1000
 
     def copying(self, bytes: int) -> Callable[[], object]:
-        """A copy of so many bytes within the GPU's memory. All such copies share it."""
+        """A function that copies `bytes` bytes within the GPU's memory. All such functions share the memory."""
         if len(self.lanes[0]) < bytes:
             self.lanes = [self.torch.ones(bytes, dtype=self.torch.uint8, device="cuda") for _ in range(2)]
         to, source = (lane[:bytes] for lane in self.lanes)
@@ -120,10 +120,10 @@ def gpu() -> Gpu:
 
 @dataclass(eq=False)
 class OnGpu(Arm):
-    """An arm whose times are the GPU's: Python's dispatch is over before the work begins, where it is not too long."""
+    """An arm timed on the GPU: unless it takes too long, Python's dispatch has ended before the work begins."""
 
     gpu: Gpu = field(kw_only=True)
-    dispatch: float = 0.0  # seconds that the processor took to send off a step, the last time
+    dispatch: float = 0.0  # seconds that the processor took to launch the last step
 
     def take(self, calls: int) -> float:
         def work() -> None:
@@ -138,25 +138,25 @@ class OnGpu(Arm):
 
 
 def on_gpu(arm: Arm, calls: int = 0) -> Arm:
-    """An arm timed by the GPU, with so many calls in a block; 0: as many as fill it."""
+    """An arm timed on the GPU with `calls` calls per block; 0: as many as fill a block."""
     here = gpu()
     checked = {"answer": arm.answer, "exact": arm.exact}
     return OnGpu(arm.name, arm.step, arm.problem, **checked, around=here.current, calls=calls, gpu=here)
 
 
 def dispatched(arm: Arm) -> Arm:
-    """An arm timed on the processor: how long it takes to send off a step, not to wait for it."""
+    """An arm timed on the processor: the time to launch a step, without waiting for it."""
     arm.around = gpu().current
     return arm
 
 
 def problem(cls: type[gs.Optimizer], shape: Shape) -> Problem:
-    """A rule on random numbers. What is right the processor tells: it is faster than the reference, with its bits."""
+    """A rule on random numbers. Expected results come from the processor, which is faster than the reference."""
     return Problem(cls, *numbers(shape), oracle=optimizers)
 
 
 def gradstep_arm(problem: Problem, library: str = "torch", *, bound: bool = False) -> Arm:
-    """The step that is measured, on arrays of one of the GPU's libraries."""
+    """The arm of gradstep, on arrays of one of the GPU libraries."""
     params, grads = (
         bare([gpu().uploads[library](array) for array in arrays]) for arrays in (problem.first, problem.grads)
     )
@@ -168,6 +168,6 @@ def gradstep_arm(problem: Problem, library: str = "torch", *, bound: bool = Fals
 
 
 def ceiling_arm(problem: Problem) -> Arm:
-    """A copy within the GPU's memory that reads and writes as many bytes, together, as the step."""
+    """A copy within the GPU's memory that reads and writes as many bytes in total as the step."""
     bytes = int(problem.bytes_moved * problem.elements)
     return Arm("ceiling", gpu().copying(bytes // 2), problem)

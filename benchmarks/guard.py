@@ -1,10 +1,10 @@
-"""The guard of speed: ``python -m benchmarks.guard`` fails where a ratio of two arms that took turns falls too low.
+"""Speed limits: ``python -m benchmarks.guard`` fails if a ratio of two arms of one trial is too low.
 
-On a tensor beyond every cache each rule must come near the ceiling, must not be slower than with the other choice of
-prefetching, and must beat torch. A tensor of middle size and many small ones must not be slower on all threads than on
-one, and many small ones must beat torch's best form clearly. Ratios hold on any machine, times on one. A noisy
-neighbour spoils some attempts, hardly all five: on a shared machine the same code, as two arms of one trial, differed
-by up to 13 %. The least ratios leave room for that, and what is aimed at stands beside them.
+On a tensor that exceeds every cache each rule must come near the ceiling, must not be slower than with the other choice
+of prefetching, and must beat torch. A tensor of medium size, and many small ones, must not be slower on all threads
+than on one, and many small ones must clearly beat torch's best form. Limits are ratios because times depend on the
+machine. Noise may spoil some of the five attempts, but hardly all: on a shared machine two arms of one trial with the
+same code differed by up to 13 %. The limits allow for that; the comments beside them give the targets.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ REPEATS, PAUSE = 9, 0.04
 ARRAYS = 50
 """Of the size of a parameter, in all arms of a trial."""
 MIDDLE: tuple[Shape, ...] = ((1, 1_000_000), (3500, 1000))
-MIDDLE_RULES = (gs.SGD, gs.Adam)  # the fewest streams, and many
+MIDDLE_RULES = (gs.SGD, gs.Adam)  # rules with the fewest streams and with many
 MANY = (100, 1000)
 
-OF_CEILING = 0.9  # aimed at: 0.95
-OF_PREFETCH = 0.95  # 0.97
-OF_ONE_THREAD = 0.97  # 1
+OF_CEILING = 0.9  # target: 0.95
+OF_PREFETCH = 0.95  # target: 0.97
+OF_ONE_THREAD = 0.97  # target: 1
 OF_TORCH = {"RMSProp": 5.0, "AdaDelta": 7.0, "Nadam": 5.0}
-OF_TORCH_FUSED = 0.95  # 1; all others
+OF_TORCH_FUSED = 0.95  # target: 1; all others
 OF_TORCH_MANY = 8.0
 
 Bars = Mapping[str, tuple[Sequence[Arm], float]]
@@ -47,13 +47,13 @@ Bars = Mapping[str, tuple[Sequence[Arm], float]]
 
 @dataclass(frozen=True)
 class Trial:
-    """One comparison, in which all arms take turns."""
+    """One comparison, whose arms are timed in turn."""
 
     title: str
     arms: Callable[[], tuple[Arm, Bars]]  # gradstep's, and the others
 
     def holds(self) -> bool:
-        """Whether each bar is reached in one of a few attempts."""
+        """Whether each limit is met in one of a few attempts."""
         missed = set()
         for attempt in range(1, ATTEMPTS + 1):
             ours, bars = self.arms()
@@ -72,14 +72,14 @@ class Trial:
 
 
 def on(threads: int, arms: Sequence[Arm]) -> Sequence[Arm]:
-    """The arms, on so many threads of gradstep's."""
+    """The arms, run with this number of gradstep's threads."""
     for arm in arms:
         arm.around = partial(gradstep_threads, threads)
     return arms
 
 
 def large(cls: type[gs.Optimizer], size: int, threads: int, torch: Sequence[Peer]) -> tuple[Arm, Bars]:
-    """A tensor beyond every cache."""
+    """A tensor that exceeds every cache."""
     one = problem(cls, (1, size))
     ours = gradstep_arm(one)
     on(threads, [ours])
@@ -98,7 +98,7 @@ def large(cls: type[gs.Optimizer], size: int, threads: int, torch: Sequence[Peer
 
 
 def middle(cls: type[gs.Optimizer], shape: Shape, threads: int) -> tuple[Arm, Bars]:
-    """A tensor that threads may share, or as many elements in small ones."""
+    """A tensor that threads may share, or as many elements in small tensors."""
     ours = gradstep_arm(problem(cls, shape))
     on(threads, [ours])
     return ours, {"one thread": ([shared_arm("one thread", ours, partial(gradstep_threads, 1))], OF_ONE_THREAD)}
@@ -112,7 +112,7 @@ def many(torch: Sequence[Peer]) -> tuple[Arm, Bars]:
 
 
 def trials(torch: Sequence[Peer]) -> Iterator[Trial]:
-    """All that is asked of this machine."""
+    """All trials for this machine."""
     most = gs.get_num_threads()
     size = min(machine.large(), machine.fitting(ARRAYS))
     if size < machine.large():
@@ -128,7 +128,7 @@ def trials(torch: Sequence[Peer]) -> Iterator[Trial]:
 
 
 def main() -> int:
-    """Run the guard and return its exit status."""
+    """Runs all trials and returns the exit status."""
     try:
         held = [trial.holds() for trial in trials(load(["torch"]))]
     except ModuleNotFoundError as error:
@@ -139,7 +139,7 @@ def main() -> int:
 
 
 def fail(message: str) -> int:
-    """Say what is wrong, in one line, and hand back the exit status."""
+    """Prints an error in one line and returns the exit status."""
     print(f"python -m benchmarks.guard: error: {message}", file=sys.stderr)
     return 1
 

@@ -1,4 +1,4 @@
-"""What all parts share: the settings of a run, a trial whose arms take turns, and the rows that it leaves."""
+"""Shared by all parts: the settings of a run, trials whose arms are timed in turn, and rows of results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ prefetching = limiter(_core.prefetch, _core.use_prefetch)
 
 
 def limited_arms(peers: Sequence[Peer], problem: Problem) -> Iterator[tuple[Arm, Limit | None]]:
-    """The arms of the peers that have the rule, each with what limits its threads."""
+    """The arms of the peers that have the rule, each with the context that limits its threads."""
     for peer in peers:
         arm = peer.make(peer.name, problem)
         if arm is not None:
@@ -32,29 +32,29 @@ def limited_arms(peers: Sequence[Peer], problem: Problem) -> Iterator[tuple[Arm,
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how often."""
+    """What a run measures, and how often."""
 
     rules: Sequence[type[gs.Optimizer]]
     sizes: Sequence[int]
-    large: int  # elements of a tensor beyond every cache
+    large: int  # elements of a tensor that exceeds every cache
     threads: Sequence[int]
     peers: Sequence[Peer]
     repeats: int
     pause: float  # seconds before every block
     quick: bool
     cuda_peers: Sequence[Peer] = ()
-    narrow_peers: Sequence[Peer] = ()  # those that have narrow states
+    narrow_peers: Sequence[Peer] = ()  # peers with narrow states
 
     def on_gpu(self) -> Settings:
-        """Those of a part on a GPU: its peers, no rest for threads, and more turns, for a sample is one short step."""
+        """The settings of a GPU part: its peers, no pauses, and more turns, because a sample is one short step."""
         return replace(self, peers=self.cuda_peers, pause=0.0, repeats=3 * self.repeats)
 
     def scaled(self, elements: int) -> int:
-        """A size, or a small part of it in a quick run."""
+        """The size, or a small fraction of it in a quick run."""
         return max(elements // 100, 10) if self.quick else elements
 
     def rule(self, name: str) -> Iterator[type[gs.Optimizer]]:
-        """The rule of that name, where it is to be measured."""
+        """The rule of this name, if it is to be measured."""
         return (cls for cls in self.rules if cls.__name__ == name)
 
     def peer_arms(self, problem: Problem) -> list[Arm]:
@@ -62,12 +62,12 @@ class Settings:
         return [arm for arm, _ in self.limited_peer_arms(problem)]
 
     def limited_peer_arms(self, problem: Problem) -> Iterator[tuple[Arm, Limit | None]]:
-        """The same, each with what limits its threads."""
+        """The arms of all peers that have the rule, each with the context that limits its threads."""
         return limited_arms(self.peers, problem)
 
 
 class Trial(Protocol):
-    """One comparison: its name for the progress, and what it leaves."""
+    """One comparison: its name in progress messages, and its results."""
 
     title: str
 
@@ -76,11 +76,11 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Turns:
-    """A trial whose arms take turns, whichever case they belong to."""
+    """A trial whose arms are timed in turn, across all its cases."""
 
     title: str
-    cases: Callable[[], Mapping[str, Sequence[Arm]]]  # made when its turn comes, and given back to memory after it
-    labels: Mapping[str, Any] = field(default_factory=dict)  # further entries of its rows
+    cases: Callable[[], Mapping[str, Sequence[Arm]]]  # called when the trial begins; the arms are freed after it
+    labels: Mapping[str, Any] = field(default_factory=dict)  # additional entries of the rows
 
     def run(self, settings: Settings) -> list[Row]:
         cases = self.cases()
@@ -91,7 +91,7 @@ class Turns:
 
 
 def row(case: str, arm: Arm) -> Row:
-    """What an arm leaves: times are seconds a call, `bytes` the least traffic an element."""
+    """The row of an arm: times are seconds per call, `bytes` is the minimal traffic per element."""
     return {
         "rule": arm.problem.cls.__name__,
         "case": case,
@@ -105,14 +105,14 @@ def row(case: str, arm: Arm) -> Row:
 
 
 def times_of(samples: list[float]) -> Row:
-    """What is kept of the times of a call."""
+    """The statistics of the times of a call."""
     low, middle, high = np.percentile(samples, (25, 50, 75))
     return {"median": middle, "low": low, "high": high, "least": min(samples), "samples": samples}
 
 
 @lru_cache(maxsize=1)
 def numbers(shape: Shape) -> tuple[list[Array], list[Array]]:
-    """The first parameters and the gradients of so many tensors; those used last are kept."""
+    """Initial parameters and gradients of tensors of this shape; the last ones are cached."""
     rng = np.random.default_rng(0)
     return random_arrays(rng, shape), random_arrays(rng, shape)
 

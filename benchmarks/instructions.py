@@ -1,10 +1,9 @@
-"""Instructions of a step, counted and compared: `python -m benchmarks.instructions [--update] [--build FOLDER]`.
+"""Counts and compares a step's instructions: `python -m benchmarks.instructions [--update] [--build FOLDER]`.
 
-A time is worth comparing on a quiet machine alone; a count is the same whatever else runs. Counted is C++ without
-Python: every rule in its plain form in float32 and float64, and Adam on every other type (`parameters+states`), with
-every instruction set that valgrind knows (not AVX-512), for each element of a large tensor and for each of many tiny
-tensors. instructions.json keeps the counts of each compiler; where
-one has risen by more than 2 %, the exit status is 1.
+Times can be compared only on a quiet machine; counts do not depend on what else runs. The C++ core is counted without
+Python: every rule in its plain form in float32 and float64, and Adam with every other type (`parameters+states`), with
+every instruction set that valgrind supports (not AVX-512), per element of a large tensor and per tensor of many tiny
+ones. instructions.json stores the counts of each compiler; if one has risen by more than 2 %, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
-# What is counted by, and the digits after the point: those of a tensor would depend on where its memory lies.
+# The units of counts and their decimal places: those of a tensor would depend on its address.
 DIGITS = {"element": 3, "tensor": 0}
 
-Counts = dict[str, float]  # by "rule type isa unit"
+Counts = dict[str, float]  # key: "rule type isa unit"
 
 
 def output(*command: str | Path) -> str:
@@ -34,7 +33,7 @@ def output(*command: str | Path) -> str:
 
 
 def build(folder: Path) -> Path:
-    """The driver, built as a release is, whatever CXXFLAGS say."""
+    """Builds the driver as a release, regardless of CXXFLAGS."""
     options = ("CMAKE_BUILD_TYPE=Release", "CMAKE_CXX_FLAGS=", "GRADSTEP_PYTHON=OFF", "GRADSTEP_BENCHMARKS=ON")
     output("cmake", "-S", ROOT, "-B", folder, *(f"-D{option}" for option in options))
     output("cmake", "--build", folder, "--target", "instructions")
@@ -42,13 +41,13 @@ def build(folder: Path) -> Path:
 
 
 def count(driver: Path) -> tuple[str, Counts]:
-    """The compiler, and the counts: call by call, the driver says what it did, and callgrind what that took."""
+    """The compiler, and the counts. The driver prints what each call does, callgrind its instructions."""
     dumps = driver.with_suffix(".callgrind")
     tool = ("valgrind", "-q", "--tool=callgrind", "--combine-dumps=yes", f"--callgrind-out-file={dumps}")
     compiler, *calls = output(*tool, "--toggle-collect=counted", "--dump-after=counted", driver).splitlines()
     did = [(what, int(parts)) for what, _, parts in (call.rpartition(" ") for call in calls)]
     took = [int(total) for total in re.findall(r"^totals: (\d+)$", dumps.read_text(), re.MULTILINE)]
-    counted = list(zip(did, took[:-1], strict=True))  # the last dump is of what came after them: nothing
+    counted = list(zip(did, took[:-1], strict=True))  # the last dump, at exit, is empty
     counts = {}
     for ((what, few), less), ((_, many), more) in zip(counted[::2], counted[1::2], strict=True):
         counts[what] = round((more - less) / (many - few), DIGITS[what.split()[-1]])
@@ -64,7 +63,7 @@ def show(counts: Counts) -> None:
 
 
 def compare(kept: Counts, counts: Counts) -> bool:
-    """Prints what differs; whether any count has risen."""
+    """Prints the differences and returns whether any count has risen."""
     ratios = {what: counts[what] / kept[what] for what in counts if what in kept}
     changed = {what: ratio for what, ratio in ratios.items() if abs(ratio - 1) > TOLERANCE}
     for what, ratio in changed.items():

@@ -1,4 +1,4 @@
-"""Where and of what a measurement was made: processor, memory, system, compiler, versions, commit. No host names."""
+"""The environment of a measurement: processor, memory, system, compiler, versions, commit. No host names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PACKAGES = ("numpy", "torch", "optax", "jax", "numba", "bitsandbytes")
 
 
 def read(path: Path) -> str:
-    """A small file of the system, empty where there is none."""
+    """The text of a small system file; empty if there is none."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8").strip()
     return ""
 
 
 def kilobytes(name: str) -> int:
-    """An entry of the system's memory, such as MemTotal."""
+    """An entry of /proc/meminfo in KB, such as MemTotal."""
     found = re.search(rf"^{name}:\s+(\d+) kB", read(Path("/proc/meminfo")), re.MULTILINE)
     return int(found[1]) if found else 0
 
@@ -44,8 +44,8 @@ def caches() -> dict[str, int]:
 
 
 def last_cache() -> int:
-    """The bytes of the last level of caches that this process can use; 0 where they are not known."""
-    last = {}  # of each core: the level, who shares it, and its size
+    """The bytes of last-level cache that this process can use; 0 if unknown."""
+    last = {}  # by core: the level, the cores that share it, and its size
     for core in core_numbers():
         for cache in Path(f"/sys/devices/system/cpu/cpu{core}/cache").glob("index*"):
             level, shared, size = (read(cache / name) for name in ("level", "shared_cpu_list", "size"))
@@ -59,20 +59,20 @@ LARGE = 16_000_000
 
 
 def large() -> int:
-    """The elements of a large tensor: of SGD, whose arrays are fewest, they take at least four times the last cache.
+    """The elements of a large tensor: even SGD's arrays, the fewest, take at least four times the last-level cache.
 
-    Whole millions, because arrays of sizes that are powers of two can evict each other from L1.
+    Whole millions, because arrays whose sizes are powers of two can evict each other from L1.
     """
     return max(LARGE, ceil(4 * last_cache() / 8e6) * 1_000_000)
 
 
 def fitting(arrays: int) -> int:
-    """The most elements of which so many float32 arrays fit into the free memory."""
+    """The largest size of which this number of float32 arrays fits into the free memory."""
     return kilobytes("MemAvailable") * 1024 // (4 * arrays)
 
 
 def huge_pages() -> str:
-    """Who gets huge pages of the system: "always", "madvise" (who asks for them), or "" where nobody does."""
+    """The system's setting of huge pages: "always", "madvise" (on request), or "" if they are not available."""
     found = re.search(r"\[(always|madvise)\]", read(Path("/sys/kernel/mm/transparent_hugepage/enabled")))
     return found[1] if found else ""
 
@@ -84,12 +84,12 @@ def core_numbers() -> list[int]:
 
 
 def cores() -> int:
-    """How many they are."""
+    """The number of cores that this process may use."""
     return len(core_numbers())
 
 
 def model() -> str:
-    """The family and model of the processor, where the system tells them: names such as "AMD EPYC" stand for many."""
+    """The processor's family and model, if known: names such as "AMD EPYC" are ambiguous."""
     found = re.findall(r"^(cpu family|model)\s*: (\d+)$", read(Path("/proc/cpuinfo")), re.MULTILINE)
     return " ".join(f"{name.removeprefix('cpu ')} {number}" for name, number in dict(found).items())
 
@@ -109,7 +109,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
-    """The version of each package, None where it is not installed."""
+    """The version of each package; None if it is not installed."""
     found: dict[str, str | None] = {}
     for package in packages:
         try:
@@ -120,7 +120,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
 
 
 def git(*words: str) -> str | None:
-    """What git says in this repository, None where there is none."""
+    """The output of a git command in this repository; None if there is no repository."""
     try:
         return subprocess.run(("git", "-C", ROOT, *words), check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -128,7 +128,7 @@ def git(*words: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """All of it."""
+    """The complete description."""
     return {
         "hardware": hardware(),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
@@ -141,6 +141,6 @@ def describe() -> dict[str, Any]:
 
 
 def slug(gpu: str | None = None) -> str:
-    """A name of this kind of machine for a folder: the GPU, or else the processor and its cores."""
+    """A folder name for this kind of machine: the GPU, or else the processor and its cores."""
     words = re.sub(r"\(\w+\)|\bCPU\b|\bProcessor\b|@.*", " ", gpu or f"{processor()} {model()}")
     return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), *([] if gpu else [str(cores()), "cores"])])

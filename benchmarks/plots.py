@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: no window, no global state
+from matplotlib.figure import Figure  # not pyplot, which has windows and global state
 
 from gradstep.demo import COLOURS, FAINT, INK
 
@@ -18,7 +18,7 @@ STYLES = ("-", "--", ":")
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The lines of these arms: a colour for each library, a style for each of its forms."""
+    """The line styles of these arms: one colour per library, one style per form."""
     forms: dict[str, list[str]] = {}
     for name in names:
         forms.setdefault(name.split()[0], []).append(name)
@@ -47,7 +47,7 @@ def tidy(axes: Axes, title: str, *, grid: Literal["both", "y"] = "both") -> None
 
 
 def over_sizes(rows: Sequence[Row]) -> bytes:
-    """Time an element over the size, a panel for each rule and a line for each arm."""
+    """Time per element against size, with one panel per rule and one line per arm."""
     lines = {CEILING: {"color": INK, "linestyle": ":", "linewidth": 1.4}, **styles(arms(rows, beside=()))}
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     columns = min(4, len(rules))
@@ -86,7 +86,7 @@ def of_ceiling(rows: Sequence[Row]) -> bytes:
 
 
 def beside_peers(rows: Sequence[Row]) -> bytes:
-    """How many times longer the best form of each library takes, at a small and at the largest size."""
+    """How many times longer each library's best form takes, at a small size and at the largest."""
     sizes = sorted({row["elements"] for row in rows})
     small = min(sizes, key=lambda size: abs(size - 1000))
     libraries = list(dict.fromkeys(name.split()[0] for name in arms(rows)))

@@ -16,12 +16,12 @@ Results = dict[str, Any]
 
 
 def size_words(bytes: int) -> str:
-    """A size of memory for people."""
+    """A readable size of memory."""
     return f"{bytes / 2**30:.1f} GB" if bytes >= 2**30 else f"{bytes / 2**10:.0f} KB"
 
 
 def setup(results: Results) -> Iterator[tuple[str, str]]:
-    """What was measured where."""
+    """What was measured, and where."""
     machine, settings = results["machine"], results["settings"]
     hardware, config = machine["hardware"], machine["gradstep"]
     yield "date", results["date"]
@@ -59,7 +59,7 @@ def setup(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def report(results: Results, plots: list[tuple[str, str]]) -> str:
-    """The whole page; plots are names of files and what they show."""
+    """The whole page; `plots` are pairs of file name and description."""
     parts = [
         "# gradstep beside its peers",
         "Written by `python -m benchmarks`, whose docstring says how it measures; the samples are in "
@@ -77,7 +77,7 @@ def report(results: Results, plots: list[tuple[str, str]]) -> str:
 
 
 def render(results: Results, folder: Path) -> None:
-    """Write the report and its plots into a folder."""
+    """Writes the report and its plots into a folder."""
     sizes = [row for row in results["rows"] if row["part"] == "sizes" and row["case"] == "warm"]
     shown = []
     for name, (words, draw) in PLOTS.items():

@@ -1,4 +1,4 @@
-"""Tables in Markdown from rows of results, and the words and numbers in their cells."""
+"""Markdown tables from rows of results, and the format of their cells."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CEILING = "ceiling"
 
 
 def markdown(headings: Cells, lines: Iterable[Cells]) -> str:
-    """A table; all columns but the first stand on the right."""
+    """A table; all columns except the first are right-aligned."""
     marks = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *lines))
 
 
 def group(rows: Iterable[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
-    """Rows by these entries, and within by their arms."""
+    """Groups rows by these entries, and within a group by arm."""
     groups: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), {})[row["arm"]] = row
@@ -30,14 +30,14 @@ def group(rows: Iterable[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
 
 
 def arms(rows: Iterable[Row], *, beside: Iterable[str] = ("gradstep",)) -> list[str]:
-    """The arms that there are, but for these and the ceiling's; in the order of the rule that has most of them."""
+    """All arms except these and the ceiling's, in the order of the rule that has most of them."""
     by_rule = group(rows, "rule").values()
     names = dict.fromkeys(arm for found in sorted(by_rule, key=len, reverse=True) for arm in found)
     return [arm for arm in names if arm not in beside and not is_ceiling(arm)]
 
 
 def is_ceiling(arm: str) -> bool:
-    """Whether an arm is of the ceiling, in whatever form."""
+    """Whether an arm is one of the ceiling's."""
     return arm.partition(",")[0] == CEILING
 
 
@@ -47,7 +47,7 @@ def ceiling(found: dict[str, Row]) -> Row | None:
 
 
 def of_ceiling(found: dict[str, Row]) -> str:
-    """The speed of a step in parts of its ceiling's, and in brackets the form of the ceiling."""
+    """The speed of a step as a fraction of its ceiling's, and the form of the ceiling in brackets."""
     best = ceiling(found)
     if best is None:
         return ""
@@ -56,7 +56,7 @@ def of_ceiling(found: dict[str, Row]) -> str:
 
 
 def words(entry: int | str) -> str:
-    """An entry of a row, a number with its thousands apart."""
+    """An entry of a row; numbers have thousands separators."""
     return f"{entry:,}" if isinstance(entry, int) else entry
 
 
@@ -66,12 +66,12 @@ def timed(row: Row | None) -> str:
 
 
 def rate(row: Row) -> str:
-    """The least traffic of a step by its time."""
+    """The minimal traffic of a step divided by its time."""
     return f"{row['bytes'] * row['elements'] / row['median'] / 1e9:.1f}"
 
 
 def times(row: Row | None, other: Row | None) -> str:
-    """How many times longer the first took than the other, by their medians, and by the least of each in brackets."""
+    """How many times longer the first took than the other, by medians, and by minima in brackets."""
     if not row or not other:
         return ""
     of_median, of_least = (ratio_words(row[key] / other[key]) for key in ("median", "least"))
@@ -79,23 +79,23 @@ def times(row: Row | None, other: Row | None) -> str:
 
 
 def ratio_words(ratio: float) -> str:
-    """A ratio with about three digits, nothing for what is not a number."""
+    """A ratio with about three digits; empty for NaN."""
     return "" if isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def best_ratio(by_arm: dict[str, Row], library: str, ours: str = "gradstep") -> float:
-    """How many times longer than ours the best form of a library takes; not a number where it has none."""
+    """How many times longer a library's best form takes than ours; NaN if it has none."""
     medians = [row["median"] for name, row in by_arm.items() if name.split()[0] == library]
     return min(medians, default=float("nan")) / float(by_arm[ours]["median"])
 
 
 def percent(row: Row | None, other: Row | None) -> str:
-    """The time of the first in parts of the other's."""
+    """The time of the first as a percentage of the other's."""
     return f"{row['median'] / other['median']:.0%}" if row and other else ""
 
 
 def comparison(rows: Sequence[Row], *keys: str) -> str:
-    """gradstep beside its ceiling and all other arms: a line for each rule and each of these entries."""
+    """gradstep compared with its ceiling and all other arms: one line per rule and value of these entries."""
     others = arms(rows)
     headings = ["optimizer", *keys, "a step of gradstep", "GB/s", "of the ceiling", *others]
     lines = []

@@ -1,4 +1,4 @@
-"""The parts of the benchmark: one short file each, with a TITLE, ABOUT it, its `trials` and its `table`."""
+"""The parts of the benchmark. Each file defines TITLE, ABOUT, `trials` and `table`."""
 
 from . import (
     arithmetic,

@@ -1,4 +1,4 @@
-"""The arithmetic of a step alone, in the cache, and what it says of machines with more cores or faster memory."""
+"""The arithmetic of a step in the cache, and a model of machines with more cores or faster memory."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def stored_as(cls: type[gs.Optimizer]) -> Stored:
 
 
 def on(threads: int) -> str:
-    """What an arm, or a case of the ceiling's, on so many threads is called."""
+    """The name of an arm, or of a case of the ceiling, on this number of threads."""
     return f"threads: {threads}"
 
 
 def in_cache(cls: type[gs.Optimizer], dtype: np.dtype, options: dict[str, Any]) -> list[Arm]:
-    """Two sizes on one thread; a step of the larger moves half as many bytes as L2 holds."""
+    """Two sizes on one thread; a step of the larger moves as many bytes as half of L2."""
     few = int(L2 / 4 / problem_of(cls, 1, dtype, options).bytes_moved) // _core.BLOCK * _core.BLOCK
     arms = []
     for name, size in ((FEW, few), (MANY, 2 * few)):
@@ -83,18 +83,18 @@ def trials(settings: Settings) -> Iterator[Trial]:
 
 
 def arithmetic(found: dict[str, Row]) -> float:
-    """Nanoseconds an element, in the cache."""
+    """Nanoseconds per element in the cache."""
     few, many = found[FEW], found[MANY]
     return (many["median"] - few["median"]) / (many["elements"] - few["elements"]) * 1e9
 
 
 def model(found: dict[str, Row], cores: int, bandwidth: float) -> tuple[float, str]:
-    """Nanoseconds an element on so many cores with so many GB/s, and what takes them."""
+    """Nanoseconds per element with these cores and GB/s, and the limiting factor."""
     return max((found[FEW]["bytes"] / bandwidth, "memory"), (arithmetic(found) / cores, "arithmetic"))
 
 
 def measured(found: dict[str, Row], threads: int, best: Row | None) -> list[str]:
-    """The bandwidth of the ceiling on so many threads, the model with it, and the measurement beside it."""
+    """The ceiling's bandwidth on this number of threads, the model's prediction from it, and the measurement."""
     if best is None:
         return [""] * 3
     bandwidth = best["bytes"] * best["elements"] / best["median"] / 1e9
@@ -111,7 +111,7 @@ def table(rows: Sequence[Row]) -> str:
     by_case = group(rows, "rule", "case")
     lines = []
     for (rule, case), found in by_case.items():
-        if FEW in found:  # the others are cases of the ceiling
+        if FEW in found:  # other cases are the ceiling's
             cells = [rule, case, f"{found[FEW]['bytes']:.3g}", f"{arithmetic(found):.3f}"]
             for count in threads:
                 cells += measured(found, count, ceiling(by_case.get((rule, on(count)), {})))

@@ -22,7 +22,7 @@ SIZE = 100_000_000
 
 
 def additions_arm(problem: Problem) -> Arm:
-    """One pass over as many arrays that only adds."""
+    """One pass that only adds, over as many arrays as the step."""
     cupy = gpu().cupy
     written = "pabc"[: 1 + problem.states]
     adds = "; ".join(f"{name} += g" for name in written)

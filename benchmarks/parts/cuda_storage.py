@@ -19,13 +19,13 @@ TITLE = "Storage types on a GPU"
 ABOUT = """\
 As above, on other types than float32; the ceiling is a copy of as few bytes."""
 
-SIZE = 32_000_000  # far beyond every cache; the answers are checked on the processor
+SIZE = 32_000_000  # exceeds every cache; results are checked on the processor
 
 
 def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
     cases = {}
     for case, one in problems(cls, size).items():
-        whole = replace(one, oracle=optimizers, compared=size)  # at once, for random bits depend on the place
+        whole = replace(one, oracle=optimizers, compared=size)  # all at once: random bits depend on the index
         cases[case] = [on_gpu(arm, calls=1) for arm in (gradstep_arm(whole), ceiling_arm(whole))]
     return cases
 

@@ -1,4 +1,4 @@
-"""Strided arrays beside contiguous ones."""
+"""Strided arrays compared with contiguous ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTIGUOUS = "contiguous"
 
 
 def rows_arm(contiguous: Problem, run: int) -> Arm:
-    """gradstep, the parameter being the left half of a wide matrix."""
+    """gradstep with a parameter that is the left half of a wide matrix."""
     count = contiguous.elements // run
     first, grad = (arrays[0][: count * run].reshape(count, run) for arrays in (contiguous.first, contiguous.grads))
     rows = Problem(contiguous.cls, [first], [grad])
@@ -35,7 +35,7 @@ def rows_arm(contiguous: Problem, run: int) -> Arm:
 
 
 def transposed_arm(contiguous: Problem) -> Arm:
-    """gradstep, the gradient being the transpose of a contiguous matrix."""
+    """gradstep with a gradient that is the transpose of a contiguous matrix."""
     side = int(contiguous.elements**0.5)
     first, grad = (arrays[0][: side * side].reshape(side, side) for arrays in (contiguous.first, contiguous.grads))
     return gradstep_arm(Problem(contiguous.cls, [first], [np.asfortranarray(grad)]))

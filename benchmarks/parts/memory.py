@@ -1,4 +1,4 @@
-"""The memory that steps take beyond what lives on, each arm in a process of its own."""
+"""The temporary memory of steps; each arm runs in a separate process."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ STEPS = 3
 
 
 def makers(libraries: Sequence[str]) -> dict[str, Callable[[Problem], Arm | None]]:
-    """What makes each arm, by its name."""
+    """The functions that make the arms, by name."""
     peers = {peer.name: partial(peer.make, peer.name) for peer in load(libraries)}
     return {"gradstep": gradstep_arm, "NumPy": reference_arm, **peers}
 
 
 def peak() -> int:
-    """The most memory that was resident, in bytes; that of getrusage would begin with the peak of the parent."""
+    """The peak of resident memory in bytes; getrusage would include the parent's peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def growth(library: str, arm_name: str, rule: str, size: str) -> dict[str, int] | None:
-    """How much this process grows over the steps of one arm, and how much of that its states are."""
+    """The growth of this process over the steps of one arm, and the part of it that is states."""
     full = partial(np.full, int(size), dtype=np.float32)
     one = Problem(getattr(gs, rule), [full(0.5)], [full(0.25)])
     arm = makers([library] if library else [])[arm_name](one)
     if arm is None:
         return None
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is now what is resident
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak to the resident memory
     before = peak()
     for _ in range(STEPS):
         arm.take(1)
@@ -61,7 +61,7 @@ def growth(library: str, arm_name: str, rule: str, size: str) -> dict[str, int] 
 
 @dataclass(frozen=True)
 class Process:
-    """A trial of one arm in a process of its own."""
+    """A trial of one arm in a separate process."""
 
     title: str
     library: str

@@ -1,4 +1,4 @@
-"""More threads than cores, beside a busy process."""
+"""More threads than cores while another process is busy."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Adam on 8 threads beside one process that never rests, against the same arm undi
 neighbour may take a core, so the cores allow no better than what is said for them."""
 
 SIZE = 1_000_000
-CALLS = 20  # in a block: turns of the scheduler are milliseconds
+CALLS = 20  # per block: time slices of the scheduler are milliseconds
 THREADS = 8
 ALONE, CROWDED = "alone", "crowded"
 
 
 @contextmanager
 def crowd(limit: Limit) -> Iterator[None]:
-    """Too many threads, and a neighbour."""
+    """More threads than cores, and a busy process."""
     with ExitStack() as stack:
         neighbour = stack.enter_context(subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]))
         stack.callback(neighbour.kill)
         stack.enter_context(limit(THREADS))
-        time.sleep(0.05)  # until it runs
+        time.sleep(0.05)  # waits until it runs
         yield
 
 

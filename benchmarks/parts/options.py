@@ -1,4 +1,4 @@
-"""What options cost: one that adds a stream its bytes, any other nothing."""
+"""The cost of options: one that adds a stream costs its traffic, any other nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arms(cls: type[gs.Optimizer], size: int) -> dict[str, Sequence[Arm]]:
     for options in ({}, *OPTIONS[cls.__name__]):
         one = problem(cls, (1, size), **options)
         if "clip_norm" in options:
-            one = replace(one, compared=size)  # the norm is of all elements
+            one = replace(one, compared=size)  # the norm depends on all elements
         cases[", ".join(options) or PLAIN] = [gradstep_arm(one), *ceiling_arms(one)]
     return cases
 

@@ -1,4 +1,4 @@
-"""The share of the update in a whole training step."""
+"""The fraction of a training step's time that the update takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WARM_UP = 2  # steps before the one that is timed
 
 
 class Network(NamedTuple):
-    """A perceptron, the batch that it sees, and the threads of its matrix products; None: as many as cores."""
+    """A perceptron, its batch size, and the threads of its matrix products; None: as many as cores."""
 
     widths: tuple[int, ...]
     batch: int
@@ -40,7 +40,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = (
-    Network((64, *demo.HIDDEN, 10), demo.BATCH, 1),  # on matrices this small, two threads mostly wait for each other
+    Network((64, *demo.HIDDEN, 10), demo.BATCH, 1),  # two threads are slower on matrices this small
     Network((1024, 1024, 1024, 10), 128, None),
 )
 
@@ -82,7 +82,7 @@ def trials(settings: Settings) -> Iterator[Trial]:
 
 
 def share(update: Row | None, gradients: Row) -> str:
-    """The share of an update in a step, by the medians, and by the least times in brackets."""
+    """The fraction of an update in a step, by medians, and by minima in brackets."""
     if not update:
         return ""
     by_median, by_least = (update[key] / (gradients[key] + update[key]) for key in ("median", "least"))

@@ -1,4 +1,4 @@
-"""One tensor of every size: warm, and cold where it would fit into a cache."""
+"""One tensor of every size: with warm caches, and with cold ones if it fits into a cache."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ LARGEST_BUFFER = 128_000_000
 
 @lru_cache(maxsize=1)
 def buffer(most: int) -> list[Array]:
-    """Two arrays, together twice as large as the largest cache, or of so many elements."""
+    """Two arrays, together twice as large as the largest cache, with at most `most` elements."""
     elements = min(2 * last_cache() // 4 or most, most)
     return [np.ones(elements // 2, np.float32) for _ in range(2)]
 
 
 @contextmanager
 def cold(most: int) -> Iterator[None]:
-    """The caches of all threads, full of something else."""
+    """Fills the caches of all threads with other data."""
     passes(buffer(most), 0, gs.get_num_threads())
-    time.sleep(0.001)  # until the workers sleep
+    time.sleep(0.001)  # waits until the workers sleep
     yield
 
 

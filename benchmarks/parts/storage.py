@@ -1,4 +1,4 @@
-"""What 16-bit parameters and narrow states are worth and cost in accuracy, and how fast values are converted."""
+"""Speed and accuracy of 16-bit parameters and narrow states, and the speed of conversions."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ BOTH: Stored = {
 
 
 def problem_of(cls: type[gs.Optimizer], size: int, dtype: np.dtype, options: dict[str, Any]) -> Problem:
-    """A rule on random numbers of a type."""
+    """A rule on random numbers of this type."""
     first, grads = ([array.astype(dtype, copy=False) for array in arrays] for arrays in numbers((1, size)))
     return Problem(cls, first, grads, options)
 
 
 def problems(cls: type[gs.Optimizer], size: int) -> dict[str, Problem]:
-    """Adam in all combinations, a rule without states in those of parameters, any other in those of states."""
+    """Problems by storage: all combinations for Adam, those of states for other rules with states, else parameters."""
     has_states = len(cls(np.zeros(1, np.float32)).state) > 0
     chosen = {**STATES, **PARAMS, **BOTH} if cls is gs.Adam else STATES if has_states else PARAMS
     return {case: problem_of(cls, size, *stored) for case, stored in chosen.items()}
@@ -79,7 +79,7 @@ def arms(cls: type[gs.Optimizer], size: int, peers: Sequence[Peer]) -> dict[str,
         theirs = [arm for arm, _ in limited_arms(peers, one)]
         for arm in theirs:
             if one.depends_on_place:
-                arm.answer = None  # other codes give other parameters; Deviations measures by how much
+                arm.answer = None  # another 8-bit format gives other parameters; see Deviations
         cases[case] = [gradstep_arm(one), *theirs]
     return cases
 
@@ -101,10 +101,10 @@ class Deviations:
         return [row for spread in SPREADS for row in self.rows(spread, settings.narrow_peers)]
 
     def rows(self, spread: str, peers: Sequence[Peer]) -> Iterator[Row]:
-        """Those of one kind of gradients. Raises WrongAnswer where a deviation is as large as the movement."""
+        """Rows for one kind of gradients. Raises WrongAnswer if a deviation is as large as the parameters' movement."""
         rng = np.random.default_rng(0)
         scales = 10 ** -rng.uniform(0, SPREADS[spread], self.size)
-        grad = np.zeros(self.size, np.float32)  # all arms read it, and it changes before every step
+        grad = np.zeros(self.size, np.float32)  # read by all arms; changes before every step
         arms = {}
         for case, (dtype, options) in {**STATES, **BOTH}.items():
             if dtype == FLOAT32:
@@ -134,7 +134,7 @@ CALLS = 300
 
 @dataclass(frozen=True)
 class Conversions:
-    """How fast values of each type are widened and rounded, in the cache, on one thread, with each instruction set."""
+    """Speed of decoding and encoding per type and instruction set, in the cache, on one thread."""
 
     title: str = CONVERSIONS
 
@@ -164,7 +164,7 @@ class Conversions:
 
 
 def seconds(call: Callable[[], None]) -> float:
-    """The time of one call, of many in a row."""
+    """The time per call, measured over many calls."""
     start = time.perf_counter()
     for _ in range(CALLS):
         call()
@@ -198,13 +198,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def beside_peers(lines: Sequence[Sequence[str]]) -> list[str]:
-    """How many times longer the peers take; nothing where there are none."""
+    """The table of how many times longer the peers take; empty without peers."""
     headings = ["peer", "elements", "gradstep's storage", "a step of the peer", "of gradstep", "times longer"]
     return ["Adam of peers that have 8-bit states:", markdown(headings, lines)] if lines else []
 
 
 def deviations(rows: Sequence[Row]) -> list[str]:
-    """The deviations of the parameters; nothing where they were not measured."""
+    """The table of deviations of the parameters; empty if they were not measured."""
     found = {(row["arm"], row["spread"]): row["deviation"] for row in rows if row["case"] == DEVIATIONS}
     if not found:
         return []
@@ -219,7 +219,7 @@ def deviations(rows: Sequence[Row]) -> list[str]:
 
 
 def conversions(rows: Sequence[Row]) -> list[str]:
-    """How fast values are converted; nothing where that was not measured."""
+    """The table of the speed of conversions; empty if they were not measured."""
     converted = group([row for row in rows if row["case"] == CONVERSIONS], "rule", "isa")
     rates = [
         [dtype, isa, *(f"{FEW / found[arm]['median'] / 1e9:.1f}" for arm in ("widened", "rounded"))]

@@ -1,4 +1,4 @@
-"""States that have decayed to subnormal numbers, on which processors are slow."""
+"""States that have decayed to subnormal numbers, which are slow on processors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DECAYED = {
 
 
 def arms_of_case(problem: Problem) -> list[Arm]:
-    """gradstep as it is and flushing, and NumPy."""
+    """gradstep without and with flushing, and NumPy."""
     flushing = gradstep_arm(replace(problem, options={"flush_subnormals": True}))
     flushing.name = "gradstep flushing"
     return [gradstep_arm(problem), flushing, reference_arm(problem)]

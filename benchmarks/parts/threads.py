@@ -1,4 +1,4 @@
-"""One thread to all, prefetching off and on."""
+"""From one thread to all, with prefetching off and on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES: tuple[Shape, ...] = ((1, 100_000), (1, 1_000_000), (3500, 1000))
 
 @contextmanager
 def forced(threads: int, prefetch: str) -> Iterator[None]:
-    """So many threads of gradstep, prefetching or not."""
+    """Sets gradstep's number of threads and prefetching."""
     with ExitStack() as stack:
         stack.enter_context(gradstep_threads(threads))
         stack.enter_context(prefetching(prefetch))
@@ -36,7 +36,7 @@ def forced(threads: int, prefetch: str) -> Iterator[None]:
 
 @dataclass(eq=False)
 class SharedArm(Arm):
-    """An arm that takes the steps of another, on the same arrays: where they lie makes no difference between them."""
+    """An arm that runs the steps of another on the same arrays, so that their addresses make no difference."""
 
     owner: Arm | None = None
 
@@ -46,12 +46,12 @@ class SharedArm(Arm):
 
 
 def shared_arm(name: str, owner: Arm, around: Callable[[], AbstractContextManager[None]]) -> SharedArm:
-    """The steps of an arm under another name and within other settings."""
+    """An arm with the steps of another, under another name and in a context of settings."""
     return SharedArm(name, owner.step, owner.problem, around=around, owner=owner)
 
 
 def forced_arms(ours: Arm, threads: int) -> Iterator[Arm]:
-    """An arm of gradstep's with each choice of prefetching."""
+    """One arm of gradstep for each choice of prefetching."""
     for choice in _core.prefetch_choices():
         yield shared_arm(f"prefetch {choice}", ours, partial(forced, threads, choice))
 

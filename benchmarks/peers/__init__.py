@@ -1,4 +1,4 @@
-"""The peers: one short file for each library, imported only where the library is installed."""
+"""The peers: one file per library, imported only if the library is installed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NARROW = {"bitsandbytes": "bitsandbytes_adam"}
 
 
 def installed(modules: Mapping[str, str] = MODULES) -> list[str]:
-    """The libraries that are here."""
+    """The installed libraries."""
     return [library for library in modules if find_spec(library)]
 
 
 def load(libraries: Iterable[str], modules: Mapping[str, str] = MODULES) -> list[Peer]:
-    """The forms of these libraries. Raises ModuleNotFoundError where one is not installed."""
+    """The forms of these libraries. Raises ModuleNotFoundError if one is not installed."""
     return [peer for library in libraries for peer in import_module(f".{modules[library]}", __name__).PEERS]

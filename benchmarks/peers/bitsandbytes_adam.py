@@ -20,7 +20,7 @@ FORM = {"state_dtype", "min_8bit_size"}
 
 
 def make(bits: int, name: str, problem: Problem) -> Arm | None:
-    """The step with states of so many bits. Raises TypeError where they are kept as something else."""
+    """The arm with states of this many bits. Raises TypeError if the library keeps them in another type."""
     state_dtype, kept = STATES[bits]
     if problem.cls.rule != "adam" or problem.first[0].dtype != np.float32:
         return None
@@ -29,7 +29,7 @@ def make(bits: int, name: str, problem: Problem) -> Arm | None:
     tensors = [torch.from_numpy(param).requires_grad_() for param in problem.params()]
     for tensor, grad in zip(tensors, problem.grads, strict=True):
         tensor.grad = torch.from_numpy(grad)
-    opt = Adam(tensors, optim_bits=bits, min_8bit_size=0)  # its defaults are gradstep's
+    opt = Adam(tensors, optim_bits=bits, min_8bit_size=0)  # same defaults as gradstep
     for place, tensor in enumerate(tensors):
         opt.init_state(opt.param_groups[0], tensor, 0, place)
         found = {opt.state[tensor][state].dtype for state in ("state1", "state2")}

@@ -1,4 +1,4 @@
-"""CuPy on a GPU, with the very expressions that are written for NumPy: its arrays take them over."""
+"""CuPy on a GPU, with the expressions written for NumPy, which CuPy's arrays also implement."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import cupy
 from .numpy_out import make
 from .peer import Peer
 
-# No cache holds a piece here: whole arrays.
+# Whole arrays: pieces that fit into a cache do not help here.
 PEERS = [Peer("CuPy out=", "cupy", partial(make, module=cupy, most=sys.maxsize))]

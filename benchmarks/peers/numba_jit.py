@@ -1,4 +1,4 @@
-"""Numba: one compiled loop for each rule, parallel where the tensor is worth it; exact, and with fast-math."""
+"""Numba: one compiled loop per rule, parallel on large tensors; exact, and with fast-math."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .scalars import SCALARS
 WORTH_SHARING = 1 << 15
 """Elements; below, starting the threads takes longer than the loop."""
 
-# Each takes a parameter, its gradient and its states, and the scalars of the step.
+# Arguments: the parameter, its gradient, its states, and the scalars of the step.
 
 
 def sgd(p, g, lr):
@@ -78,12 +78,12 @@ RULES = {rule.__name__: rule for rule in (sgd, momentum, nag, adagrad, rmsprop, 
 
 @cache
 def compiled(rule: str, fastmath: bool, parallel: bool) -> Callable[..., None]:
-    """The loop of a rule; fast-math takes approximate divisions and roots."""
+    """The loop of a rule; fast-math uses approximate divisions and roots."""
     return njit(RULES[rule], fastmath=fastmath, parallel=parallel, error_model="numpy")
 
 
 def make(fastmath: bool, name: str, problem: Problem) -> Arm | None:
-    """The step in Numba."""
+    """The arm of Numba."""
     rule = problem.cls.rule
     if rule not in RULES:
         return None
@@ -106,7 +106,7 @@ def make(fastmath: bool, name: str, problem: Problem) -> Arm | None:
 
 
 def set_threads(count: int) -> None:
-    """Numba has no more threads than it began with."""
+    """Sets Numba's number of threads, which cannot exceed its initial number."""
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
 
 

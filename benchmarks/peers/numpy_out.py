@@ -1,4 +1,4 @@
-"""NumPy at its best: every operation into an array that is there already, in pieces that stay in the cache."""
+"""NumPy at its best: all operations use `out=`, in pieces that fit into the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .scalars import SCALARS
 PIECE = 1 << 15
 """Elements of the largest piece: of Adam's four arrays and two temporaries, 768 KB."""
 
-# Each takes a parameter, its gradient and its states, two temporaries, and the scalars of the step.
+# Arguments: the parameter, its gradient, its states, two temporaries, and the scalars of the step.
 
 
 def sgd(p, g, a, _, lr):
@@ -104,7 +104,7 @@ RULES = {rule.__name__: rule for rule in (sgd, momentum, nag, adagrad, rmsprop, 
 
 
 def make(name: str, problem: Problem, module: ModuleType = np, most: int = PIECE) -> Arm | None:
-    """The step in NumPy, or in a library that takes over NumPy's functions for its arrays; in pieces of so many."""
+    """The arm of NumPy, or of a library with NumPy's functions, in pieces of at most `most` elements."""
     update = RULES.get(problem.cls.rule)
     if update is None:
         return None

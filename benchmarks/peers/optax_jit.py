@@ -35,7 +35,7 @@ MOST = 1000
 
 
 def make(name: str, problem: Problem) -> Arm | None:
-    """The step in optax."""
+    """The arm of optax."""
     make_optimizer = OPTIMIZERS.get(problem.cls.rule)
     if make_optimizer is None or len(problem.first) > MOST:
         return None

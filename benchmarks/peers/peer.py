@@ -1,4 +1,4 @@
-"""The small interface behind which every peer stands."""
+"""The interface of peers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Limit = Callable[[Any], AbstractContextManager[None]]
 class Peer:
     """One form of a library."""
 
-    name: str  # of its arms
+    name: str  # the name of its arms
     library: str
-    make: Callable[[str, Problem], Arm | None]  # an arm of that name, or None where it has no such rule
-    limit: Limit | None = None  # within it, steps use so many threads; None: it cannot be told
+    make: Callable[[str, Problem], Arm | None]  # makes an arm of that name; None if it lacks the rule
+    limit: Limit | None = None  # context that limits the threads; None: not supported
 
 
 def limiter(get: Callable[[], Any], set: Callable[[Any], object]) -> Limit:
-    """The context in which a setting, such as a number of threads, has a value, from what gets and sets it."""
+    """A context that sets a setting, such as the number of threads, from its getter and setter."""
 
     @contextmanager
     def limit(value):

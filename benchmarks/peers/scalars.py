@@ -1,6 +1,6 @@
-"""The numbers that are the same for all elements of a step, step by step, for the peers that are written by hand here.
+"""The scalars of each step, for the peers whose rules are written by hand here.
 
-Rules and their options (`o`) are gradstep's, with its defaults.
+Rules and options (`o`) are gradstep's, with its defaults.
 """
 
 from __future__ import annotations

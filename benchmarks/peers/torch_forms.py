@@ -1,4 +1,4 @@
-"""torch's optimizers: one by one, foreach, and fused where it is. On the processor tensors share NumPy's memory."""
+"""torch's optimizers: single, foreach, and fused where it exists. On the processor tensors share NumPy's memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradstep.bench import Arm, Problem
 
 from .peer import Peer, limiter
 
-# torch's defaults are gradstep's, but for these.
+# torch's defaults equal gradstep's except for these.
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {}),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
@@ -26,7 +26,7 @@ FORMS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"
 
 
 def runs(cls: type[torch.optim.Optimizer], options: dict[str, Any], device: str) -> bool:
-    """Whether torch has this form on this device; some it refuses only at the first step."""
+    """Whether torch has this form on this device; it refuses some only at the first step."""
     one = torch.zeros(1, device=device, requires_grad=True)
     one.grad = torch.zeros_like(one)
     try:
@@ -37,12 +37,12 @@ def runs(cls: type[torch.optim.Optimizer], options: dict[str, Any], device: str)
 
 
 def make(form: str, device: str, name: str, problem: Problem) -> Arm | None:
-    """The step in one of torch's forms."""
+    """The arm of one of torch's forms."""
     cls, options = OPTIMIZERS.get(problem.cls.rule, (None, {}))
     if cls is None or not runs(cls, FORMS[form], device):
         return None
     if form == "foreach" and "nesterov" in options:
-        return None  # it adds the velocity onto the caller's gradients, so a second step on them computes another thing
+        return None  # it adds the velocity to the caller's gradients, so a second step on them would differ
     tensors = [torch.from_numpy(param).to(device).requires_grad_() for param in problem.params()]
     for tensor, grad in zip(tensors, problem.grads, strict=True):
         tensor.grad = torch.from_numpy(grad).to(device)
