@@ -4,14 +4,14 @@ import pytest
 import gradstep
 from gradstep import _core
 
-# The same examples on every run: a test that fails today failed yesterday.
+# The same examples on every run, so that failures are reproducible.
 hypothesis.settings.register_profile("gradstep", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("gradstep")
 
 
 @pytest.fixture(autouse=True)
 def _restore():
-    """Tests choose instruction sets, prefetching and numbers of threads. Threads share steps of any size."""
+    """Restores settings that tests change, and lets threads share steps of any size."""
     threads = gradstep.get_num_threads()
     _core.share_all(True)
     yield

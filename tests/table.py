@@ -1,6 +1,6 @@
-"""The one table that tests cross: rules, knobs, types, storage, sizes, instruction sets, threads, prefetching, values.
+"""The table of test cases: rules, settings, types, storage, sizes, instruction sets, threads, prefetching, values.
 
-A rule that has no entry in KNOBS is still tested, with the settings that all rules have in common.
+A rule without an entry in KNOBS is tested with the settings that all rules have in common.
 """
 
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ DTYPES = ("float32", "float64")
 ISAS = _core.supported_isas()
 PREFETCHES = _core.prefetch_choices()
 THREADS = (1, 2, 3, 8)
-WHOLE = ("params", "clip_norm", "grads")  # what the classes take besides options of groups
+WHOLE = ("params", "clip_norm", "grads")  # arguments of the classes that are not options of groups
 STEPS = 24
-SHORT = 3  # steps where storage is crossed with all else
+SHORT = 3  # the number of steps in tests that cross storage with everything else
 CHECKPOINTS = (1, 2, SHORT, STEPS)
 
 
 def schedule(step):
-    """A rate that changes at every step, to tell apart the velocities that carry it from those that do not."""
+    """A rate that changes at every step, so that velocities with and without the rate differ."""
     return 0.02 * (1 + 3 * step % 8)
 
 
@@ -67,7 +67,7 @@ KNOBS = {
     "rmsprop": [
         {"eps": 0.0},
         {"centered": True},
-        # A steady gradient's mean of squares and square of means meet soon, and rounding takes the variance below zero.
+        # With a steady gradient the variance soon approaches zero, and rounding makes it negative.
         {"centered": True, "rho": 0.1, "eps_root": 1e-12, "l2": 0.1},
         {"momentum": 0.9},
         {"momentum": 0.9, "lr_in_velocity": True, "lr": schedule},
@@ -103,47 +103,47 @@ KNOBS = {
         {"momentum_decay": None},
         {"momentum_decay": 0.0},
         {"momentum_decay": 1.0, "eps": TINY},
-        {"momentum_decay": 3e5},  # its schedule passes the exponent from which 0.96 to its power is 0
+        {"momentum_decay": 3e5},  # the exponent of 0.96 exceeds 1e6, so that the power is 0
         {"eps": 1e-3, "eps_root": 1e-3, "betas": (0.5, 0.9), "lr": schedule, "l2": 0.1, "weight_decay": 0.1},
     ],
 }
 
 
 def knobs(rule):
-    """The settings of a rule that are worth crossing; the last has the most options on."""
+    """The settings of a rule; the last has the most options."""
     return COMMON + KNOBS.get(rule, [])
 
 
 def say(knobs):
-    """A setting as the id of a test."""
+    """The test id of a setting."""
     words = (f"{name}={'schedule' if callable(value) else value}" for name, value in knobs.items())
     return ",".join(words).replace(" ", "") or "default"
 
 
-# Sizes hug the boundaries: 2**k times {1, 2, 3}, each minus one, exact and plus one, past every vector width (16),
-# unrolled loop, block of the plan (256) and strided tile (512).
+# Sizes at boundaries: 2**k times {1, 2, 3}, each minus one, exact and plus one, beyond every vector width (16),
+# unrolled loop, block (256) and tile (512).
 SMALL = sorted({0, *(n * 2**k + d for n in (1, 3) for k in range(11) for d in (-1, 0, 1))})
-# Then the same of what a task holds (4096), of what is worth sharing among threads that are awake (16384) and worth
-# waking one for (65536), and a large odd one.
+# The same for the sizes of a task (4096) and of steps that are shared with awake threads (16384) and that wake threads
+# (65536), and a large odd size.
 LARGE = [4095, 4096, 4097, 16383, 0, 16384, 1, 16385, 65535, 65536, 65537, 100_003, 7]
 
 
 def special(dtype):
-    """The values at the edges of a type."""
-    info = ml_dtypes.finfo(dtype)  # also of NumPy's own types
+    """The extreme and special values of a type."""
+    info = ml_dtypes.finfo(dtype)  # supports NumPy's types, too
     positive = [0.0, 1.0, info.smallest_subnormal, info.tiny, info.eps, info.max, np.inf, np.nan]
     return np.array([*positive, *(-x for x in positive)], dtype)
 
 
 def values(seed, rows, size, dtype):
-    """Rows of numbers, each column of one kind in all rows, so that an infinity does not soon swallow every element."""
+    """Rows of numbers; each column has one kind in all rows, so that infinities stay in few elements."""
     rng = np.random.default_rng(seed)
     info = ml_dtypes.finfo(dtype)
     x = rng.standard_normal((rows, size))
     kind = rng.choice(6, size, p=[0.6, 0.1, 0.1, 0.06, 0.1, 0.04])
     steady, sparse, tiny, wide, edge = (kind == k for k in range(1, 6))
     x[:, steady] = x[:1, steady]
-    x[:, sparse] *= rng.random((rows, sparse.sum())) < 0.3  # else zeros of both signs
+    x[:, sparse] *= rng.random((rows, sparse.sum())) < 0.3  # the others become zeros of both signs
     x[:, tiny] *= float(info.tiny)
     exponents = rng.integers(info.minexp - info.nmant, info.maxexp, (rows, wide.sum()))
     with np.errstate(all="ignore"):
@@ -156,19 +156,19 @@ def values(seed, rows, size, dtype):
 
 @cache
 def problem(size, dtype):
-    """A parameter and its gradients at every step."""
+    """A parameter, and a gradient for every step."""
     return values([size, 1], 1, size, dtype)[0], values([size, 2], STEPS, size, dtype)
 
 
 def split(flat, sizes):
-    """An array as pieces of these sizes, which are views of it."""
+    """Views of consecutive parts of an array with these sizes."""
     ends = list(accumulate(sizes))
     assert ends[-1] == flat.size
     return [flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def leaves(tree):
-    """The arrays of what an optimizer takes or shows: an array, a list or dict of them, a list of groups; no None."""
+    """The arrays in a structure: an array, a list or dict of arrays, or a list of groups; without None."""
     if isinstance(tree, dict):
         return leaves(tree["params"] if "params" in tree else list(tree.values()))
     if isinstance(tree, list | tuple):
@@ -182,7 +182,7 @@ def flat(tree):
 
 
 def run(cls, params, grads, knobs):
-    """Parameters and states at the checkpoints, by name, after steps of one of our classes or of the reference's."""
+    """Parameters and states at the checkpoints, by name, from one of our classes or of the reference's."""
     opt = cls(params, **knobs)
     seen = {}
     for step, g in enumerate(grads, 1):
@@ -207,7 +207,7 @@ class Case:
         return run(RULES[self.rule], params, grads, self.knobs)
 
     def expected(self, size):
-        """What the reference makes of the whole problem, as one array."""
+        """The reference's result for the problem as one array."""
         p, grads = problem(size, self.dtype)
         return run(REFERENCE[self.rule], p.copy(), grads, self.knobs)
 
@@ -218,8 +218,8 @@ FEW = [Case(rule, dtype, k) for rule in RULES for dtype in DTYPES for k in ({}, 
 
 
 HALVES = ("float16", "bfloat16")
-FLOATS = ("float32", *HALVES)  # what goes together, as parameter and gradient, and is computed in float32
-SEED = 0x1F2E3D4C5B6A7  # with digits in both words of the key
+FLOATS = ("float32", *HALVES)  # types that can be combined and are computed in float32
+SEED = 0x1F2E3D4C5B6A7  # nonzero in both words of the key
 STRETCH = 700
 
 
@@ -237,7 +237,7 @@ class Storage:
         return "-".join([self.param, *([self.state] if self.state else []), *rest])
 
     def is_legal(self):
-        """Whether there is something to have a master of, and something to round."""
+        """Whether the combination has narrow parameters for a master, and narrow types to round."""
         half = self.param != "float32" and not self.master
         return not (self.master and self.param == "float32") and (half or self.state or not self.stochastic)
 
@@ -252,9 +252,9 @@ STORAGES = [storage for storage in STORAGES if storage.is_legal()]
 
 @cache
 def stored_problem(size, dtype, grad):
-    """A parameter and a few gradients, of their own types.
+    """A parameter and a few gradients, with separate types.
 
-    Every other stretch has ordinary numbers over some decades alone: beside one that is huge, 8 bits would leave zeros.
+    Every second part has only numbers within a few decades: in a block with a huge one, 8 bits would store zeros.
     """
     calm = np.arange(size) // STRETCH % 2 == 1
     columns = np.random.default_rng([size, 3]).uniform(-4, 1, size)
@@ -268,7 +268,7 @@ def stored_problem(size, dtype, grad):
 
 @dataclass(frozen=True)
 class StoredCase:
-    """One row of the table of what is stored as something else."""
+    """One row of the table of storage types."""
 
     rule: str
     storage: Storage
@@ -288,23 +288,23 @@ class StoredCase:
         return run(RULES[self.rule], params, grads, self.options())
 
     def theirs(self, params, grads):
-        """What the reference makes of arrays. Random bits depend on their number: it needs the same list."""
+        """The reference's result. Random bits depend on a tensor's index, so the reference needs the same list."""
         return run(REFERENCE[self.rule], params, grads, self.options())
 
     def expected(self, sizes):
-        """What the reference makes of the problem in pieces of these sizes."""
+        """The reference's result for the problem in parts of these sizes."""
         p, grads = self.problem(sum(sizes))
         return self.theirs(split(p.copy(), sizes), [split(g, sizes) for g in grads])
 
 
 def widest(rule, storage):
-    """The setting with the most options on that a storage allows."""
+    """The setting with the most options that a storage allows."""
     refused = RULES[rule].q8_incompatible if storage.state == "q8" else ()
     return {name: value for name, value in knobs(rule)[-1].items() if name not in refused}
 
 
 def stored_cases(rules=RULES, storages=STORAGES, grads=None, settings=("default", "flush", "widest")):
-    """Rules, storages and settings crossed, and gradients too where they are given; else their types take turns."""
+    """Rules crossed with storages, settings and types of gradients, which alternate if `grads` is not given."""
     rows = [row for row in product(rules, storages) if getattr(REFERENCE[row[0]], "codes", None) or not row[1].state]
     found = []
     for rule, storage in rows:
@@ -316,11 +316,11 @@ def stored_cases(rules=RULES, storages=STORAGES, grads=None, settings=("default"
 
 
 def bits(array):
-    """An array's bits as integers, those of every NaN the same: which one comes out is up to the machine."""
+    """An array's bits as integers. All NaNs are mapped to one, because payloads depend on the machine."""
     array = np.asarray(array)
     if array.dtype.kind in "iu":
         return array
-    with np.errstate(invalid="ignore"):  # signalling ones
+    with np.errstate(invalid="ignore"):  # signalling NaNs
         return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(f"u{array.itemsize}")
 
 
@@ -330,7 +330,7 @@ def same_bits(a, b):
 
 
 def assert_same(ours, expected, where):
-    """Compare what `run` gave, and say where and in which element the first difference is."""
+    """Compares results of `run` and reports the first element that differs."""
     assert ours.keys() == expected.keys(), where
     for name, theirs in expected.items():
         mine = ours[name]

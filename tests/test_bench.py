@@ -1,4 +1,4 @@
-"""The measurements take turns, check what they time, and leave what they promise; how fast a step is, is no matter."""
+"""Benchmarks time their arms in turn, check results, and write the documented files; speed is not tested."""
 
 import json
 import platform
@@ -33,7 +33,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def adam_is_off(monkeypatch):
-    """The reference, and with it what is right, differs by a bit."""
+    """Changes the reference, and so the expected results, by one bit."""
     update = reference.Adam.update
     monkeypatch.setattr(reference.Adam, "update", lambda *args: np.nextafter(update(*args), np.float32(9)))
 
@@ -92,7 +92,7 @@ def stand_in(name, seen):
 
 
 def test_arms_take_turns(monkeypatch):
-    """Each round in an order of its own."""
+    """The order of the arms changes in each round."""
     seen = []
     monkeypatch.setattr(bench.Arm, "time_block", lambda arm: seen.append(arm.name))
     bench.take_turns([stand_in(name, []) for name in "abc"], 9)
@@ -268,7 +268,7 @@ def test_the_model_of_other_machines_takes_the_longer_of_memory_and_arithmetic(r
 
     rows = [
         timed("float32", arithmetic.FEW, 1000, 2e-6),
-        timed("float32", arithmetic.MANY, 3000, 6e-6),  # 2 ns an element on one core
+        timed("float32", arithmetic.MANY, 3000, 6e-6),  # 2 ns per element on one core
         timed("float32", "threads: 1", 1000, 3.5e-6),
         timed("float32", "threads: 2", 1000, 1.5e-6),
         timed("threads: 1", "ceiling, plain", 1000, 2.8e-6),  # 10 GB/s
@@ -325,7 +325,7 @@ BOUNDS = {"OF_CEILING": 4, "OF_PREFETCH": 4, "OF_TORCH_FUSED": 4, "OF_ONE_THREAD
 
 @pytest.fixture
 def small_guard(monkeypatch):
-    """A guard that is soon done, and takes NumPy for torch."""
+    """A guard with small sizes that uses NumPy in place of torch."""
     small = {"MIDDLE": ((1, 1000),), "MANY": (2, 10), "REPEATS": 1, "PAUSE": 0}
     for name, value in {**small, **dict.fromkeys(BOUNDS, 0.0), "OF_TORCH": {}}.items():
         monkeypatch.setattr(guard, name, value)

@@ -1,4 +1,4 @@
-"""The parts of the benchmark that are for a GPU, run on the processor: what they measure, check and say."""
+"""The GPU parts of the benchmark, run on the processor: measurements, checks and messages."""
 
 import json
 import time
@@ -21,11 +21,11 @@ from benchmarks.__main__ import main
 from benchmarks.parts import ON_GPU
 
 SMALL = ["--quick", "--repeats", "1", "--peers", "numpy", "--rules", "SGD", "Adam"]
-TURNS = 3  # for one of the processor's
+TURNS = 3  # rounds on a GPU for each round on the processor
 
 
 class Processor(gpu.Gpu):
-    """The processor, with NumPy's arrays, in place of a GPU."""
+    """A stand-in for a GPU: the processor with NumPy's arrays."""
 
     def __init__(self):
         self.name, self.memory, self.cache, self.multiprocessors = "NVIDIA Stand-in", 1 << 30, 1 << 20, 2
@@ -48,7 +48,7 @@ class Processor(gpu.Gpu):
 
 @pytest.fixture
 def processor(monkeypatch):
-    """The stand-in, and NumPy in place of the peers on a GPU."""
+    """Replaces the GPU by the stand-in and its peers by NumPy."""
     monkeypatch.setattr(gpu, "Gpu", Processor)
     monkeypatch.setattr(gpu, "missing", lambda: None)
     monkeypatch.setattr(peers, "ON_GPU", {"numpy": "numpy_out"})
@@ -59,7 +59,7 @@ def processor(monkeypatch):
 
 @pytest.fixture
 def results(processor, tmp_path):
-    """What a small run of the parts of a GPU leaves."""
+    """The results of a small run of the GPU parts."""
     assert main([*SMALL, "--parts", *ON_GPU, "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["machine"]["gpu"]["name"] == processor.name

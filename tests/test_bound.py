@@ -1,4 +1,4 @@
-"""Gradients bound with the optimizer: `step()` steps with what they hold, and refuses what a step would refuse."""
+"""Gradients bound to the optimizer: `step()` uses their current values and refuses what `step(grads)` would."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
 def pieces(array):
-    """Copies of the parts of an array's last axis that have those sizes."""
+    """Copies of parts of an array's last axis."""
     return [part.copy() for part in np.split(array, np.cumsum(SIZES)[:-1], axis=-1)]
 
 
@@ -138,7 +138,7 @@ def test_step_takes_gradients_where_none_are_bound_and_only_there():
     assert opt.step_count == 0
 
 
-@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn of a shape that is set
+@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn when a shape is set
 @pytest.mark.parametrize("what", ["params", "grads", "state exp_avg of params"])
 def test_an_array_that_was_changed_after_it_was_bound(what):
     p, g = np.ones(4), np.ones(4)
@@ -149,7 +149,7 @@ def test_an_array_that_was_changed_after_it_was_bound(what):
         opt.step()
     array.shape = (4,)
     array.flags.writeable = False
-    if what == "grads":  # it is only read
+    if what == "grads":  # gradients are only read
         opt.step()
         return
     with pytest.raises(ValueError, match=f"^{what} is read-only"):

@@ -1,4 +1,4 @@
-"""The list of rules that the extension reports is what all else enumerates: classes, functions, reference and docs."""
+"""Classes, functions, reference and docs cover the list of rules that the extension reports."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from tests.table import REFERENCE, RULES
 CORE = {rule["name"]: rule for rule in _core.rules()}
 NUMERICS = Path(__file__).parents[1] / "docs" / "numerics.md"
 
-# The contract: names, order and defaults. A class that is not here is none of the first eight, and free.
+# The contract for the first eight classes: names, order and defaults.
 CONTRACT = {
     "SGD": "lr=1e-3, *",
     "Momentum": "lr=1e-3, momentum=0.9, dampening=0.0, lr_in_velocity=False, *, dampen_first=True",
@@ -66,7 +66,7 @@ def test_reference_and_class_agree(rule):
 
 @pytest.mark.parametrize("rule", CORE)
 def test_the_core_takes_the_options_of_the_class(rule):
-    """A pair comes apart; what only says what is kept, and where a state starts, stays with the class."""
+    """`betas` becomes two options; options of allocation and initial state remain in the class."""
     known = RULES[rule](np.zeros(1), **{}).groups[0]
     settled = {*RULES[rule].initial_state.values(), *_storage.FIXED}
     taken = [name for name in known if name not in settled]
@@ -82,13 +82,13 @@ def test_every_rule_has_its_bare_kernel(rule):
     assert list(parameters)[: 2 + len(CORE[rule]["states"])] == ["p", "g", *CORE[rule]["states"]]
 
 
-# The sections before and after the rules have them.
+# Options documented before and after the sections of the rules.
 AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals", "stochastic_rounding"}
 
 
 @pytest.mark.parametrize("rule", [name.lower() for name in CONTRACT])
 def test_docs_write_the_rule_down(rule):
-    """Each of the first eight has its section of operations, which names all states and options of the rule."""
+    """Each of the first eight rules has a section that names all its states and options."""
     if not NUMERICS.is_file():
         pytest.skip("there are no docs beside the tests")
     sections = dict(re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", NUMERICS.read_text(encoding="utf-8"), re.M | re.S))
@@ -100,7 +100,7 @@ def test_docs_write_the_rule_down(rule):
 
 
 def test_docs_write_down_what_is_around_the_rules():
-    """The sections before and after them name the options that all rules have; but for a threshold of memory."""
+    """The sections before and after those of the rules name the common options, except min_8bit_size."""
     if not NUMERICS.is_file():
         pytest.skip("there are no docs beside the tests")
     text = re.sub(r"^## \w+$.*?(?=^## )", "", NUMERICS.read_text(encoding="utf-8"), flags=re.M | re.S)

@@ -1,4 +1,4 @@
-"""A run resumed from a checkpoint has the bits of one that was never interrupted; what does not fit is refused."""
+"""A run resumed from a checkpoint has the bits of an uninterrupted one; checkpoints that do not fit are refused."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ def through_copy(saved, _):
 
 
 def through_files(saved, path):
-    """The arrays as an npz, all else as JSON: a state dict is plain data."""
+    """Saves arrays as npz and everything else as JSON: a state dict is plain data."""
     arrays = {f"{name} {i}": a for name, of in saved["state"].items() for i, a in enumerate(of) if a is not None}
     np.savez(path / "state.npz", **arrays)
     rest = {**saved, "state": {name: [None] * len(of) for name, of in saved["state"].items()}}
@@ -39,13 +39,13 @@ def through_files(saved, path):
 
 
 def parameters(dtype):
-    """Of three shapes and layouts."""
+    """Parameters of three shapes and layouts."""
     x = np.linspace(-1, 1, 60).astype(dtype)
     return [x[:12].reshape(3, 4).copy(), np.asfortranarray(x[12:42].reshape(5, 6)), x[42:][::-2]]
 
 
 def gradients(params, step):
-    """The third has one now and then, the first not at the start."""
+    """Gradients; the first is None at step 0, the third in two of three steps."""
     rng = np.random.default_rng(step)
     grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in params]
     return [grads[0] if step else None, grads[1], grads[2] if step % 3 == 1 else None]
@@ -67,7 +67,7 @@ def test_a_resumed_run_has_the_same_bits(case, tmp_path):
         opt.step(gradients(params, step))
 
     for trip in (through_pickle, through_copy, through_files):
-        # A schedule cannot be saved, and states cannot be added; all other options come from the checkpoint.
+        # Schedules are not saved, and states cannot be added; all other options come from the checkpoint.
         kept = {k: v for k, v in case.knobs.items() if callable(v) or k in STATE_OPTIONS.get(case.rule, ())}
         again = [p.copy(order="K") for p in at_pause]
         resumed = cls(again, **kept)
@@ -79,7 +79,7 @@ def test_a_resumed_run_has_the_same_bits(case, tmp_path):
 
 
 def test_groups_keep_their_own():
-    """Options, states that one group keeps and the other does not, and step numbers."""
+    """Groups keep separate options, states and step numbers."""
     params = [np.ones(3), np.ones(2), np.ones((2, 2), np.float32)]
 
     def make(params):
@@ -121,7 +121,7 @@ def test_a_schedule_is_saved_as_none_and_kept():
 
 
 def plain(data):
-    """Whether this is of plain types throughout, subclasses excluded."""
+    """Whether data consists only of plain types, without subclasses."""
     if type(data) is dict:
         return all(type(key) is str for key in data) and all(map(plain, data.values()))
     if type(data) in (list, tuple):
@@ -131,7 +131,7 @@ def plain(data):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_state_dict_is_plain_and_apart(rule):
-    """NumPy's scalars among the options too; and neither side sees the other's changes."""
+    """NumPy scalars in options become plain, and later changes on one side do not affect the other."""
     p, g = np.ones(3), np.ones(3)
     opt = RULES[rule](p, lr=np.float32(0.25), **{name: v for name, v in knobs(rule)[-1].items() if name != "lr"})
     opt.step(g)
@@ -151,7 +151,7 @@ def test_a_state_dict_is_plain_and_apart(rule):
 
 
 def put(*path):
-    """An edit of a state dict: the last item of the path goes to the place that the others name."""
+    """An edit of a state dict: the last argument is the new value, the others are keys."""
     *where, key, value = path
 
     def edit(saved):
@@ -176,7 +176,7 @@ def drop(*path):
 NO_COUNT = [-1, 1.0, 1.5, math.nan, math.inf, None, "1", True, 2**63, 2**70, [1], np.float64(1)]
 NO_PRODUCT = [math.nan, math.inf, -0.5, 1.5, None, "1", 1j, True, [0.5]]
 ARRAY = np.zeros(2)
-# An edit of Nadam's state dict of two tensors of shapes (3,) and (2,), the error, and words of it.
+# An edit of Nadam's state dict of two tensors of shapes (3,) and (2,), the error, and part of its message.
 EDITS = [
     *((put("step_count", value), (TypeError, ValueError), "step_count") for value in NO_COUNT),
     *((put("steps", 1, value), (TypeError, ValueError), "steps.*1") for value in NO_COUNT),
@@ -248,7 +248,7 @@ def test_no_state_dict_at_all(saved):
 
 
 def test_other_optimizers_are_refused():
-    """Every rule's by every other, and the same rule's with other tensors, types, states or groups."""
+    """Checkpoints of other rules, and of the same rule with other tensors, types, states or groups."""
     for rule in RULES:
         for other in set(RULES) - {rule}:
             opt = pair(rule)
@@ -277,7 +277,7 @@ def test_other_optimizers_are_refused():
 
 
 def test_what_numpy_makes_of_plain_data_is_taken():
-    """Integers and floats of NumPy's, and tuples for lists."""
+    """NumPy's integers and floats are accepted, and tuples in place of lists."""
     opt = pair()
     saved = opt.state_dict()
     expected = frozen(opt)

@@ -1,4 +1,4 @@
-"""The command line answers, refuses and fails as a user expects; the examples run."""
+"""The command line's output, refusals and failures; the examples run."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 def run(*args):
-    """Run Python as a user would, and collect its exit status and output."""
+    """Runs Python and returns its exit status and output."""
     return subprocess.run([sys.executable, *map(str, args)], capture_output=True, encoding="utf-8", timeout=120)
 
 
 def refused(args, capsys):
-    """The one line that a command line is refused with."""
+    """The one-line message with which arguments are refused."""
     with pytest.raises(SystemExit) as exit:
         main(args)
     assert exit.value.code == 2
@@ -31,7 +31,7 @@ def refused(args, capsys):
 
 @pytest.fixture
 def demo_stops(monkeypatch):
-    """Replace the demonstration by what the test wants of it."""
+    """Replaces the demonstration by a function of the test."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("ml_dtypes")
     pytest.importorskip("rich")

@@ -1,4 +1,4 @@
-"""The norm of all gradients together, and steps that it clips: the reference's bits, however they are taken."""
+"""The global norm and clipped steps have the reference's bits in all settings."""
 
 import math
 from itertools import product
@@ -34,9 +34,9 @@ CHUNKS = [0, 1, 127, 128, 129, 4095, 4096, 4097, 128 * 4096 - 1, 128 * 4096, 129
 
 
 def numbers(seed, sizes, dtype):
-    """Arrays of which every order of additions has a norm of its own.
+    """Arrays whose norm depends on the order of additions.
 
-    The square of a small number is less than half a unit of what has met a large one, but they do add up.
+    The square of a small number is less than half a unit of a sum with a large one, but many of them add up.
     """
     rng = np.random.default_rng(seed)
     return [
@@ -54,7 +54,7 @@ def test_norm(dtype):
         arrays = numbers(len(sizes), sizes, dtype)
         expected = reference.global_norm(arrays)
         exact = math.sqrt(math.fsum(np.concatenate(arrays).astype(np.float64) ** 2))
-        assert abs(expected - exact) <= 100 * 2.0**-53 * exact  # no number takes part in more additions
+        assert abs(expected - exact) <= 100 * 2.0**-53 * exact  # no number takes part in more than 100 additions
         for isa, prefetch in product(ISAS, PREFETCHES):
             _core.use_isa(isa)
             _core.use_prefetch(prefetch)
@@ -67,7 +67,7 @@ def test_norm(dtype):
 
 
 def test_the_order_of_additions_is_its_own():
-    """What the other tests compare does depend on it: every other order has another norm for some arrays."""
+    """The other tests are sensitive to the order: every other order gives another norm for some arrays."""
 
     def orders(x):
         square = x.astype(np.float64) ** 2
@@ -144,7 +144,7 @@ def test_clipped_steps(case):
 
 
 def clipped(case):
-    """Parameters, made anew at each call, gradients whose norm is a number, and options of a case of storage."""
+    """A function that makes parameters, gradients with a finite norm, and options of a storage case."""
     sizes = [5, 4500, 300]
     p, grads = case.problem(sum(sizes))
     p = np.where(np.isfinite(p), p, 1).astype(p.dtype)
@@ -163,7 +163,7 @@ def test_clipped_steps_of_stored_arrays(case):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_layouts_have_the_same_bits(rule):
-    """A parameter or a gradient in any order of axes, beside one in C order."""
+    """Parameters and gradients with any order of axes give the bits of C order."""
     shape = (33, 70)
     p, *grads = (x.reshape(shape) for x in numbers(5, [math.prod(shape)] * (1 + SHORT), "float32"))
     expected = run(REFERENCE[rule], p.copy(), grads, {"clip_norm": 0.5})
@@ -245,7 +245,7 @@ def test_bound_gradients():
 
 
 def test_it_may_change_between_steps():
-    """Also begin and end, with arrays in another order than C."""
+    """The limit may also be turned on and off, with arrays not in C order."""
     p, *grads = (x.reshape(50, 60) for x in numbers(11, [3000] * 6, "float32"))
     params, same = np.asfortranarray(p.copy()), p.copy()
     ours, theirs = gradstep.Nadam(params), reference.Nadam(same)
@@ -305,7 +305,7 @@ def test_refusals(rule):
 
 
 def test_the_norm_of_the_last_step():
-    """None where there is none: also after a run was replaced by a saved one."""
+    """grad_norm is None if there was no norm, also after loading a checkpoint."""
     p = np.ones(3, np.float32)
     opt = gradstep.Adam(p, clip_norm=1)
     assert opt.grad_norm is None
@@ -328,7 +328,7 @@ def test_the_norm_of_the_last_step():
 
 
 def test_limits_of_numpy():
-    """They are float64, whatever they were."""
+    """NumPy scalars of any type become float64."""
     p, g = numbers(13, [700] * 2, "float32")
     for limit in (np.float32(0.1), np.float16(0.7), np.int64(2), np.float64(0.3)):
         ours, theirs = p.copy(), p.copy()

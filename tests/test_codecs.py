@@ -1,4 +1,4 @@
-"""Numbers of 16 and 8 bits: every code, every tie, and what one round trip may change, through steps as in q8."""
+"""16-bit and 8-bit numbers: every code, every tie, and the error of a round trip, in steps and in q8."""
 
 import math
 
@@ -14,20 +14,20 @@ from tests.table import HALVES, ISAS, SEED, problem, same_bits
 EVERY_ISA = pytest.mark.parametrize("isa", ISAS)
 ALL = np.arange(2**16, dtype=np.uint16)
 SEEDS = pytest.mark.parametrize("seed", [None, SEED])
-# Exponents below the scale's, the least scale, and the code for what is not finite with what it is read as.
+# Exponents below the scale's, the least scale, and the code that is not finite and its decoded value.
 FORMATS = {np.int8: (15, 2.0**-111, -128, math.nan), np.uint8: (30, 2.0**-96, 248, math.inf)}
-MOST = 1.875  # times its scale is what a block's largest number is at most
+MOST = 1.875  # upper bound of a block's magnitudes, in scales
 EVERY_CODE = pytest.mark.parametrize("code", FORMATS)
 
 
 @EVERY_ISA
 @pytest.mark.parametrize("dtype", HALVES)
 def test_all_codes_are_read_as_numpy_reads_them(dtype, isa):
-    """A gradient that is subtracted from zero."""
+    """Decodes a gradient by subtracting it from zero."""
     _core.use_isa(isa)
     p = np.zeros(ALL.size, "f4")
     gs.SGD(p, lr=1.0).step(ALL.view(dtype))
-    with np.errstate(invalid="ignore"):  # some NaN are signalling ones
+    with np.errstate(invalid="ignore"):  # some NaNs are signalling
         assert same_bits(p, 0 - ALL.view(dtype).astype("f4"))
 
 
@@ -35,7 +35,7 @@ def test_all_codes_are_read_as_numpy_reads_them(dtype, isa):
 @SEEDS
 @pytest.mark.parametrize("dtype", HALVES)
 def test_all_codes_are_written_back_as_they_were(dtype, seed, isa):
-    """Whatever the random bits: nothing is rounded."""
+    """Exact values are stored exactly, whatever the random bits."""
     _core.use_isa(isa)
     p = ALL.view(dtype).copy()
     opt = gs.SGD(p, lr=0.0, stochastic_rounding=seed)
@@ -56,9 +56,9 @@ def test_all_codes_of_a_state_are_written_back_as_they_were(seed, isa):
 
 
 def around_ties(dtype):
-    """Of float32: the middle between each two neighbours of a type, what lies beside it, and anything."""
+    """float32 values: the midpoints between neighbours of a type, values next to them, and random values."""
     codes = ALL[: 0x7C00 if dtype == "float16" else 0x7F80].view(dtype).astype("f8")
-    above = [*codes[1:], 2 * codes[-1] - codes[-2]]  # the last is where infinity begins
+    above = [*codes[1:], 2 * codes[-1] - codes[-2]]  # the last is the overflow threshold
     middle = ((codes + above) / 2).astype("f4")
     anything = np.random.default_rng(0).integers(0, 2**32, 2**16, np.uint32).view("f4")
     ties = np.concatenate([np.nextafter(middle, -np.inf, dtype="f4"), middle, np.nextafter(middle, np.inf, dtype="f4")])
@@ -68,13 +68,13 @@ def around_ties(dtype):
 @EVERY_ISA
 @pytest.mark.parametrize("dtype", HALVES)
 def test_rounding_to_nearest_is_numpys(dtype, isa):
-    """Ties to the even one, subnormals kept, what is too large infinite: of parameters, masters' copies and states."""
+    """Parameters, copies of masters and states: ties to even, subnormals kept, overflow to infinity."""
     _core.use_isa(isa)
     x = around_ties(dtype)
     with np.errstate(all="ignore"):
         expected = x.astype(dtype)
         g, kept = -x, np.zeros_like(x)
-        summed, velocity = (0 - g).astype(dtype), (0 + g).astype(dtype)  # zeros lose their signs
+        summed, velocity = (0 - g).astype(dtype), (0 + g).astype(dtype)  # removes the sign of zeros
     p = np.zeros(x.size, dtype)
     gs.SGD(p, lr=1.0).step(g)
     assert same_bits(p, summed)
@@ -92,7 +92,7 @@ def test_rounding_to_nearest_is_numpys(dtype, isa):
 @EVERY_ISA
 @pytest.mark.parametrize("dtype", HALVES)
 def test_stochastic_rounding_takes_a_neighbour(dtype, isa):
-    """The value below in magnitude, or the next; infinity above the largest, NaN for NaN."""
+    """The result is the neighbour below or above in magnitude; infinity above the largest, NaN for NaN."""
     _core.use_isa(isa)
     x = around_ties(dtype)
     p = np.zeros(x.size, dtype)
@@ -115,7 +115,7 @@ def test_stochastic_rounding_takes_a_neighbour(dtype, isa):
 
 
 def meaning(code, scale, of):
-    """What a code stands for, in plain arithmetic."""
+    """The value of a code, in plain arithmetic."""
     exponents, _, not_finite, read_as = FORMATS[of]
     if code == not_finite:
         return read_as
@@ -137,7 +137,7 @@ def test_what_every_code_stands_for_at_every_scale(code, isa):
 @EVERY_ISA
 @EVERY_CODE
 def test_what_every_code_stands_for_at_the_greatest_scale(code, isa):
-    """2**128, written as infinity: its codes end where float32 does."""
+    """2**128 overflows to infinity: codes end at the largest float32."""
     _core.use_isa(isa)
     finite = np.arange(8 * FORMATS[code][0])
     values = q8.decode(np.append(finite, [0] * (256 - finite.size)).astype(code), np.array([np.inf], "f4"))
@@ -152,7 +152,7 @@ NUMBERS = st.lists(st.floats(0, 1e9, width=32) | st.sampled_from([0.0, 1.0, 1.75
 
 @st.composite
 def blocks(draw):
-    """A few hundred numbers, each of a short list, times powers of two that span what a block holds, and more."""
+    """A few hundred numbers from a short list, times powers of two that exceed a block's range."""
     some = np.array(draw(ANY_FLOATS | NUMBERS), "f4")
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     x = rng.choice(some, draw(st.sampled_from([1, 5, 255, 256, 257, 700])))
@@ -163,7 +163,7 @@ def blocks(draw):
 
 
 def by_step(x, code):
-    """The numbers as a step stores them: a velocity, or squares as a second moment. And what was to be stored."""
+    """Stores numbers in a step, as a velocity or squared as a second moment. Returns the codes and the exact values."""
     if code is np.int8:
         opt = gs.Momentum(np.zeros_like(x), momentum=0.0, state_dtype="q8", min_8bit_size=0, stochastic_rounding=SEED)
         opt.step(x)
@@ -183,7 +183,7 @@ def by_encode(x, code):
 @example(x=LARGEST, isa="baseline")
 @example(x=SIGNED_ZERO, isa="baseline")
 def test_what_a_round_trip_changes(code, store, part, x, isa):
-    """Less than an eighth of each element, to nearest half of that; what is too small becomes zero or the least."""
+    """Errors are below 1/8 of an element, at most 1/16 to nearest; too small values become zero or the least."""
     _core.use_isa(isa)
     with np.errstate(all="ignore"):
         (codes, scales), x = store(x, code)
@@ -217,7 +217,7 @@ def test_what_a_round_trip_changes(code, store, part, x, isa):
 @given(x=blocks(), isa=st.sampled_from(ISAS))
 @example(x=LARGEST, isa="baseline")
 def test_what_does_not_change_is_stored_as_it_was(code, x, isa):
-    """Numbers at once; codes too from then on, for the largest may have been rounded to what a smaller scale holds."""
+    """Values stay from the first step on, codes from the second: rounding may have made a smaller scale suffice."""
     _core.use_isa(isa)
     coded = {"state_dtype": "q8", "min_8bit_size": 0}
     cls, kept = (gs.Momentum, {"momentum": 1.0}) if code is np.int8 else (gs.AdaGrad, {})
@@ -239,7 +239,7 @@ def test_what_does_not_change_is_stored_as_it_was(code, x, isa):
 @EVERY_ISA
 @pytest.mark.parametrize("largest", [1.0, 3.4e38])
 def test_every_nan_has_one_code(code, largest, isa):
-    """Whatever its sign and the bits it carries, which are up to the machine; beside the largest numbers too."""
+    """NaNs of any sign and payload, which depend on the machine, have one code, also beside the largest numbers."""
     _core.use_isa(isa)
     nans = np.array([0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FE00000], "u4").view("f4")
     for seed in (None, SEED):
@@ -274,7 +274,7 @@ def test_what_is_not_finite_does_no_harm_to_its_neighbours(code, store):
     "rule", [rule for rule in _core.rules() if rule["non_negative"]], ids=lambda rule: rule["name"]
 )
 def test_second_moments_are_never_negative_nor_lost(rule):
-    """Whatever the gradients; and one that is not zero stays so, for a root of it is divided by."""
+    """For any gradients; and a nonzero moment stays nonzero, because its root is a divisor."""
     p, grads = problem(3000, "float32")
     cls = next(cls for cls in gs.optimizers.ALL if cls.rule == rule["name"])
     opt = cls(p.copy(), state_dtype="q8", min_8bit_size=0)

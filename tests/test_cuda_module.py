@@ -1,4 +1,4 @@
-"""The CUDA module where it is loaded, with a driver or without: it waits until it is asked."""
+"""The loaded CUDA module, with or without a driver: it does nothing until it is used."""
 
 import subprocess
 import sys
@@ -37,6 +37,6 @@ def test_to_import_it_loads_no_driver():
 
 
 def test_a_child_counts_devices_after_its_parent_imported_it():
-    """CUDA refuses a child whose parent has begun to use it."""
+    """CUDA does not work in a child of a process that has initialized it."""
     pytest.importorskip("gradstep._cuda", reason="built without the CUDA backend")
     assert output(f"import gradstep._cuda, os\nif os.fork(): os._exit(os.wait()[1])\n{COUNT}") == output(COUNT)

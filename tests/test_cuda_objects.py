@@ -1,6 +1,6 @@
-"""The built CUDA kernels: all there on every architecture, nothing fused, nothing spilled, 128 bits at a time.
+"""The compiled CUDA kernels: complete on every architecture, nothing fused, nothing spilled, 128-bit accesses.
 
-They are read from the installed module with CUDA's own tools, which need no GPU.
+The kernels are read from the installed module with CUDA's tools, which need no GPU.
 """
 
 import os
@@ -19,7 +19,7 @@ from gradstep import _core
 
 _cuda = pytest.importorskip("gradstep._cuda", reason="built without the CUDA backend")
 ASKED = _cuda.build_info()["architectures"].split()
-# The tools are those of a toolkit, or of the packages on PyPI.
+# The tools come from a CUDA toolkit or from PyPI.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sysconfig.get_path("purelib"), "nvidia/cu13/bin"))])
 MISSING = [tool for tool in ("cuobjdump", "nvdisasm", "nm", "readelf") if shutil.which(tool, path=PATH) is None]
 
@@ -30,7 +30,7 @@ if MISSING:
 
 
 def lines(tool, *options):
-    """What a tool says of the module, line by line: of machine code there are many megabytes."""
+    """A tool's output for the module, line by line, because machine code takes many megabytes."""
     command = [shutil.which(tool, path=PATH), *options, _cuda.__file__]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PATH": PATH}) as process:
         yield from process.stdout
@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
     dtype: str
     variant: int
     l2: bool
-    tensors: int  # that a launch takes
+    tensors: int  # per launch
 
     @property
     def states(self):
@@ -54,11 +54,11 @@ class Kernel(NamedTuple):
 
     @property
     def vectors(self):
-        """In how many pieces of 128 bits a lane has its 8 elements of a stream."""
+        """The number of 128-bit accesses for a lane's 8 elements of a stream."""
         return 2 if self.dtype == "f32" else 4
 
 
-# kernel<Element<Rule, type, variant, l2>, tensors>, as a compiler writes it.
+# The mangled name of kernel<Element<Rule, type, variant, l2>, tensors>.
 MANGLED = re.compile(
     r"\d(native|stored)INS_5rules13ElementUpdateINS\d_\d+(\w+?)E([fd])Lj(\d+)ELb([01])ELb1EEELi(\d+)EEE"
 )
@@ -74,7 +74,7 @@ def kernel(name):
 
 @pytest.fixture(scope="module")
 def ptx():
-    """How often each kernel has each instruction of PTX."""
+    """The counts of PTX instructions by kernel."""
     found = {}
     for line in lines("cuobjdump", "--dump-ptx"):
         if entry := re.search(r"\.entry (\w+)", line):
@@ -93,7 +93,7 @@ def architecture(request):
 
 @pytest.fixture(scope="module")
 def sass(architecture):
-    """The instructions of each kernel on one architecture, each as its mnemonic and operands."""
+    """The instructions of each kernel on one architecture, as mnemonic and operands."""
     found = defaultdict(list)
     for line in lines("cuobjdump", "--dump-sass", "--gpu-architecture", architecture):
         if head := re.match(r"\s+Function : (\w+)", line):
@@ -108,7 +108,7 @@ def mnemonics(body):
 
 
 def assert_complete(kernels):
-    """Each variant of each rule, with and without L2, has its kernels: stored ones compute in floats."""
+    """Each variant of each rule has kernels with and without L2; stored kernels compute only in float."""
     kernels = {name for name in kernels if isinstance(name, Kernel)}
     updates = {(found.rule, found.variant) for found in kernels}
     assert {rule for rule, _ in updates} == {rule["name"] for rule in _core.rules()}
@@ -137,8 +137,8 @@ def test_machine_code_has_every_kernel(sass):
     assert_complete(sass)
 
 
-# What rounds, once and to nearest; and what does not compute. PTX lets the assembler fuse a product with a sum unless
-# both say how they round.
+# Instructions that round to nearest once, and instructions that do not compute. The assembler may fuse a product with a
+# sum unless both PTX instructions specify a rounding mode.
 ROUNDED = re.compile(r"(add|sub|mul|div|rcp|sqrt)\.rn\.f(32|64)")
 EXACT = re.compile(r"(abs|neg|mov|selp|setp\.\w+|(ld|st)(\.\w+)*)\.f(32|64)|cvt\.(rn\.|rzi\.)?\w+\.\w+")
 
@@ -150,22 +150,22 @@ def test_ptx_rounds_every_operation_once_and_to_nearest(ptx):
         assert not isinstance(name, Kernel) or any(map(ROUNDED.fullmatch, floating)), name
 
 
-FUSED = re.compile(r"[FDH]FMA(?!2(\.MMA)? R\d+, -RZ, RZ, )")  # but for constants, which HFMA2 puts into registers
+FUSED = re.compile(r"[FDH]FMA(?!2(\.MMA)? R\d+, -RZ, RZ, )")  # except HFMA2 that loads a constant into a register
 
 
 def test_machine_code_fuses_nothing(sass, ptx):
-    """A quotient or root is made of fused operations; but each sum is there as such, none with a product in it."""
+    """Divisions and roots consist of fused operations, but every sum is a separate instruction."""
     for name, body in sass.items():
         counts, found = ptx[name], mnemonics(body)
         if not any(word.startswith(("div.rn.f", "rcp.rn.f", "sqrt.rn.f")) for word in counts):
             assert not list(filter(FUSED.match, body)), name
         for dtype, addition in (("f32", "FADD"), ("f64", "DADD")):
             sums = counts[f"add.rn.{dtype}"] + counts[f"sub.rn.{dtype}"]
-            # What all roots of doubles share has a sum of its own, of a NaN with itself.
+            # The common code of double roots has one extra sum, for NaN.
             shared = dtype == "f64" and "sqrt.rn.f64" in counts
             if isinstance(name, Kernel):
                 assert found[addition] == sums + shared, name
-            else:  # it may have sums twice, in copies of a piece of code
+            else:  # code may be duplicated, and its sums with it
                 assert found[addition] >= sums + shared, name
 
 
@@ -185,7 +185,7 @@ def test_streams_are_moved_128_bits_at_a_time(sass):
             sum(counts[word] for word in counts if re.match(rf"{move}G\.E\.128", word)) for move in ("LD", "ST")
         )
         if "add_chunks" in name:
-            assert loads >= 2 + 4, name  # of floats, and of doubles
+            assert loads >= 2 + 4, name  # of float, and of double
         if isinstance(name, Kernel):
             assert loads >= name.vectors * (2 + name.states), name  # parameter, gradient and states
             assert stores >= name.vectors * (1 + name.states), name
@@ -193,13 +193,13 @@ def test_streams_are_moved_128_bits_at_a_time(sass):
 
 def test_the_module_is_small_shows_its_entry_alone_and_needs_no_library_of_cuda():
     assert Path(_cuda.__file__).stat().st_size < 6_000_000
-    # Weak ones are the standard library's templates.
+    # Weak symbols are the standard library's templates.
     shown = [line.split()[1:] for line in lines("nm", "--dynamic", "--defined-only")]
     assert [name for kind, name in shown if kind not in "WVu"] == ["PyInit__cuda"]
     assert not [line for line in lines("readelf", "--dynamic") if re.search(r"NEEDED.*libcu|R(UN)?PATH", line)]
 
 
 def test_no_kernel_has_a_trap(sass):
-    """nvcc puts one where a host's list is indexed by a number that is not a constant, and does not always say so."""
+    """nvcc inserts a trap where a host array is indexed at run time, and does not always warn."""
     for name, body in sass.items():
         assert not [instruction for instruction in body if instruction.startswith("BPT")], name

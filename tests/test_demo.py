@@ -1,4 +1,4 @@
-"""The demonstration learns, times, compares and draws what it says it does."""
+"""The demonstration trains, times, compares and plots as documented."""
 
 import os
 import subprocess
@@ -101,14 +101,16 @@ def test_gradients_are_those_of_what_is_stored(storage, digits):
     assert {str(array.dtype) for array in params.values()} == {storage.dtype}
     assert {str(array.dtype) for array in grads.values()} == {"bfloat16" if storage.dtype == "bfloat16" else "float32"}
     for name, grad in grads.items():
-        # Half a unit of what is stored: of bfloat16, the coarser, or of float16's subnormals, which count 2**-24.
+        # Half a unit of the stored type: of bfloat16, the coarser one, or of float16's subnormals, 2**-24.
         assert grad.astype(np.float32) == pytest.approx(exact[name], rel=2**-8, abs=2**-25 / demo.LOSS_SCALE)
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_a_run_in_fewer_bits_learns_and_has_the_bits_of_numpy(storage, digits):
     for cls in (optimizers.SGD, optimizers.Adam):
-        run = demo.train(cls, digits, hidden=(72,), epochs=1, storage=storage)  # the first weights are 4608: q8
+        run = demo.train(
+            cls, digits, hidden=(72,), epochs=1, storage=storage
+        )  # the first layer has 4608 weights, enough for q8
         assert run.same_bits
         assert run.losses[-1] < run.losses[0]
 
@@ -120,9 +122,9 @@ BYTES = [
     ("Adam", demo.Storage("bfloat16"), 12),
     ("Adam", demo.Storage("bfloat16", master=True), 16),
     ("Adam", demo.Storage("bfloat16", "bfloat16"), 8),
-    ("Adam", demo.Storage("float16", "bfloat16"), 10),  # the step takes float32 gradients
+    ("Adam", demo.Storage("float16", "bfloat16"), 10),  # the step reads float32 gradients
     ("Momentum", demo.Storage("float32", "bfloat16"), 10),
-    # One byte an element of the first weights, of 64 * 72, and a scale for each 256; float32 for the other 802.
+    # The first 64 * 72 weights take one byte each and a scale per 256, the other 802 float32.
     ("Adam", demo.Storage("bfloat16", "q8"), 4 + 2 * (4608 + 18 * 4 + 802 * 4) / 5410),
 ]
 
@@ -220,7 +222,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 def command(path, *options, encoding="utf-8"):
-    """Run the command line as a user would, and collect its exit status and output."""
+    """Runs the command line and returns its exit status and output."""
     return subprocess.run(
         [sys.executable, "-m", "gradstep", "demo", "--output", str(path), *options],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What README and guide show runs as written; README names what there is."""
+"""The code of README and guide runs as written, and README lists all rules."""
 
 import re
 from pathlib import Path

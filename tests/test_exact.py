@@ -1,4 +1,4 @@
-"""A step has the bits of the NumPy reference, whatever instruction set, threads and pieces it is taken with."""
+"""A step has the bits of the NumPy reference for every instruction set, thread count and split into tensors."""
 
 from itertools import product
 
@@ -37,7 +37,7 @@ from tests.table import (
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_setting_at_every_small_size(case):
-    """One step of a list of arrays against one array of the reference: also a tensor and its pieces."""
+    """Steps of a list of arrays equal the reference's steps of one array."""
     p, grads = problem(sum(SMALL), case.dtype)
     expected = case.expected(p.size)
     for isa in ISAS:
@@ -64,7 +64,7 @@ def test_threads_and_large_sizes(case):
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_every_alignment(case):
-    """Parameters and gradients begin anywhere within a cache line, each somewhere else."""
+    """Parameters and gradients begin at all offsets within a cache line, each at another one."""
     starts = 64 // np.dtype(case.dtype).itemsize
     sizes = [n for n in (1, 3, 17, 33, 66) for _ in range(starts)]
 
@@ -87,7 +87,7 @@ def test_every_alignment(case):
 
 @st.composite
 def settings_of_a_rule(draw):
-    """A case whose numbers are drawn at random, within what every option allows."""
+    """A case with random numbers within the domain of every option."""
     rule = draw(st.sampled_from(list(RULES)))
     setting = dict(draw(st.sampled_from(knobs(rule))))
     fraction = st.floats(0, 0.999) | st.sampled_from([1e-300, 1e-42, 1e-8, 0.5, 1 - 1e-7])
@@ -127,7 +127,7 @@ def test_settings_at_random(case, sizes, isa, threads, first):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_pair_of_special_values(rule, dtype):
-    """Zeros, subnormals, infinities, the largest numbers and NaN meet each other as parameter and as two gradients."""
+    """All pairs of zeros, subnormals, infinities, largest numbers and NaN, as parameter and as two gradients."""
     p, g, h = (np.ravel(a).copy() for a in np.meshgrid(*[special(dtype)] * 3))
     for setting in knobs(rule):
         case = Case(rule, dtype, setting)
@@ -140,7 +140,7 @@ def test_every_pair_of_special_values(rule, dtype):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_groups_types_and_skipped_gradients(rule):
-    """Groups with options of their own, float32 beside float64, and arrays that are skipped and so fall behind."""
+    """Groups with different options, float32 and float64 together, and arrays that are skipped in some steps."""
 
     def groups():
         a, b, c, d, e, f = (problem(n, dtype)[0].copy() for n, dtype in arrays)
@@ -151,7 +151,7 @@ def test_groups_types_and_skipped_gradients(rule):
     grads = []
     for step in range(STEPS):
         a, b, c, d, e, f = (problem(n, dtype)[1][step] for n, dtype in arrays)
-        # a and b keep step for a while, c and e never do.
+        # a and b have equal step numbers for a while, c and e never do.
         grads.append([{"b": b, "a": a if step < 9 else None}, [c, d, e if step % 5 else None], f if step > 4 else None])
 
     ours, expected = (run(cls, groups(), grads, {"lr": schedule}) for cls in (RULES[rule], REFERENCE[rule]))
@@ -161,7 +161,7 @@ def test_groups_types_and_skipped_gradients(rule):
 @pytest.mark.parametrize("case", FEW, ids=str)
 @pytest.mark.parametrize("step", [1, 2, 1000, 10**6, 2**40])
 def test_late_steps(case, step):
-    """The scalars of a late step, where powers of the betas vanish and counters outgrow 32 bits."""
+    """The scalars of late steps: powers of the betas vanish and counters exceed 32 bits."""
     p, grads = problem(100, case.dtype)
     ours, theirs = p.copy(), p.copy()
     opt, ref = RULES[case.rule](ours, **case.knobs), REFERENCE[case.rule](theirs, **case.knobs)
@@ -177,7 +177,7 @@ def test_late_steps(case, step):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lr_in_velocity", [False, True])
 def test_lookahead(dtype, lr_in_velocity):
-    """At the point ahead, and back, the parameters have the reference's bits, also after an exception."""
+    """Parameters have the reference's bits at the lookahead point and after it, also after an exception."""
     p, grads = problem(sum(SMALL), dtype)
     ours, theirs = p.copy(), p.copy()
     setting = {"lr": schedule, "lr_in_velocity": lr_in_velocity, "lookahead": True}
@@ -198,7 +198,7 @@ def test_lookahead(dtype, lr_in_velocity):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_states_are_the_arrays_that_steps_write(rule):
-    """In the structure of params, of their shapes and types, and the same objects from first to last."""
+    """States have the structure, shapes and types of params and remain the same objects."""
     params = {"w": np.ones((2, 3), "float32"), "b": np.ones((), "float64"), "none": np.ones((0, 4))}
     opt = RULES[rule](params, **knobs(rule)[-1])
     before, names = opt.state, list(REFERENCE[rule](params, **knobs(rule)[-1]).state)
@@ -213,7 +213,7 @@ def test_states_are_the_arrays_that_steps_write(rule):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_fading_state_ends_at_zero_where_subnormals_are_flushed(dtype):
-    """And where they are not, it stays for good where a product rounds back to what it was."""
+    """Without flushing it stays forever at a value whose product rounds back to itself."""
     left = {}
     for flush in (False, True):
         p = np.ones(100, dtype)

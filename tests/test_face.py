@@ -1,4 +1,4 @@
-"""What a user meets: signatures, attributes, presets, lookahead, configuration, and an import that is quick."""
+"""The public interface: signatures, attributes, presets, lookahead, configuration, and import time."""
 
 import importlib.metadata
 import importlib.resources
@@ -18,7 +18,7 @@ from tests.test_refusals import frozen
 FIRST_EIGHT = ["sgd", "momentum", "nag", "adagrad", "rmsprop", "adadelta", "adam", "nadam"]
 EVERY_RULE = pytest.mark.parametrize("rule", FIRST_EIGHT)
 NEEDED = inspect.Parameter.empty
-# Names of states, and the options that add one.
+# The names of states, and the options that add a state.
 STATES = {
     "sgd": ([], {}),
     "momentum": (["momentum_buffer"], {}),
@@ -29,7 +29,7 @@ STATES = {
     "adam": (["exp_avg", "exp_avg_sq"], {"max_exp_avg_sq": {"amsgrad": True}}),
     "nadam": (["exp_avg", "exp_avg_sq"], {}),
 }
-# What the frameworks' documentation and sources say, where it is not our default. NEEDED: there is none.
+# Defaults of the frameworks, from their documentation and sources, that differ from ours. NEEDED: no default.
 PRESETS = {
     "torch": {
         "sgd": {},
@@ -117,7 +117,7 @@ def test_presets_are_listed_and_others_refused(rule):
 
 
 def shapes(arrays):
-    """The structure, with shapes in place of arrays."""
+    """The structure with arrays replaced by their shapes."""
     if isinstance(arrays, dict):
         return {key: shapes(value) for key, value in arrays.items()}
     return [shapes(a) for a in arrays] if isinstance(arrays, list) else arrays if arrays is None else arrays.shape
@@ -161,7 +161,7 @@ def test_a_state_may_be_written():
 
 @EVERY_RULE
 def test_lr(rule):
-    """A number or a schedule; read as it was set, and as of the step number."""
+    """lr is a number or a schedule; reading gives the number set, or the schedule's value for the step."""
     asked = []
 
     def rate(step):
@@ -186,7 +186,7 @@ def test_lr(rule):
 
 
 def test_a_schedule_is_asked_once_a_step():
-    """Also where groups share it, and where the gradient is taken at the point ahead: a schedule may have a state."""
+    """A schedule may have state, so it is called once per step even if groups share it or with lookahead."""
     asked = []
 
     def rate(step):
@@ -251,7 +251,7 @@ def test_a_class_can_be_derived():
 
 
 def ahead(**options):
-    """A method with lookahead of three tensors, with a velocity; values of every kind in the last."""
+    """An optimizer with lookahead and three tensors, with velocities; the last has special values."""
     x = np.linspace(-1, 1, 60, dtype=np.float32)
     params = [x[:12].reshape(3, 4), x[12:42:3], np.array([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-310, 1e308])]
     opt = gs.NAG(params, **{"lr": 0.3, "momentum": 0.7, "lookahead": True, **options})
@@ -316,7 +316,7 @@ def test_lookahead_leaves_other_groups():
 
 
 def test_lookahead_survives_a_parameter_that_cannot_be_given_back():
-    """The others are, and the error is not the end."""
+    """The other parameters are restored, and the optimizer remains usable."""
     a, b = np.ones(2), np.ones(2)
     opt = gs.NAG([a, b], lr=0.5, lookahead=True)
     opt.step([np.ones(2)] * 2)
@@ -349,10 +349,10 @@ def test_lookahead_is_refused_where_a_step_would_be(change):
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("in_velocity", [False, True])
 def test_lookahead_is_the_reformulated_rule_in_another_variable(in_velocity, maximize):
-    """With q = p - lr * momentum * v (without lr where v carries it), p and v by lookahead are q and v by the default.
+    """With q = p - lr * momentum * v (without lr if v includes it), lookahead's p and v give the default's q and v.
 
     For v' = momentum * v + g(q) and p' = p - lr * v':  q' = p' - lr * momentum * v' = q - lr * (g(q) + momentum * v').
-    Where the velocity carries the rate, this holds for rates that change, too.
+    If the velocity includes the rate, this also holds for changing rates.
     """
     start = np.linspace(-2, 2, 9)
     options = {"lr": schedule if in_velocity else 0.02, "momentum": 0.9, "lr_in_velocity": in_velocity}
@@ -406,7 +406,7 @@ def python(code):
 
 
 def test_the_import_is_quick():
-    """Milliseconds beyond NumPy's own, the best of several; of this process, for the machine may have others."""
+    """Import time beyond NumPy's, the best of several runs, in CPU time of the process."""
     code = "import time, numpy; t = time.process_time(); import gradstep; print(1e3 * (time.process_time() - t))"
     assert min(float(python(code)) for _ in range(7)) < 30
 

@@ -1,4 +1,4 @@
-"""The bare kernels: the classes' bits, one call a step, with every state and number in the caller's hands."""
+"""The functional kernels have the classes' bits; the caller provides all states and step numbers."""
 
 import inspect
 import math
@@ -14,7 +14,9 @@ from tests.table import CASES, RULES, WHOLE, problem, same_bits
 
 FUNCTIONS = {rule: getattr(functional, f"{rule}_") for rule in RULES}
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
-FIRST = {"adagrad": {"sum": "initial_accumulator"}}  # states that do not start at zero: the option that says at what
+FIRST = {
+    "adagrad": {"sum": "initial_accumulator"}
+}  # states that do not start at zero: the option with the initial value
 
 
 def state_names(rule):
@@ -55,7 +57,7 @@ def test_the_signature_is_the_classes(rule):
     function, cls = FUNCTIONS[rule], RULES[rule]
     shown = inspect.signature(function).parameters
     options = inspect.signature(cls).parameters
-    settled = (*WHOLE, *_storage.FIXED, *FIRST.get(rule, {}).values())  # the arrays themselves tell
+    settled = (*WHOLE, *_storage.FIXED, *FIRST.get(rule, {}).values())  # options that the arrays replace
     expected = {name: option.default for name, option in options.items() if name not in settled} | {"master": None}
     positional = ["p", "g", *state_names(rule)]
     clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}
@@ -147,7 +149,7 @@ def test_numbers_of_numpy_are_numbers():
 
 @EVERY_RULE
 def test_no_gradient_is_no_step(rule):
-    """As in the classes, None in place of the gradient changes nothing."""
+    """As in the classes, a gradient of None changes nothing."""
     p = np.ones(3)
     kept = RULES[rule](p.copy()).state
     states = [np.full(3, 2.0) if name in kept else None for name in state_names(rule)]

@@ -1,4 +1,4 @@
-"""The guard of instruction counts: what it says of them, and where it cannot count. Counting itself needs valgrind."""
+"""The comparison of instruction counts and its errors. Counting itself needs valgrind."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Includes and imports point one way, and what is compiled per instruction set shares no code with the rest."""
+"""Includes and imports point one way, and code compiled per instruction set shares no code with other files."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="there are no sources beside the tests")
 
-# Which other folders a folder of csrc may include.
+# The other folders that a folder of csrc may include.
 ARROWS = {
     "base": set(),
     "rules": {"base"},
@@ -26,8 +26,8 @@ ARROWS = {
     "bind": {"base", "rules", "codecs", "exec", "cpu", "cuda", "step"},
 }
 GENERATED = {"isa_list.inc"}
-# What holds no template, nor an inline function that the linker could keep from one instruction set for another: those
-# of the intrinsics are always inlined.
+# Headers without templates and inline functions that the linker could share between instruction sets; intrinsics are
+# always inlined.
 C_HEADERS = {"cstddef", "cstdint", "math.h", "immintrin.h", "arm_neon.h"}
 PER_ISA = ["cpu/kernels.cpp", "cpu/conversions.cpp"]
 
@@ -77,9 +77,9 @@ def test_what_is_compiled_per_instruction_set_includes_no_shared_code(root):
 
 
 def test_the_reference_stands_alone():
-    """It imports NumPy and the standard library alone: what it shared with the extension, it could not judge.
+    """The reference imports only NumPy and the standard library: it could not verify code that it shared.
 
-    And where bfloat16 is asked for, the package that has the type.
+    ml_dtypes, for bfloat16, is the exception.
     """
     tree = ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))
     at_once = imports(ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], []))

@@ -1,4 +1,4 @@
-"""Arrays of any layout are stepped where they lie: the bits of packed ones, and not a byte beside them is touched."""
+"""Arrays of any layout are updated in place with the bits of packed ones, and no other byte is written."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -34,17 +34,17 @@ PATTERN = 0xA5
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array lies in memory."""
+    """The memory layout of an array."""
 
-    rotate: int = 0  # how far the axes are turned, from C order
-    reverse: bool = False  # then their order is reversed: C order becomes F order
-    gap: int = 0  # bytes left free after every element, every row and so on
-    row_gap: int = 0  # bytes left free after every row and so on, but not between its elements
-    flip: bool = False  # every axis runs backwards
-    shift: int = 0  # bytes past a 64-byte boundary at which it begins
+    rotate: int = 0  # by how many places the axes are rotated, from C order
+    reverse: bool = False  # whether the order of axes is then reversed (C order becomes F order)
+    gap: int = 0  # unused bytes after every element, every row and so on
+    row_gap: int = 0  # unused bytes after every row and so on, but not between elements
+    flip: bool = False  # whether all strides are negative
+    shift: int = 0  # offset in bytes from a 64-byte boundary
 
     def place(self, array):
-        """A copy of the array that lies so. Its base is the bytes around it, filled with a pattern."""
+        """A copy of the array with this layout. Its base is a buffer filled with a pattern."""
         order = sorted(range(array.ndim), key=lambda axis: (axis + self.rotate) % array.ndim, reverse=self.reverse)
         strides, reach = [0] * array.ndim, array.itemsize
         for axis in reversed(order):
@@ -59,7 +59,7 @@ class Layout:
 
 
 def assert_untouched_around(view):
-    """Overwrites the elements; whatever byte is then not the pattern has been written outside of them."""
+    """Overwrites the elements with the pattern and checks that all other bytes still have it."""
     room = view
     while room.base is not None:
         room = room.base
@@ -85,7 +85,7 @@ SHAPES = [(), (1,), (0, 3), (513,), (7, 11), (1, 5, 1), (3, 1, 260), (2, 3, 4, 3
 
 
 def shaped(array, shapes):
-    """A flat array in pieces of these shapes."""
+    """Parts of a flat array with these shapes."""
     pieces = split(array, [int(np.prod(shape)) for shape in shapes])
     return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
@@ -126,7 +126,7 @@ def layouts(draw):
 )
 @settings(max_examples=300)
 def test_states_of_any_layout(rule_and_setting, dtype, shape, how, isa):
-    """The bare kernels take states, too, that lie as they like; gradients are only read."""
+    """The functional kernels accept states of any layout; gradients are only read."""
     _core.use_isa(isa)
     rule, setting = rule_and_setting
     setting = {name: value for name, value in setting.items() if name not in RULES[rule].initial_state.values()}
@@ -173,7 +173,7 @@ def test_large_tensors_shared_among_threads(case, layout):
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_broadcast_gradients(case):
-    """Gradients with steps of zero, from a row, a column or one number."""
+    """Gradients with strides of zero, broadcast from a row, a column or one number."""
     shape = (31, 17)
     p = problem(31 * 17, case.dtype)[0].reshape(shape)
     grads = []
@@ -186,7 +186,7 @@ def test_broadcast_gradients(case):
 
 
 def test_gradients_in_memory_that_cannot_be_written(tmp_path):
-    """Gradients are only read: to write even their own bits back would crash here."""
+    """Gradients are only read: writing would crash even with unchanged bits."""
     file = np.memmap(tmp_path / "grads", "float64", "w+", shape=(600, 4))
     file[...] = 1.0
     file.flush()
@@ -199,7 +199,7 @@ def test_gradients_in_memory_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_interleaved_parameters(case):
-    """Columns of one array as parameters of their own: none writes into its neighbour."""
+    """Columns of one array as separate parameters: none writes into its neighbour."""
     p, grads = problem(3 * sum(SMALL), case.dtype)
     table = p.reshape(3, -1).T.copy()
     assert_same(case.ours(list(table.T), [list(g.reshape(3, -1)) for g in grads]), case.expected(p.size), "columns")
@@ -207,7 +207,7 @@ def test_interleaved_parameters(case):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_reference_takes_every_shape(rule):
-    """Scalars of no dimension and empty arrays are no special cases in the reference that the others rely on."""
+    """The reference handles zero-dimensional and empty arrays without special cases."""
     grads = [shaped(g, SHAPES) for g in problem(1512 + 9, "float32")[1]]
     params = shaped(problem(1512 + 9, "float32")[0].copy(), SHAPES)
     expected = Case(rule, "float32", knobs(rule)[-1]).expected(1512 + 9)

@@ -1,7 +1,7 @@
-"""The built code: loops vectorized at full width, nothing fused, nothing of one instruction set where another may run.
+"""The compiled code: loops vectorized at full width, nothing fused, instruction sets share no code.
 
-The installed extension is stripped, so it is read as a whole. What is read by kernel and by symbol are the objects that
-it was linked from: those under build/ of this interpreter's newest build, or under GRADSTEP_BUILD_DIR.
+The installed extension is stripped, so it is disassembled as a whole. Kernels and symbols are read from the objects
+that it was linked from: those under build/ of this interpreter's newest build, or under GRADSTEP_BUILD_DIR.
 """
 
 import inspect
@@ -33,7 +33,7 @@ pytestmark = [
 FUSED = re.compile(r"vf(n?m(add|sub)|maddsub|msubadd)")
 NEWER_THAN_AVX2 = re.compile(r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]")
 OWN = "gradstep::cpu::(anonymous namespace)::"
-SOURCES = ("kernels", "conversions")  # of which every instruction set has its own object
+SOURCES = ("kernels", "conversions")  # compiled into one object per instruction set
 KERNEL = re.compile(
     r"KernelOf<gradstep::rules::ElementUpdate<gradstep::rules::(\w+), (float|double), \d+u, (true|false), (true|false)>"
     r".*::run_many\("
@@ -46,7 +46,7 @@ def output(*command):
 
 @cache
 def functions(path):
-    """The instructions of a file's functions, each as its mnemonic and operands."""
+    """The instructions of a file's functions, as mnemonic and operands."""
     found = defaultdict(list)
     for line in output(OBJDUMP, "--disassemble", "--demangle", "--no-show-raw-insn", path).splitlines():
         if head := re.match(r"[0-9a-f]+ <(.*)>:$", line):
@@ -62,7 +62,7 @@ def instructions(path):
 
 @cache
 def kernels(path):
-    """The instructions of an object's kernels: a list of variants by rule, type, whether they have L2, and flush."""
+    """The instructions of an object's kernels: lists of variants by rule, type, L2 and flushing."""
     found = defaultdict(list)
     for name, body in functions(path).items():
         if key := KERNEL.search(name):
@@ -92,12 +92,12 @@ def isa_objects(isas):
 
 
 def registers(isa):
-    """An instruction set's whole registers, and the letter that begins its mnemonics."""
+    """The names of an instruction set's full-width registers, and the prefix of its mnemonics."""
     return ("v", "zmm") if isa.startswith("avx512") else ("v", "ymm") if isa.startswith("avx") else ("", "xmm")
 
 
 def packed(operation, dtype, isa):
-    """What an operation is called on whole registers of an instruction set's width."""
+    """The mnemonic of an operation on full-width registers of an instruction set."""
     v, register = registers(isa)
     return re.compile(rf"{v}{operation}p{dtype[0].replace('f', 's')}\s.*%{register}\d")
 
@@ -127,7 +127,7 @@ def test_every_kernel_is_vectorized_at_full_width(isa):
 
 @pytest.mark.parametrize("isa", COMPILED)
 def test_every_conversion_is_vectorized_at_full_width(isa):
-    """Codes are taken apart, put together and given their random bits many at a time."""
+    """Decoding, encoding and random bits are vectorized."""
     v, register = registers(isa)
     found = {name: body for name, body in functions(isa_object(isa, "conversions")).items() if "(anonymous" in name}
     moves = re.compile(rf"{v}(p(s[lr]l|add|sub)[dw]|punpck[lh](bw|wd)|perm[wi]2?w?|pshufb|cvtph2ps)\s.*%{register}\d")
@@ -137,7 +137,7 @@ def test_every_conversion_is_vectorized_at_full_width(isa):
             names = [name for name in found if codec_of(name) == codec and direction in name]
             own = [name for name in names if not any(line.startswith("call") for line in found[name])]
             assert own, f"{direction} {codec}"
-            for name in own:  # the others call these
+            for name in own:  # the other functions call these
                 assert any(map(moves.match, found[name])), f"{name} has no {moves.pattern}"
     draws = [name for name in found if "::draw" in name]
     assert draws
@@ -146,7 +146,7 @@ def test_every_conversion_is_vectorized_at_full_width(isa):
 
 
 def codec_of(name):
-    """The codec that a function's name begins with: what it may have been given follows behind."""
+    """The first codec in a function's template arguments, or None."""
     found = re.search(r"codecs::(\w+(<[\w ]+>)?)", name)
     return found and found[1]
 
@@ -159,7 +159,7 @@ def test_an_instruction_set_calls_its_own_code_alone_and_fuses_nothing(isa, sour
     assert not [line for line in code if line.startswith("call") and OWN not in line]
 
 
-# What each object shows to the rest, of one instruction set.
+# The symbols that each object exports, per instruction set.
 ENTRIES = {
     "kernels": ["find_kernels_{}(gradstep::rules::Key const&)"],
     "conversions": ["conversions_{}()"],
@@ -169,7 +169,7 @@ ENTRIES = {
 @pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("source", SOURCES)
 def test_an_instruction_set_defines_its_entries_alone(isa, source):
-    """Whatever else it defined, the linker might keep it in place of the same function for older machines."""
+    """The linker might use any other exported function in place of the same function for older machines."""
     path = isa_object(isa, source)
     defined = output(NM, "--extern-only", "--defined-only", "--demangle", path).splitlines()
     entries = {f"gradstep::cpu::{entry.format(isa)}" for entry in ENTRIES[source]}
@@ -182,7 +182,7 @@ def test_no_newer_instructions_where_older_machines_run():
     rest = {*build_dir().glob("CMakeFiles/*.dir/**/*.o")} - isa_objects(isa for isa in COMPILED if isa != "baseline")
     assert isa_objects(["baseline"]) <= rest
     for path in rest:
-        # Whatever AVX brought has a mnemonic that begins with v; nothing before it that a compiler uses does.
+        # All AVX mnemonics begin with v; no older instruction that compilers use does.
         assert not [line for line in instructions(path) if line.startswith("v")], path
     if "avx2" in COMPILED:
         for path in isa_objects(["avx2"]):

@@ -1,4 +1,4 @@
-"""Where the states that an optimizer makes lie in memory: at offsets of their own within a page, on huge pages."""
+"""The addresses of states: separate offsets within a page, and huge pages."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_the_offsets_of_three_states_and_a_master_differ():
 
 
 def offsets(param, states):
-    """Bytes by which states begin further within a page than their parameter."""
+    """The offsets of states within a page, relative to their parameter's."""
     return [(state.ctypes.data - param.ctypes.data) % 4096 for state in states]
 
 
@@ -48,7 +48,7 @@ def test_small_states_are_arrays_of_numpy_alone():
 
 
 def asks_for_huge_pages(array):
-    """Whether the mapping in which the middle of an array lies has been advised to have huge pages."""
+    """Whether the mapping that contains the middle of an array is marked for huge pages (madvise)."""
     middle, within = array.ctypes.data + array.nbytes // 2, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):

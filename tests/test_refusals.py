@@ -1,4 +1,4 @@
-"""What a step cannot take is refused by name, and then every bit is as it was; what it can take is taken in place."""
+"""Errors name the invalid argument and leave every bit unchanged; valid arguments are updated in place."""
 
 import gc
 import inspect
@@ -23,14 +23,14 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
 def frozen(opt, *arrays):
-    """All that a step may change, as bytes: to be compared with what it is later."""
+    """Everything that a step may change, as bytes, for comparison."""
     saved = opt.state_dict()
     states = {name: [a if a is None else a.tobytes() for a in states] for name, states in saved["state"].items()}
     return {**saved, "state": states}, [a.tobytes() for a in arrays]
 
 
 class Three:
-    """An optimizer of three tensors with its most options on, after one step; its parameters lie in one buffer."""
+    """An optimizer of three tensors with many options, after one step; its parameters are in one buffer."""
 
     def __init__(self, rule, **options):
         self.buffer = np.linspace(-1, 1, 40)
@@ -45,7 +45,7 @@ class Three:
         return frozen(self.opt, self.buffer)
 
     def refuses(self, grads, error, words):
-        """The step is refused, in these words, and nothing changes."""
+        """Checks that the step raises this error and changes nothing."""
         before = self.frozen()
         with pytest.raises(error, match=words):
             self.opt.step(grads)
@@ -53,7 +53,7 @@ class Three:
 
 
 def other_types(array):
-    """Arrays of that shape, of every kind of type that no step takes."""
+    """Arrays of that shape with unsupported types."""
     letters = ["?", "b", "B", "h", "H", "i", "l", "F", "D", "O", "S4", "U4", "V2", "V8", "M8[s]", "m8[s]"]
     letters += ["g"] * (np.dtype("g").itemsize != 8)
     types = [np.dtype(letter) for letter in letters] + [np.dtype([("a", "f4"), ("b", "f4")])]
@@ -61,7 +61,7 @@ def other_types(array):
     return [np.zeros(array.shape, dtype) for dtype in types]
 
 
-# The last gradient is bad: what makes it of a good one, the error, and its words.
+# Ways to make the last gradient invalid, the error, and part of its message.
 BAD_GRADIENTS = {
     "list": (lambda g: g.tolist(), TypeError, "must be a NumPy array, not list"),
     "number": (lambda _: 1.0, TypeError, "must be a NumPy array, not float"),
@@ -116,7 +116,7 @@ def test_a_gradient_that_overlaps_what_the_step_writes(rule):
 
 
 class Liar(np.ndarray):
-    """Denies to share memory with anything."""
+    """An array that claims to share memory with nothing."""
 
     def __array_function__(self, *_):
         return False
@@ -130,7 +130,7 @@ def test_overlap_does_not_ask_a_subclass():
 
 
 def test_masks_are_refused():
-    """They would not be looked at: what is masked would be stepped, or step."""
+    """Masks would be ignored: masked elements would be updated or used."""
     three = Three("adam")
     first, second, good = three.grads()
     three.refuses([first, second, np.ma.masked_array(good)], TypeError, r"^grads\[2\] .*mask")
@@ -139,7 +139,7 @@ def test_masks_are_refused():
 
 
 def test_as_if_the_refused_step_had_never_been():
-    """Also for a schedule, and whatever came first in the list."""
+    """Also with a schedule, and with any valid gradients before the invalid one."""
     for rule in RULES:
         one, other = Three(rule, lr=schedule), Three(rule, lr=schedule)
         for bad, (make, error, _) in BAD_GRADIENTS.items():
@@ -190,7 +190,7 @@ def test_a_wrong_structure_of_gradients(like, grads, error, words):
 
 
 def copied(arrays):
-    """Parameters of that structure, of their own."""
+    """Copies of parameters in the same structure."""
     if isinstance(arrays, np.ndarray):
         return arrays.copy()
     if isinstance(arrays, dict):
@@ -302,7 +302,7 @@ def test_a_parameter_of_another_type(rule):
 
 
 def test_nothing_is_allocated_for_a_parameter_before_it_is_looked_at():
-    """This one has more elements than there is memory."""
+    """The parameter has more elements than fit into memory."""
     with pytest.raises(ValueError, match=STRIDES):
         gs.SGD([A, as_strided(X, (2**28, 2**28), (0, 0))])
     with pytest.raises(ValueError, match=STRIDES):
@@ -350,7 +350,7 @@ def test_a_parameter_changed_after_construction(rule, change, error, words):
 
 @pytest.mark.parametrize("role", ["params", "grads"])
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
-@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn of shapes and strides that are set
+@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn when shapes and strides are set
 def test_no_change_of_shape_goes_unseen(role, times):
     p, g = np.ones((4, 6)), np.ones((4, 6))
     opt = gs.SGD(p, grads=g)
@@ -386,7 +386,7 @@ def test_a_byte_order_that_is_native_by_name_is_native():
 
 
 def test_numpy_refuses_to_resize_what_an_optimizer_writes():
-    """It would leave the kernel with memory that is no longer the parameter's."""
+    """Resizing would leave the kernel with freed memory."""
     p, g = np.ones(4), np.ones(4)
     opt = gs.Adam(p, grads=g)
     for array in (p, g, opt.state["exp_avg"]):
@@ -402,7 +402,7 @@ FLAG = ([0, 1, None, "True", 1.0, np.array(True)], [])
 NOT_NUMBERS = ["1", None, True, 1j, [0.1], np.array(0.1), np.True_, lambda: 0.1]
 NEGATIVE = [-1, -1e-300, math.nan, math.inf, -math.inf, np.float32("nan")]
 PAIRS = [0.9, (0.9,), (0.9, 0.9, 0.9), "ab", None, {0.9, 0.5}, (0.9, "a"), (None, 0.9), (0.9, True)]
-# What each option refuses: by its type, by its value.
+# Invalid arguments for each option: by type, by value.
 BAD_OPTIONS = {
     "lr": (NOT_NUMBERS[:-1], NEGATIVE),
     **dict.fromkeys(["l2", "weight_decay", "eps", "eps_root", "lr_decay"], (NOT_NUMBERS, NEGATIVE)),
@@ -424,7 +424,7 @@ def option_names(rule):
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in RULES for name in option_names(rule)])
 def test_a_bad_option(rule, name):
-    """Refused by constructor, group, later change, checkpoint and bare kernel alike, naming owner and option."""
+    """Constructor, group, assignment, checkpoint and functional kernel raise errors that name owner and option."""
     cls = RULES[rule]
     opt = cls([{"params": A.copy()}, {"params": B.copy()}], **knobs(rule)[-1])
     before = frozen(opt)
@@ -435,15 +435,15 @@ def test_a_bad_option(rule, name):
                 cls(A, **{name: value})
             with pytest.raises(error, match=rf"^{cls.__name__}, group 1: {name}\b.* must be"):
                 cls([{"params": A}, {"params": B, name: value}])
-            settles = name in (*cls.initial_state.values(), *_storage.FIXED)  # such an option cannot change at all
+            settles = name in (*cls.initial_state.values(), *_storage.FIXED)  # such options cannot change at all
             with pytest.raises(
                 ValueError if settles else error, match=rf"^{cls.__name__}.*: {name}\b.* (must be|determines)"
             ):
                 opt.groups[1][name] = value
-            if not (name == "lr" and value is None):  # in a checkpoint that is a schedule, which could not be saved
+            if not (name == "lr" and value is None):  # in a checkpoint None stands for a schedule, which is not saved
                 with pytest.raises((TypeError, ValueError), match=name):
                     opt.load_state_dict({**saved, "groups": [saved["groups"][0], {**saved["groups"][1], name: value}]})
-            if not settles:  # else the arrays themselves tell
+            if not settles:  # functional kernels get arrays instead
                 with pytest.raises(error, match=rf"^{rule}_: {name}\b.* must be"):
                     getattr(functional, f"{rule}_")(A, B, **{name: value})
     assert frozen(opt) == before
@@ -542,7 +542,7 @@ def interleaved():
 
 @pytest.mark.parametrize("layout", interleaved())
 def test_interleaved_views_are_fine(layout):
-    """They get the reference's bits, and no other byte of the buffer is written."""
+    """The results have the reference's bits, and no other byte of the buffer is written."""
     for rule in RULES:
         params, buffer = interleaved()[layout]
         twins, expected = interleaved()[layout]
@@ -565,7 +565,7 @@ def test_gradients_may_lie_among_the_parameters():
 
 
 def random_views(seed, cube, shapes):
-    """Views of these shapes from anywhere in the cube, with their axes in any order and direction."""
+    """Random views of these shapes in a cube, with axes in any order and direction."""
     rng = np.random.default_rng(seed)
     for shape in shapes:
         slices = []
@@ -602,7 +602,7 @@ class Units(np.ndarray):
 
 
 def exotic():
-    """Arrays that one might not think of."""
+    """Unusual but valid arrays."""
     x = np.linspace(-1, 1, 720)
     record = np.zeros(7, [("a", "u1"), ("x", "f4"), ("y", "f8")])
     return {
@@ -616,7 +616,7 @@ def exotic():
         "record": np.rec.array(record).y,
         "subclass": x[:9].view(Units),
         "wide strides": as_strided(x, (3, 2), (160, 24)),
-        "interlaced strides": as_strided(x, (2, 3), (24, 16)),  # elements 0 2 4 and 3 5 7
+        "interlaced strides": as_strided(x, (2, 3), (24, 16)),  # elements 0, 2, 4 and 3, 5, 7
     }
 
 
@@ -661,7 +661,7 @@ def test_a_step_keeps_no_reference():
 
 @EVERY_RULE
 def test_an_optimizer_goes_with_its_last_reference(rule):
-    """And does not hold parameters and states until the garbage collector runs."""
+    """Parameters and states are freed without the garbage collector."""
     opt = RULES[rule]([A.copy()], **knobs(rule)[-1])
     opt.step([A])
     gone = weakref.ref(opt)

@@ -1,4 +1,4 @@
-"""Rounding by chance: without bias, with bits that depend on seed, tensor, stream, step and element alone."""
+"""Stochastic rounding is unbiased; its bits depend only on seed, tensor, stream, step and element."""
 
 import math
 
@@ -10,22 +10,22 @@ from gradstep import q8, reference
 from tests.table import HALVES, ISAS, REFERENCE, RULES, SEED, same_bits
 
 SIZE, STEPS = 2**11, 64
-ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # from 1 on
+ULP = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # in [1, 2)
 FRACTIONS = [2.0**-9, 0.1, 0.5, 0.75, 1 - 2.0**-9]
 SEEDS = (0, 1, SEED)
 
 
 def is_chance(deviations):
-    """Whether rows of deviations, one row a step, have a mean of zero: within five standard errors.
+    """Whether deviations, one row per step, have a mean of zero within five standard errors.
 
-    Bits of different steps are independent; of those of one step any two are, so the rows tell the error.
+    Bits of different steps are independent, and so are any two of one step, so the rows give the standard error.
     """
     rows = np.asarray(deviations, "f8").mean(axis=1)
     return abs(rows.mean()) <= 5 * rows.std() / math.sqrt(len(rows)) + 1e-12
 
 
 def unbiased(got, exact, step):
-    """Whether numbers, one row a step, are rounded to the codes around `exact` with the chances that keep its mean."""
+    """Whether numbers, one row per step, are rounded to the neighbours of `exact` with unbiased probabilities."""
     got = np.asarray(got, "f8")
     part = exact / step % 1
     assert np.all(np.isin(got, [exact - part * step, exact + (1 - part) * step]))
@@ -33,7 +33,7 @@ def unbiased(got, exact, step):
     return abs(got.mean() - exact) <= 5 * error + step * 2.0**-16
 
 
-# The known answers of the authors' library, for the counter and key of zeros, of ones, and of digits of pi.
+# Known answers of the authors' library, for counters and keys of zeros, of ones, and of digits of pi.
 @pytest.mark.parametrize(
     ("counter", "key", "answer"),
     [
@@ -53,7 +53,7 @@ def test_philox_has_its_known_answers(counter, key, answer):
 
 
 def stepped(dtype, start, by, seed=SEED, size=SIZE):
-    """Parameters that all start alike at every step, and are all moved down by as much: one row a step."""
+    """Parameters after steps from `start` that subtract `by`: one row per step."""
     p = np.empty(size, dtype)
     opt = gs.SGD(p, lr=1.0, stochastic_rounding=seed)
     rows = []
@@ -75,7 +75,7 @@ def test_parameters_are_rounded_without_bias(dtype, fraction, sign):
 
 @pytest.mark.parametrize("units", [0.25, 3.5, 100.1])
 def test_subnormal_parameters_are_rounded_without_bias(units):
-    """The first is below the least, and to nearest would be zero."""
+    """The first value is below half the least subnormal, and would round to zero."""
     for dtype, unit in (("float16", 2.0**-24), ("bfloat16", 2.0**-133)):
         exact = float(np.float32(units * unit))
         assert unbiased(stepped(dtype, 0.0, -exact), exact, unit)
@@ -83,7 +83,7 @@ def test_subnormal_parameters_are_rounded_without_bias(units):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_decay_of_parameters_has_no_bias(dtype):
-    """Decay by less than half a unit, which to nearest would never come to anything."""
+    """Decay by less than half a unit, which rounding to nearest would lose."""
     p, kept = np.full(SIZE, 1.5, dtype), np.full(8, 1.5, dtype)
     decay, steps = ULP[dtype] / 16, 200
     opt = gs.SGD(p, lr=1.0, weight_decay=decay, stochastic_rounding=SEED)
@@ -113,10 +113,10 @@ def test_many_small_steps_add_up(dtype):
     ("state", "seed"), [("bfloat16", 0), ("bfloat16", SEED), ("q8", None), ("q8", 0), ("q8", SEED)]
 )
 def test_states_are_rounded_without_bias(state, fraction, seed):
-    """Also where weight decay is at work on the parameter; and q8 where no seed is given."""
+    """Also with weight decay of the parameter; q8 also without a seed."""
     ulp = ULP["bfloat16"] if state == "bfloat16" else 1 / 8
     x = np.full(SIZE, 1 + fraction * ulp, "f4")
-    x[::256] = 1.75  # settles q8's scale
+    x[::256] = 1.75  # determines q8's scale
     options = {"state_dtype": state, "stochastic_rounding": seed, "weight_decay": 0.1, "min_8bit_size": 0}
     root = np.sqrt(x)
     for opt, g, exact in (
@@ -132,7 +132,7 @@ def test_states_are_rounded_without_bias(state, fraction, seed):
 
 
 def rounded_up(seed=SEED, tensors=1):
-    """For every tensor, which elements of 1 + half a unit were rounded up: one row a step, 1 or -1."""
+    """For each tensor, which elements of 1 + half a unit were rounded up: one row per step, 1 or -1."""
     p = [np.empty(SIZE, "bfloat16") for _ in range(tensors)]
     opt = gs.SGD(p, lr=1.0, stochastic_rounding=seed)
     rows = []
@@ -160,14 +160,14 @@ def test_the_same_seed_has_the_same_bits():
 
 @pytest.mark.parametrize("lag", [1, 2, 8, 16, 31, 32, 33, 64, 128, 192, 255, 256, 257, 512, 768, 1024])
 def test_elements_have_bits_of_their_own(lag):
-    """Among them those that share a counter, a word's place, a block or a lane."""
+    """Bits of elements are uncorrelated, also if they share a counter, a place, a block or a lane."""
     [up] = rounded_up()
     assert is_chance(up[:, lag:] * up[:, :-lag])
     assert len(np.unique(up, axis=0)) == STEPS
 
 
 def test_streams_have_bits_of_their_own():
-    """Parameter and moments are each rounded up by a chance that is not near 0 or 1."""
+    """Bits of streams are uncorrelated; all are rounded up with probabilities far from 0 and 1."""
     p, g = np.empty(SIZE, "bfloat16"), np.full(SIZE, math.sqrt(1 + 2.0**-8), "f4")
     options = {"lr": 2.0**-9, "betas": (0.0, 0.0), "eps": 0.0, "state_dtype": "bfloat16", "stochastic_rounding": SEED}
     opt = gs.Adam(p, **options)
@@ -185,7 +185,7 @@ def test_streams_have_bits_of_their_own():
 
 
 def test_all_random_bits_are_random():
-    """What lies a 2^-k of a unit above a code is rounded up with just that chance, of every 2^k as of every half."""
+    """A value 2^-k of a unit above a code is rounded up with a probability of 2^-k."""
     for k in range(1, 11):
         for dtype in HALVES:
             assert unbiased(stepped(dtype, 1.0, -(2.0**-k) * ULP[dtype]), 1 + 2.0**-k * ULP[dtype], ULP[dtype]), k
@@ -194,7 +194,7 @@ def test_all_random_bits_are_random():
 @pytest.mark.parametrize("rule", [rule for rule in RULES if getattr(REFERENCE[rule], "codes", None)])
 @pytest.mark.parametrize("isa", ISAS)
 def test_runs_are_the_same_on_every_machine(rule, isa):
-    """With q8 and no seed given, too: two runs have the same bits, and a seed of 0 has those of none."""
+    """Two runs have the same bits, also with q8 without a seed, which equals a seed of 0."""
     gs._core.use_isa(isa)
     seen = []
     for seed in (None, None, 0):
@@ -230,7 +230,7 @@ def trained(rule, options, grads):
 
 @pytest.mark.parametrize(("rule", "options"), SECOND, ids=str)
 def test_a_block_of_eight_decades_takes_no_wild_step(rule, options):
-    """Constant magnitudes, random signs: no step is much larger than the largest that float32 takes."""
+    """With constant magnitudes and random signs, no step is much larger than the largest with float32."""
     rng = np.random.default_rng(8)
     order = rng.permutation(256)
     grads = (DECADES[order] * rng.choice([-1, 1], (300, 256))).astype("f4")
@@ -247,9 +247,9 @@ def test_a_block_of_eight_decades_takes_no_wild_step(rule, options):
 )
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_element_whose_gradient_stops_comes_to_rest(rule, options, alone):
-    """Beside others that go on, or with its whole block: it goes no further than a few times as far as with float32.
+    """With or without others in its block, it moves at most a few times as far as with float32 states.
 
-    Where random signs happened to cancel there, what was rounded before is left here, a part of what others go.
+    If random signs cancel with float32, earlier rounding errors remain here: a fraction of the others' movement.
     """
     rng = np.random.default_rng(9)
     grads = (DECADES * rng.choice([-1, 1], (1500, 256), p=[0.3, 0.7])).astype("f4")

@@ -1,4 +1,4 @@
-"""What is stored in 16 or 8 bits has the bits of the NumPy reference, however it is taken and wherever it lies."""
+"""16-bit and 8-bit storage has the bits of the NumPy reference for all settings and layouts."""
 
 from itertools import product
 
@@ -32,7 +32,7 @@ from tests.table import (
 )
 from tests.test_layout import LAYOUTS, SHAPES, Layout, assert_untouched_around, layouts, shaped
 
-# What differs most from what is stored as it is computed with.
+# The storage that differs most from the compute type.
 Q8 = Storage("bfloat16", "q8", stochastic=True)
 BFLOAT16 = Storage("float16", "bfloat16", stochastic=True)
 MASTER = Storage("float16", "q8", master=True)
@@ -43,7 +43,7 @@ WIDEST = stored_cases(storages=[Q8, BFLOAT16, MASTER, NEAREST], settings=["wides
 
 @pytest.mark.parametrize("case", stored_cases(), ids=str)
 def test_every_storage_at_every_small_size(case):
-    """At all of them with the most options on, else at the bounds of blocks."""
+    """All sizes with the most options, otherwise sizes at the bounds of blocks."""
     sizes = SMALL if case.knobs == widest(case.rule, case.storage) else BLOCKS
     p, grads = case.problem(sum(sizes))
     expected = case.expected(sizes)
@@ -72,7 +72,7 @@ def test_threads_and_large_sizes(case):
 
 @pytest.mark.parametrize("case", WIDEST, ids=str)
 def test_every_alignment(case):
-    """Parameters and gradients begin anywhere within a cache line, each somewhere else, odd bytes included."""
+    """Parameters and gradients begin at all offsets within a cache line, odd bytes included."""
     sizes = [n for n in (1, 3, 17, 33, 66, 300) for _ in range(16)]
 
     def placed(array, pace):
@@ -87,7 +87,7 @@ def test_every_alignment(case):
 
 @pytest.mark.parametrize("case", WIDEST, ids=str)
 def test_every_layout(case):
-    """Parameters of every shape and layout, each with gradients of two, which take turns; in one optimizer."""
+    """Parameters of every shape and layout in one optimizer; the gradients alternate between two layouts."""
     rows = [(shape, LAYOUTS[i], LAYOUTS[(7 * i + j) % 12]) for shape in SHAPES for i in range(12) for j in (0, 5)]
     p, grads = case.problem(sum(int(np.prod(shape)) for shape, _, _ in rows))
 
@@ -120,7 +120,7 @@ def test_large_tensors_shared_among_threads(case, layout):
 
 @pytest.mark.parametrize("case", WIDEST, ids=str)
 def test_broadcast_gradients(case):
-    """Gradients with steps of zero, from a row, a column or one number."""
+    """Gradients with strides of zero, broadcast from a row, a column or one number."""
     p, grads = case.problem(31 * 17)
     p = p.reshape(31, 17)
     wide = [np.broadcast_to([g[:17], g[:31, None], g[0]][i % 3], p.shape) for i, g in enumerate(grads)]
@@ -131,7 +131,7 @@ def test_broadcast_gradients(case):
 
 @pytest.mark.parametrize("case", WIDEST, ids=str)
 def test_interleaved_parameters(case):
-    """Columns of one array as parameters of their own: none writes into its neighbour."""
+    """Columns of one array as separate parameters: none writes into its neighbour."""
     p, grads = case.problem(3 * 1025)
     table = p.reshape(3, -1).T.copy()
     expected = case.expected([1025] * 3)
@@ -140,7 +140,7 @@ def test_interleaved_parameters(case):
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_states_are_what_was_asked_for(storage):
-    """Of the reference's names, types and shapes, None where it has none; and the same objects from first to last."""
+    """States have the reference's names, types and shapes, or are None, and remain the same objects."""
     for rule in RULES:
         if rule == "sgd" and storage.state:
             continue
@@ -166,7 +166,7 @@ def test_float32_is_the_default():
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097])
 def test_small_arrays_keep_float32_states(size):
-    """Below min_8bit_size, by default a page; from there on they have codes, to the last element."""
+    """Arrays below min_8bit_size, by default a page, keep float32 states; others are coded completely."""
     [v] = leaves(gradstep.Momentum(np.ones(size, "f4"), state_dtype="q8").state["momentum_buffer"])
     assert v.dtype == ("float32" if size < 4096 else "int8")
     [v] = leaves(gradstep.Momentum(np.ones(size, "f4"), state_dtype="q8", min_8bit_size=size).state["momentum_buffer"])
@@ -186,7 +186,7 @@ def test_a_first_value_is_stored_too(state, first):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_pair_of_special_values(rule, dtype):
-    """Zeros, subnormals, infinities, the largest numbers and NaN meet each other as parameter and as two gradients."""
+    """All pairs of zeros, subnormals, infinities, largest numbers and NaN, as parameter and as two gradients."""
     p, g, h = (np.ravel(a).copy() for a in np.meshgrid(*[special(dtype)] * 3))
     for case in stored_cases([rule], [s for s in STORAGES if s.param == dtype], [dtype], ["default", "widest"]):
         expected = case.theirs(p.copy(), [g, h, g])
@@ -236,7 +236,7 @@ def test_shapes_and_layouts_at_random(case_and_seed, rows, isa, threads):
 
 @pytest.mark.parametrize("step", [2**31, 2**32 - 2, 2**32 + 5, 2**40])
 def test_late_steps(step):
-    """Random bits of a step number that outgrows 32 bits."""
+    """Random bits for step numbers that exceed 32 bits."""
     p, grads = stored_problem(700, "bfloat16", "bfloat16")
     ours, theirs = p.copy(), p.copy()
     setting = {"state_dtype": "q8", "min_8bit_size": 0, "stochastic_rounding": SEED}

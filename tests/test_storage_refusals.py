@@ -1,4 +1,4 @@
-"""What cannot be stored so is refused, in words that name the culprit and say what to do, and nothing is written."""
+"""Errors of storage options name the argument, say what to do, and leave everything unchanged."""
 
 import sys
 
@@ -16,7 +16,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 NATIVE, WIDE = np.ones(3, "f4"), np.ones(3)
 HALF, BRAIN = np.ones(3, "f2"), np.ones(3, "bfloat16")
 NOTHING = r"stochastic_rounding has nothing to round: it is for float16 and bfloat16 .*and there are none$"
-# A class, its parameters and options, the error, and its words.
+# A class, its parameters and options, the error, and part of its message.
 REFUSED = [
     (
         gs.Adam,
@@ -112,7 +112,7 @@ def test_bfloat16_states_without_the_package_that_has_the_type(monkeypatch, dtyp
 @EVERY_RULE
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_gradient_of_another_precision(rule, dtype):
-    """float64 goes with float64 alone; and no 16 bits are mistaken for others."""
+    """float64 requires float64, and 16-bit types are not confused."""
     for p, g in ((np.ones(3, dtype), np.ones(3)), (np.ones(3), np.ones(3, dtype))):
         opt = RULES[rule]([p])
         before = frozen(opt, p)
@@ -179,7 +179,7 @@ PAIRS = {
         ValueError,
         f"^sgd_: {NOTHING}",
     ),
-    # What shares memory:
+    # Arrays that share memory:
     "scales with scales": (
         lambda: F.adam_(P, G, (C, S), (U, S)),
         ValueError,
@@ -245,7 +245,7 @@ def retyped(array):
     array.dtype = "V4" if array.itemsize == 4 else "u1" if array.dtype == "i1" else "i1"
 
 
-@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn of shapes and types that are set
+@pytest.mark.filterwarnings("ignore")  # new versions of NumPy warn when shapes and types are set
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -311,7 +311,7 @@ def test_numpy_refuses_to_resize_what_is_kept(options):
 
 
 def test_the_lookahead_refuses_what_a_step_would():
-    """And gives back every bit."""
+    """All parameters keep their bits."""
     p = np.ones(300, "bfloat16")
     opt = gs.NAG(p, lookahead=True, state_dtype="q8", min_8bit_size=0, master=True)
     opt.step(np.ones(300, "bfloat16"))
@@ -327,7 +327,7 @@ def test_the_lookahead_refuses_what_a_step_would():
 
 
 def test_a_common_option_need_not_act_on_every_group():
-    """Nor need it be said again: it is refused where no group has anything for it."""
+    """A common option must have an effect on at least one group."""
     half, wide = np.ones(2, "bfloat16"), np.ones(2)
     for options in ({"master": True}, {"stochastic_rounding": 1}, {"state_dtype": "bfloat16"}):
         gs.Adam([{"params": half}, {"params": wide}], **options)
@@ -337,7 +337,7 @@ def test_a_common_option_need_not_act_on_every_group():
 
 @pytest.mark.parametrize("bad", [np.nan, -1.0, 0.1, 1e-45, np.inf, 0.0])
 def test_scales_that_no_step_writes(bad):
-    """Refused by checkpoint and bare kernel, with nothing changed."""
+    """Checkpoints and functional kernels refuse invalid scales and change nothing."""
     p = np.ones(300, "f4")
     opt = gs.Adam(p, state_dtype="q8", min_8bit_size=0)
     opt.step(p.copy())

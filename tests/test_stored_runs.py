@@ -1,4 +1,4 @@
-"""Runs with what is stored in 16 or 8 bits: mixed lists, skipped and bound gradients, checkpoints, lookahead."""
+"""Runs with 16-bit and 8-bit storage: mixed lists, skipped and bound gradients, checkpoints, lookahead."""
 
 import pickle
 
@@ -31,7 +31,7 @@ SIZES = [3, 0, 300, 4097, 70_001]
 SHAPE = (37, 53)
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 CODED = {"state_dtype": "q8", "min_8bit_size": 0, "stochastic_rounding": SEED}
-# One of each kind of bits that a run must carry on.
+# One case for each kind of data that a checkpoint must contain.
 RUNS = [
     Storage("bfloat16", stochastic=True),
     Storage("float16", "bfloat16", stochastic=True),
@@ -60,7 +60,7 @@ def test_bound_steps_have_the_bits_of_steps(case):
 
 @EVERY_RULE
 def test_groups_of_different_storage_and_skipped_gradients(rule):
-    """Each keeps its own step numbers, seeds, states and masters; a tensor's number counts through all groups."""
+    """Groups keep separate step numbers, seeds, states and masters; tensors are numbered across groups."""
     has_states = {"state_dtype": "q8", "min_8bit_size": 0} if rule != "sgd" else {}
     sizes = [700, 300, 5, 0, 257, 64, 300]
     dtypes = ["bfloat16", "float32", "float16", "float32", "float16", "bfloat16", "float64"]
@@ -92,7 +92,7 @@ def test_groups_of_different_storage_and_skipped_gradients(rule):
 
 @EVERY_RULE
 def test_mixed_lists(rule):
-    """Types of every width in one list; all but float64 may have states of another."""
+    """Types of all sizes in one list; all except float64 may have narrow states."""
     for dtypes, options in [
         (["float32", "bfloat16", "float64", "float16"], {}),
         (["float32", "bfloat16", "float64", "float16"], {"master": True}),
@@ -117,7 +117,7 @@ def c_order(tree):
 
 @pytest.mark.parametrize("case", stored_cases(storages=RUNS, settings=["default"]), ids=str)
 def test_the_order_in_memory_changes_no_bit(case):
-    """Elements are counted by their indices, whatever lies beside what."""
+    """Random bits depend on elements' indices, not on the order in memory."""
     p, grads = (a.reshape(*a.shape[:-1], *SHAPE) for a in case.problem(SHAPE[0] * SHAPE[1]))
     seen = []
     for params, of in [
@@ -135,14 +135,14 @@ def test_the_order_in_memory_changes_no_bit(case):
 
 @pytest.mark.parametrize("case", stored_cases(storages=RUNS, settings=["widest"]), ids=str)
 def test_a_resumed_run_has_the_same_bits(case):
-    """Also pickled, and where the new parameters lie in another order in memory."""
+    """Also with pickled checkpoints, and with parameters in another order in memory."""
     cls, options = RULES[case.rule], case.options()
     p, grads = (a.reshape(*a.shape[:-1], *SHAPE) for a in case.problem(SHAPE[0] * SHAPE[1]))
     params = [p.copy(), p[:, :5].copy()]
 
     def steps(opt, of):
         for g in of:
-            opt.step([g, None if g is grads[0] else g[:, :5]])  # the second is a step behind
+            opt.step([g, None if g is grads[0] else g[:, :5]])  # the second skips the first step
 
     opt = cls(params, **options)
     steps(opt, grads[:2])
@@ -164,7 +164,7 @@ def test_a_resumed_run_has_the_same_bits(case):
 
 
 def test_a_checkpoint_of_another_storage_is_refused_and_nothing_changes():
-    """Every pair of unlike ones, both ways."""
+    """Every pair of different storages, in both directions."""
 
     def make(dtype, **options):
         opt = gs.Adam([np.ones(300, dtype), np.ones((2, 3), dtype)], **options)
@@ -204,7 +204,7 @@ def test_scales_that_do_not_fit_are_refused(wrong):
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 @pytest.mark.parametrize("lr_in_velocity", [False, True])
 def test_lookahead(storage, lr_in_velocity):
-    """At the point ahead, and back, the parameters have the reference's bits, whatever velocity and master are."""
+    """Parameters have the reference's bits at the lookahead point and after it, for all velocities and masters."""
     sizes = [1, 257, 900]
     p, grads = stored_problem(sum(sizes), storage.param, "float32")
     ours, theirs = split(p.copy(), sizes), split(p.copy(), sizes)
@@ -227,7 +227,7 @@ def flat(opt):
 
 @pytest.mark.parametrize("case", stored_cases(settings=["widest"]), ids=str)
 def test_bare_kernels(case):
-    """States of bfloat16, pairs of codes and scales, and a master: the class's bits, in the caller's arrays."""
+    """Functional kernels with bfloat16 or 8-bit states and a master have the class's bits."""
     p, grads = case.problem(1000)
     options = case.options()
     settled = [*RULES[case.rule].initial_state.values(), "state_dtype", "master", "min_8bit_size", "lr"]
@@ -250,7 +250,7 @@ def test_bare_kernels(case):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_step_starts_from_what_codes_stand_for(dtype):
-    """As gradstep.q8 reads them: a velocity that is kept, without a gradient, moves the parameter by just that."""
+    """With zero gradients, a velocity moves the parameter by the values that gradstep.q8 decodes."""
     _, grads = stored_problem(1000, dtype, "float32")
     opt = gs.Momentum(np.zeros(1000, "f4"), state_dtype="q8", min_8bit_size=0)
     opt.step(grads[0])
@@ -262,7 +262,7 @@ def test_a_step_starts_from_what_codes_stand_for(dtype):
 
 
 def test_the_master_stays_while_the_parameter_is_ahead():
-    """What is saved there is what is saved outside, and what is loaded there stays."""
+    """A checkpoint saved at the lookahead point equals one saved outside, and one loaded there is kept."""
     p = np.linspace(-1, 1, 300).astype("bfloat16")
     opt = gs.NAG(p, lr=0.1, lookahead=True, master=True)
     opt.step(np.ones(300, "f4"))

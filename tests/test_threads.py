@@ -1,4 +1,4 @@
-"""Threads: how many, when, and that nobody notices: the same bits, free of the GIL, safe to fork and to exit."""
+"""Threads: their number and use, equal bits, a released GIL, and safe fork and exit."""
 
 import _thread
 import contextlib
@@ -17,7 +17,7 @@ import gradstep as gs
 from gradstep import _core
 from tests.table import RULES, THREADS, knobs, problem, same_bits
 
-SMALL, LARGE = 65535, 80 * 4096  # of Adam: not worth waking a thread for; enough for eighty
+SMALL, LARGE = 65535, 80 * 4096  # elements of Adam: too few to wake a thread; enough for eighty
 STARTED = """
 import os, signal, sys, threading, time, warnings
 import numpy as np
@@ -36,20 +36,20 @@ from gradstep import _core
 
 
 def interpreter(code, **env):
-    """A new interpreter's run of this code, with these variables and no others of ours."""
+    """Runs code in a new interpreter, with only these environment variables of gradstep."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("GRADSTEP_")} | env
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
 
 
 def python(code, **env):
-    """The words that a new interpreter prints. It must end well, soon and in silence."""
+    """The output of code in a new interpreter, which must exit successfully, in time and without errors."""
     done = interpreter(STARTED + code, **env)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
 
 def refusal(**env):
-    """The error with which the import ends."""
+    """The message of the error that the import raises."""
     done = interpreter("import gradstep", **env)
     assert done.returncode == 1
     return done.stderr.splitlines()[-1]
@@ -90,7 +90,7 @@ print("done", gs.show_config(mode="dicts")["threads"]["count"])
 
 @LINUX
 def test_frequent_steps_are_shared_from_a_smaller_size_on():
-    """A thread that is woken for one is awake for the next."""
+    """A worker woken for one step is still awake for the next."""
     out = python(f"""
 gs.set_num_threads(4)
 opt, p, g = make({SMALL})
@@ -205,7 +205,7 @@ def test_a_bad_number_of_threads(count, error):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_bits_do_not_depend_on_the_number_of_threads(rule):
-    """Of packed, strided and transposed tensors in one step."""
+    """For packed, strided and transposed tensors in one step."""
     values, grads = problem(3 * 49152 + 7, "float32")
     seen = []
     for threads in THREADS:
@@ -223,7 +223,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(rule):
 @FORK
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 def test_a_child_can_step(busy):
-    """After steps in the parent, and (busy) while another thread of the parent is in one; in a child's child too."""
+    """After steps in the parent, or (busy) while another thread of it is in one; also in a grandchild."""
     out = python(f"""
 warnings.simplefilter("ignore")  # fork in a process with threads: that is the test
 gs.set_num_threads(3)
@@ -268,7 +268,7 @@ print(grandchild == p.tobytes()[-4096:])
 
 
 def test_other_threads_run_during_a_step():
-    """None takes the interpreter's lock from this thread, so long is the switch interval; the step must give it."""
+    """The switch interval is so long that other threads run only if the step releases the GIL."""
     gs.set_num_threads(1)
     p, g = np.zeros(8_000_000, np.float32), np.ones(8_000_000, np.float32)
     opt = gs.Adam(p)
@@ -276,7 +276,7 @@ def test_other_threads_run_during_a_step():
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     try:
-        for _ in range(20):  # the system need not schedule the other thread at once
+        for _ in range(20):  # the system may schedule the other thread later
             go, ran = threading.Event(), []
             thread = threading.Thread(target=lambda go=go, ran=ran: (go.wait(), ran.append(time.perf_counter())))
             thread.start()
@@ -294,7 +294,7 @@ def test_other_threads_run_during_a_step():
 
 @pytest.fixture
 def eager():
-    """Threads that take turns as often as they can."""
+    """Makes threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     gs.set_num_threads(3)
@@ -303,7 +303,7 @@ def eager():
 
 
 def together(*calls):
-    """Run the calls, each in a thread of its own, at once."""
+    """Runs the calls concurrently, each in a new thread."""
     start = threading.Barrier(len(calls))
     with ThreadPoolExecutor(len(calls)) as pool:
         for done in [pool.submit(lambda call=call: (start.wait(), call())) for call in calls]:
@@ -335,7 +335,7 @@ def test_threads_that_step_optimizers_of_their_own(size):
 @pytest.mark.parametrize("rate", ["number", "schedule"])
 @pytest.mark.parametrize("size", [100, LARGE])
 def test_threads_that_step_one_optimizer(size, rate):
-    """One after another, as if one thread took all their steps: none is lost, and each has a step number of its own."""
+    """Concurrent steps are serialized: none is lost, and each has a separate step number."""
     asked = []
 
     def schedule(step):
@@ -375,7 +375,7 @@ def test_a_checkpoint_is_taken_between_steps():
 
 @pytest.mark.parametrize("change", ["lr", "group", "checkpoint"])
 def test_a_change_of_options_waits_for_the_step_that_is_under_way(change):
-    """The kernels read them while other threads run."""
+    """Kernels read the options while other threads run."""
     under_way = threading.Event()
 
     def rate(_):
@@ -402,7 +402,7 @@ def test_a_change_of_options_waits_for_the_step_that_is_under_way(change):
 
 @pytest.mark.usefixtures("eager")
 def test_threads_that_look_ahead_and_step():
-    """One of them at a time is at the point ahead, and none steps from there."""
+    """Only one thread at a time is at the lookahead point, and no step starts there."""
     start, g = np.linspace(-1, 1, 300_000), np.linspace(2, -3, 300_000)
     p, own = start.copy(), start.copy()
     opt, alone = (gs.NAG(x, lr=0.1, lookahead=True) for x in (p, own))
@@ -446,7 +446,7 @@ def test_an_interrupt_on_the_way_ahead_gives_back_every_bit():
 
 @pytest.mark.usefixtures("eager")
 def test_gradients_may_be_dropped_from_the_list_during_a_step():
-    """Nobody else holds them: the step must."""
+    """The step must hold references to the gradients."""
     params = [np.zeros(1_000_000) for _ in range(3)]
     opt = gs.SGD(params, lr=1.0)
     grads, stop = [], threading.Event()
@@ -470,7 +470,7 @@ def test_gradients_may_be_dropped_from_the_list_during_a_step():
 
 
 def test_the_list_may_shrink_and_grow_during_a_step():
-    """Whether a gradient overlaps a parameter may be asked of NumPy, and other threads run meanwhile."""
+    """Other threads may run while NumPy checks whether a gradient overlaps a parameter."""
     out = python("""
 sys.setswitchinterval(1e-5)
 x = np.ones(8000)
@@ -504,7 +504,7 @@ print(taken == opt.step_count, {p[0] for p in params} == {1.0 - taken}, {g[0] fo
 @pytest.mark.parametrize("size", [1000, 200_000])
 @pytest.mark.parametrize(("daemons", "own"), [(0, True), (1, True), (3, True), (3, False)])
 def test_the_interpreter_exits(size, daemons, own):
-    """With workers asleep, and with daemon threads in the middle of a step of their own or of a shared optimizer."""
+    """With sleeping workers, and with daemon threads in a step of their own or of a shared optimizer."""
     out = python(f"""
 gs.set_num_threads(3)
 shared, _, g = make({size})
@@ -525,7 +525,7 @@ print(_core.worker_count())
 
 
 def test_the_interpreter_exits_while_overlaps_are_looked_for():
-    """Parameters and gradients that interleave are looked at closely, by NumPy."""
+    """Interleaved parameters and gradients are checked exactly, by NumPy."""
     for _ in range(2):
         assert (
             python("""

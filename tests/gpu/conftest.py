@@ -1,4 +1,4 @@
-"""The libraries whose GPU arrays are tested: CuPy and torch, on a GPU, or on the processor where CUDA is emulated."""
+"""The libraries whose GPU arrays are tested, CuPy and torch: on a GPU, or on the processor if CUDA is emulated."""
 
 import os
 import sys
@@ -27,11 +27,11 @@ class CuPy:
 
             sys.modules["cupy"] = cupy
         self.module = pytest.importorskip("cupy")
-        if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:  # for compute-sanitizer each array is to be by itself
+        if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:  # compute-sanitizer needs one allocation per array
             self.module.cuda.set_allocator(None)
 
     def array(self, values):
-        """A copy on the GPU that lies as NumPy's array does."""
+        """A copy on the GPU with the strides of a NumPy array."""
         return self.module.asarray(values)
 
     def numpy(self, array):
@@ -51,7 +51,7 @@ class Torch:
     def array(self, values):
         bfloat16 = values.dtype.name == "bfloat16"
         axes = sorted(range(values.ndim), key=lambda axis: -abs(values.strides[axis]))
-        packed = np.array(values.transpose(axes), order="C")  # a copy that may be written
+        packed = np.array(values.transpose(axes), order="C")  # a writable copy
         tensor = self.module.from_numpy(packed.view(np.int16) if bfloat16 else packed)
         tensor = tensor.view(self.module.bfloat16) if bfloat16 else tensor
         return tensor.to(self.device, copy=True).permute(np.argsort(axes).tolist())
@@ -67,26 +67,26 @@ class Torch:
 def _cuda(monkeypatch):
     if not CUDA["available"]:
         pytest.skip(f"no GPU: {CUDA.get('reason', 'CUDA finds no device')}")
-    if EMULATED:  # where torch has no GPU, its tensors in the processor's memory stand for others
+    if EMULATED:  # without a GPU, torch's tensors are in the processor's memory
         monkeypatch.setattr(_libraries.Torch, "has", lambda _, array: not isinstance(array, np.ndarray))
         monkeypatch.setattr(_libraries.Torch, "stream", lambda *_: 0)
 
 
 @pytest.fixture
 def gpu(_cuda):
-    """For what is about bits, CuPy's arrays: it has every type but bfloat16 of its own, and that of ml_dtypes."""
+    """CuPy, for tests of bits: it has all types, bfloat16 through ml_dtypes."""
     return CuPy()
 
 
 @pytest.fixture(params=[CuPy, Torch], ids=["cupy", "torch"])
 def library(request, _cuda):
-    """For what is about libraries, each in turn."""
+    """Each library in turn, for tests that concern libraries."""
     return request.param()
 
 
 @pytest.fixture
 def emulated():
-    """Of what was done, the emulation knows more than a GPU."""
+    """The emulation, which counts calls and can fail on request."""
     if not EMULATED:
         pytest.skip("a GPU does not say what was done")
     from gradstep import _cuda

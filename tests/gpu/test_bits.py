@@ -1,4 +1,4 @@
-"""A step on a GPU has the bits of the NumPy reference, and so of the processor."""
+"""A step on a GPU has the bits of the NumPy reference, and therefore those of the processor."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def to(gpu, tree):
 
 
 def run(gpu, rule, params, grads, options):
-    """What tests.table.run gives, on a GPU."""
+    """The result of tests.table.run on a GPU."""
     params = to(gpu, params)
     opt = RULES[rule](params, **options)
     seen = {}
@@ -84,7 +84,7 @@ def test_every_storage(case, gpu):
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_every_alignment(case, gpu):
-    """Arrays begin anywhere within the 16 bytes that one access moves, each somewhere else."""
+    """Arrays begin at all offsets within the 16 bytes of an access, each at another one."""
     sizes = [n for n in (1, 3, 300, 1025) for _ in range(4)]
     p, grads = problem(sum(sizes), case.dtype)
 
@@ -110,7 +110,7 @@ def test_every_alignment(case, gpu):
 )
 @EVERY_RULE
 def test_strides(rule, storage, library):
-    """Transposed, stepped over, part of something wider: the elements that it owns change and nothing between them."""
+    """Transposed arrays, slices with steps, and columns: only their elements change, not the memory between them."""
     if storage.state and rule == "sgd":
         pytest.skip("it keeps no state")
     shape = (37, 3, 53)
@@ -135,7 +135,7 @@ def test_strides(rule, storage, library):
 
 @EVERY_RULE
 def test_groups_and_skipped_gradients(rule, gpu):
-    """Each tensor keeps its own step number; more step numbers than a launch has room for take several."""
+    """Each tensor keeps its own step number, also within a group."""
     sizes = [700, 300, 5, 257, 64, 300, *range(40, 52)]
     params = [problem(n, "float32")[0] for n in sizes]
 
@@ -160,7 +160,7 @@ def split_like(arrays):
 
 
 def test_many_tensors(gpu):
-    """More than few, and more than any launch has room for."""
+    """More tensors than kFew, and more than one launch can take."""
     for count in (321, 4200):
         sizes = [1 + i % 7 for i in range(count)]
         p, grads = problem(sum(sizes), "float32")
@@ -223,7 +223,7 @@ def test_lookahead(options, library):
 
 @pytest.mark.parametrize("case", stored_cases(settings=["widest"])[::3], ids=str)
 def test_a_checkpoint_goes_on_elsewhere(case, library):
-    """From the processor to the GPU and back, and no bit is another than if it had stayed."""
+    """Moving from the processor to the GPU and back changes no bit."""
     p, grads = case.problem(5000)
     stayed, here, there = p.copy(), p.copy(), None
     opt = RULES[case.rule]([stayed], **case.options())

@@ -1,4 +1,4 @@
-"""The norm of all gradients together on a GPU, and steps that it clips: the processor's bits."""
+"""The global norm on a GPU, and clipped steps: the bits of the processor."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_clipped_steps_of_stored_arrays(case, gpu):
 
 
 def test_groups_of_every_width_are_clipped_together(library):
-    """In several launches, and None is left out. The norm is what global_norm says."""
+    """Several launches, with None among the gradients. The norm equals global_norm's."""
     sizes, dtypes = [300, 5000, 2, 700], ["float32", "float64", "float16", "bfloat16"]
     params = [x.astype(_libraries.numpy_dtype(d)) for x, d in zip(numbers(5, sizes, "f4"), dtypes, strict=True)]
     ours, theirs = to(library, params), [p.copy() for p in params]
@@ -141,7 +141,7 @@ def test_four_launches_and_nothing_else(gpu, emulated):
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("limit", [None, 0.5])
 def test_a_step_may_be_skipped_where_the_norm_is_not_finite(limit, captured, gpu):
-    """No clock advances then, nor does Nadam's product of momenta. The classes do not offer it yet."""
+    """A skipped step advances no clock, nor Nadam's product of momenta. The classes do not offer this yet."""
     sizes = [5, 5000]
     params, grads = numbers(8, sizes, "float32"), [numbers(9 + i, sizes, "float32") for i in range(6)]
     ours, theirs, bound = to(gpu, params), [p.copy() for p in params], to(gpu, grads[0])
@@ -172,7 +172,7 @@ def test_a_step_may_be_skipped_where_the_norm_is_not_finite(limit, captured, gpu
 
 @pytest.mark.parametrize("first", ["eager", "captured"])
 def test_replays(first, gpu):
-    """The norm is of each replay's gradients, and the limit may change between them."""
+    """Each replay computes the norm of its gradients, and the limit may change between replays."""
     sizes = [5, 5000]
     params, grads = numbers(8, sizes, "float32"), [numbers(9 + i, sizes, "float32") for i in range(6)]
     ours, theirs, bound = to(gpu, params), [p.copy() for p in params], to(gpu, grads[0])
@@ -183,7 +183,7 @@ def test_replays(first, gpu):
         ref.step(grads[0])
         done = 1
     graph = Graph(gpu, lambda: opt.step(bound))
-    assert first == "eager" or np.isnan(opt.grad_norm)  # of a step that is still to be taken
+    assert first == "eager" or np.isnan(opt.grad_norm)  # captured, but not yet executed
     for step in range(done, 6):
         if step == 3:
             opt.clip_norm = ref.clip_norm = 0.01

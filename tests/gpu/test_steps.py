@@ -1,4 +1,4 @@
-"""What a step on a GPU does besides bits: two launches, nothing waited for; streams, graphs, refusals."""
+"""Steps on a GPU other than their bits: two launches, no synchronization; streams, graphs, refusals."""
 
 import pickle
 from collections import deque
@@ -13,7 +13,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
 class Count:
-    """What the emulation saw done since."""
+    """Counts the emulation's calls."""
 
     def __init__(self, emulated):
         self.emulated, self.before = emulated, emulated.counts()
@@ -24,7 +24,7 @@ class Count:
 
 @pytest.mark.parametrize("count", [1, 7, 320, 321, 3400])
 def test_a_step_is_two_launches_and_nothing_else(count, gpu, emulated):
-    """However many tensors there are; also where the rate and the gradients are others at every step."""
+    """For any number of tensors, also if the rate and the gradients change with every step."""
     params = [gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)]
     grads = [[gpu.array(np.ones(1 + i % 5, np.float32)) for i in range(count)] for _ in range(2)]
     opt = optimizers.Adam(params, lr=schedule)
@@ -130,7 +130,7 @@ class Graph:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @EVERY_RULE
 def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
-    """Step numbers and rates are the device's: also with eager steps, new rates and checkpoints between replays."""
+    """Step numbers and rates are on the device: replays continue after eager steps, new rates and checkpoints."""
     if options and (rule == "sgd" or dtype == "float64"):
         pytest.skip("it has no states of q8")
     sizes = [5, 700, 300, 0]
@@ -158,7 +158,7 @@ def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
             for a, b in zip(leaves(mine), leaves(arrays), strict=True):
                 assert same_bits(gpu.numpy(a), b), (name, step)
 
-    for step in range(2):  # as they come
+    for step in range(2):  # plain replays
         opt.step([[x if x is None else gpu.array(x) for x in group] for group in at(step)])
         ref.step(at(step))
     check(1)
@@ -169,7 +169,7 @@ def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
         if step == 4:
             opt.lr = ref.lr = 0.01
         write(step)
-        if step == 5:  # eagerly in between
+        if step == 5:  # an eager step in between
             opt.step([bound[:2], bound[2:]])
         else:
             graph.replay()
@@ -288,11 +288,11 @@ def test_arrays_that_overlap(library):
     other = library.array(np.ones(5, np.float32))
     refused(ValueError, r"grads\[1\] overlaps params\[0\]", lambda: opt.step([other, whole[:5]]), library, whole)
     matrix = library.array(np.zeros((4, 6), np.float32))
-    optimizers.SGD([matrix[:, ::2], matrix[:, 1::2]])  # interlaced, but apart
+    optimizers.SGD([matrix[:, ::2], matrix[:, 1::2]])  # interleaved, but without a common byte
 
 
 def interface(array, **changes):
-    """An object that shows what an array shows, but for changes."""
+    """An object with an array's interface, with changes."""
 
     def show(_):
         return {**array.__cuda_array_interface__, **changes}
@@ -314,7 +314,7 @@ def test_what_an_array_shows_of_itself(gpu):
             optimizers.SGD(interface(array, **changes))
     opt = optimizers.SGD(interface(array))
     other = gpu.array(host)
-    opt.step(interface(other, data=(gpu.pointer(other), True)))  # which is only read
+    opt.step(interface(other, data=(gpu.pointer(other), True)))  # gradients are only read
     assert same_bits(gpu.numpy(array), np.full(4, 1 - np.float32(1e-3), np.float32))
 
 
@@ -354,7 +354,7 @@ def test_states_are_the_librarys_own(library):
 @pytest.mark.usefixtures("_cuda")
 @pytest.mark.parametrize("kind", ["Tensor", "Parameter"])
 def test_tensors_whose_memory_is_swapped(kind):
-    """Seen within as many steps as it takes to look at all arrays, eight at a time."""
+    """Detected within the number of steps that checks all arrays, eight per step."""
     torch = pytest.importorskip("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     params, grads = ([torch.ones(3, device=device) for _ in range(20)] for _ in range(2))
@@ -383,7 +383,7 @@ def test_a_failure_of_cuda_is_an_error_and_no_step(gpu, emulated):
 
 
 def test_arrays_without_elements_or_axes(library):
-    """Alone, and through a checkpoint."""
+    """Arrays without elements or axes can be stepped, also after a checkpoint."""
     for shape in [(0,), (3, 0), ()]:
         param, grad = (library.array(np.ones(shape, np.float32)) for _ in range(2))
         opt, cpu = optimizers.Adam(param), optimizers.Adam(np.ones(shape, np.float32))

@@ -1,1 +1,1 @@
-"""gradstep beside torch, Keras, optax and the textbook: the same steps, to 1e-12."""
+"""Parity with torch, Keras, optax and textbooks: the same steps, to 1e-12."""

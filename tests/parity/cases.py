@@ -1,7 +1,7 @@
-"""The one table of parity cases: which optimizer of which peer is which of ours, and with which settings they are run.
+"""The table of parity cases: the optimizers of each peer, their counterparts here, and the settings to compare.
 
-Settings are written with our option names; `Peer.options` says what a peer calls each. Both sides get only what a row
-names, so the empty setting compares `preset(framework)` with the peer's own defaults.
+Settings use our option names; `Peer.options` maps them to the peer's. Both sides get only the options that a row names,
+so that the empty setting compares `preset(framework)` with the peer's defaults.
 """
 
 import random
@@ -14,13 +14,13 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One optimizer of a peer, as one of ours."""
+    """One optimizer of a peer, and its counterpart here."""
 
     cls: str  # our class
     name: str  # theirs
     options: Mapping[str, Any]  # our option -> their argument (a pair of them for betas)
-    ours: Options = field(default_factory=dict)  # what the peer's form needs here beyond the preset ...
-    theirs: Options = field(default_factory=dict)  # ... and what our form needs there
+    ours: Options = field(default_factory=dict)  # our options beyond the preset that give the peer's form
+    theirs: Options = field(default_factory=dict)  # the peer's options that give our form
     tolerance: float = 1e-12  # relative, at every checkpoint
 
 
@@ -30,8 +30,8 @@ class Case:
 
     framework: str
     variant: str  # the row of PEERS
-    setting: Options  # our option names; "schedule" makes `lr` change at every step
-    number: int  # among this variant's cases
+    setting: Options  # by our option names; "schedule" changes `lr` at every step
+    number: int  # the index among this variant's cases
 
     @property
     def id(self) -> str:
@@ -69,7 +69,7 @@ class Case:
 _TORCH = {"lr": "lr", "l2": "weight_decay", "maximize": "maximize"}
 _TORCH_DECOUPLED = {"lr": "lr", "weight_decay": "weight_decay", "maximize": "maximize"}
 _KERAS = {"lr": "learning_rate", "weight_decay": "weight_decay", "clip_norm": "global_clipnorm"}
-# "clip_norm" and "l2" are no arguments of optax' optimizers: peers.py puts transformations before them.
+# "clip_norm" and "l2" are not arguments of optax' optimizers: peers.py chains transformations before them.
 _OPTAX = {"lr": "learning_rate", "clip_norm": "clip_norm", "l2": "l2"}
 _OPTAX_ADAM = _OPTAX | {"betas": ("b1", "b2"), "eps": "eps", "eps_root": "eps_root"}
 
@@ -77,7 +77,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     "torch": {
         "SGD": Peer("SGD", "SGD", _TORCH),
         "Momentum": Peer("Momentum", "SGD", _TORCH | {"momentum": "momentum", "dampening": "dampening"}),
-        # torch refuses nesterov=True with its default momentum of 0, so every row of this variant names one.
+        # torch rejects nesterov=True with its default momentum of 0, so every row of this variant sets it.
         "NAG": Peer("NAG", "SGD", _TORCH | {"momentum": "momentum"}, theirs={"nesterov": True}),
         "AdaGrad": Peer(
             "AdaGrad",
@@ -91,20 +91,20 @@ PEERS: dict[str, dict[str, Peer]] = {
         ),
         "AdaDelta": Peer("AdaDelta", "Adadelta", _TORCH | {"rho": "rho", "eps": "eps"}),
         "Adam": Peer("Adam", "Adam", _TORCH | {"betas": "betas", "eps": "eps", "amsgrad": "amsgrad"}),
-        # AdamW has a decay by default, our preset has none.
+        # AdamW has weight decay by default; our preset has none.
         "AdamW": Peer(
             "Adam",
             "AdamW",
             _TORCH_DECOUPLED | {"betas": "betas", "eps": "eps", "amsgrad": "amsgrad"},
         ),
-        # NAdam keeps the product of its momenta in torch's default type, which is float32 ...
+        # NAdam stores the product of its momenta in torch's default type, float32.
         "Nadam": Peer(
             "Nadam",
             "NAdam",
             _TORCH | {"betas": "betas", "eps": "eps", "momentum_decay": "momentum_decay"},
             tolerance=1e-10,
         ),
-        # ... and matches as closely as the others where that default is float64 (peers.py sets it).
+        # With a default type of float64 (set in peers.py) it matches as closely as the others.
         "Nadam64": Peer(
             "Nadam",
             "NAdam",
@@ -169,7 +169,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     },
 }
 
-# Every variant's settings; the first of each is the peer's defaults, as far as it has them.
+# The settings of every variant; the first of each is the peer's defaults, as far as there are any.
 SETTINGS: dict[str, dict[str, list[Options]]] = {
     "torch": {
         "SGD": [{}, {"lr": 0.1, "l2": 0.01}, {"lr": 0.1, "maximize": True}, {"lr": 0.2, "schedule": True}],
@@ -341,8 +341,8 @@ CASES = [
 ]
 
 
-# Ranges for the random knobs: "log" for scales, "linear" for the rest. The rates keep every rule from running away:
-# that would magnify the roundings in which two sides differ that order their operations as they like.
+# Ranges of random settings: "log" for scales, "linear" for the rest. The rates keep every rule from diverging, which
+# would magnify the rounding differences between the two sides' orders of operations.
 _RATES = {
     "SGD": (0.01, 0.2),
     "Momentum": (0.003, 0.05),
@@ -369,7 +369,7 @@ _RANGES = {
 
 
 def random_cases(framework: str, seed: int, rounds: int) -> list[Case]:
-    """Every variant of a framework `rounds` times, each with all its knobs turned at random; the same for a seed."""
+    """Every variant of a framework `rounds` times, each with random settings that depend only on the seed."""
     rng = random.Random(seed)
 
     def draw(scale: str, low: float, high: float) -> float:
@@ -386,7 +386,7 @@ def random_cases(framework: str, seed: int, rounds: int) -> list[Case]:
                 knobs[name] = (draw("linear", 0.5, 0.95), draw("linear", 0.9, 0.9999))
             else:
                 knobs[name] = draw(*_RANGES[name])
-        # The float32 product of torch's NAdam shows in proportion to the rate: 1e-10 holds up to its default.
+        # The error of torch's float32 product is proportional to the rate: 1e-10 holds up to the default rate.
         if peer.tolerance > 1e-12:
             knobs["lr"] = draw("log", 1e-4, 2e-3)
         return knobs | {"schedule": rng.random() < 0.5}

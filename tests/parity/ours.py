@@ -1,4 +1,4 @@
-"""gradstep, driven over the problem as the peers are in peers.py."""
+"""Runs gradstep on the problem, as peers.py runs the peers."""
 
 import gradstep
 import gradstep.reference
@@ -8,7 +8,7 @@ from .cases import Case
 
 
 def run(case: Case, reference: bool = False) -> problem.Trajectory:
-    """The case's trajectory, by `preset(framework)` with the case's overrides, or by the reference with its options."""
+    """The trajectory of `preset(framework)` with the case's overrides, or of the reference with its options."""
     p = problem.START.copy()
     opt = getattr(gradstep, case.peer.cls).preset(case.framework, p, **case.ours)
     if reference:

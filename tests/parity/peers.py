@@ -1,4 +1,4 @@
-"""The peers, driven over the problem in float64. Each function imports its framework when it is called."""
+"""Runs the peers on the problem in float64. Each function imports its framework when called."""
 
 import importlib.util
 import os
@@ -14,13 +14,13 @@ MODULES = {"torch": ["torch"], "keras": ["keras", "jax"], "optax": ["optax", "ja
 
 
 def missing(framework: str) -> str | None:
-    """Why a framework cannot be run here, or None."""
+    """The reason why a framework cannot be run here, or None."""
     absent = [name for name in MODULES[framework] if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
 def torch(case: Case) -> Trajectory:
-    """torch.optim, as a user gets it, except that the Nadam64 and NadamW64 variants have a float64 default type."""
+    """torch.optim as installed, except that the Nadam64 and NadamW64 variants use a default type of float64."""
     import torch
 
     default = torch.get_default_dtype()
@@ -45,8 +45,8 @@ def torch(case: Case) -> Trajectory:
 def keras(case: Case) -> Trajectory:
     """keras.optimizers on JAX.
 
-    Keras keeps the learning rate in a variable of type `floatx`, float32 by default, which alone would cost 1e-9; the
-    parameters' type decides the rest.
+    Keras stores the learning rate in a variable of type `floatx`; float32, the default, would cause an error of 1e-9.
+    The parameters' type determines all other types.
     """
     os.environ.setdefault("KERAS_BACKEND", "jax")
     import jax
@@ -69,7 +69,7 @@ def keras(case: Case) -> Trajectory:
 
 
 def optax(case: Case) -> Trajectory:
-    """optax in JAX' 64-bit mode, where its Python scalars take the type of the parameters."""
+    """optax in JAX' 64-bit mode, where Python scalars get the type of the parameters."""
     import jax
 
     jax.config.update("jax_enable_x64", True)

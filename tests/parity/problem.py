@@ -1,23 +1,23 @@
-"""The problem on which gradstep and its peers are compared: six float64 parameters, 100 steps, a noisy gradient.
+"""The problem that parity tests use: six float64 parameters, 100 steps, a noisy gradient.
 
-Only ``+ - * /`` on float64 and Python integers are used, each with one defined rounding, so that every machine computes
-the same gradients. A trajectory stored on one machine can then be checked on another, and nothing but the parameters
-at a few steps need be stored.
+It uses only ``+ - * /`` on float64 and Python integers, whose rounding is defined, so that every machine computes the
+same gradients. A trajectory stored on one machine can therefore be checked on another, and only the parameters at a few
+steps are stored.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-Trajectory = list[list[float]]  # a list of parameters a checkpoint
+Trajectory = list[list[float]]  # a list of parameters per checkpoint
 
 STEPS = 100
 CHECKPOINTS = (1, 2, 10, 100)
 
-# The parameters start and stay well away from zero, so that an error relative to each of them has a meaning.
+# The parameters start and stay far from zero, so that relative errors are meaningful.
 CENTRE = np.array([4.0, -6.0, 3.0, 20.0, -9.0, 5.0])
 START = np.array([4.5, -6.75, 3.25, 21.5, -8.25, 4.5])
-# The small ones are gradients that an `eps` of 1e-7 is not lost in.
+# The small ones give gradients for which an `eps` of 1e-7 matters.
 CURVATURE = np.array([1.0, 0.5, 2.0, 1e-4, 0.25, 1e-2])
 
 
@@ -34,7 +34,7 @@ NOISE = _uniform(STEPS, START.size)
 
 
 def gradient(p: np.ndarray, step: int) -> np.ndarray:
-    """The gradient at `p` after `step` steps: nonlinear, coupled, and noisy enough to keep every moment off zero."""
+    """The gradient at `p` after `step` steps: nonlinear, coupled, and noisy enough that no moment is zero."""
     d = p - CENTRE
     square = d * d
     pull = d * (1.0 + square / (1.0 + square)) + 0.125 * np.roll(d, 1) / (1.0 + square)
@@ -42,14 +42,14 @@ def gradient(p: np.ndarray, step: int) -> np.ndarray:
 
 
 def scheduled(lr: float, step: int) -> float:
-    """A rate that changes at every step, to tell apart the velocities that carry it from those that do not."""
+    """A rate that changes at every step, so that velocities with and without the rate differ."""
     return lr * (1 + (3 * step) % 8) / 8
 
 
 def trajectory(update: Callable[[np.ndarray, int], np.ndarray], maximize: bool = False) -> Trajectory:
-    """The parameters at the checkpoints; `update(gradient, step)` takes one more after `step` steps and returns them.
+    """The parameters at the checkpoints; `update(gradient, step)` runs the step after `step` steps and returns them.
 
-    Where the optimizer climbs it is given the gradient of the negated problem, and so stays near the same optimum.
+    With `maximize` the optimizer gets the gradient of the negated problem, and so stays near the same optimum.
     """
     p, kept = START, []
     for step in range(STEPS):

@@ -1,6 +1,6 @@
-"""Runs the peers over the cases and stores their trajectories: `python -m tests.parity.record [framework ...]`.
+"""Runs the peers on all cases and stores their trajectories: `python -m tests.parity.record [framework ...]`.
 
-The tests then need no peer, whose installation takes gigabytes. Run this again when cases.py or problem.py changes.
+The tests then need no peers, which take gigabytes to install. Run this again after changes to cases.py or problem.py.
 """
 
 import argparse
@@ -16,7 +16,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def record(framework: str) -> str:
-    """One framework's file: a header, then a line a case."""
+    """The file of one framework: a header, then one line per case."""
     versions = {name: version(name) for name in [*peers.MODULES[framework], "numpy"]}
     header = {
         "script": "python -m tests.parity.record",

@@ -1,4 +1,4 @@
-"""The table's cases, and knobs turned at random, beside the peers that are installed here."""
+"""The table's cases, and random settings, compared with the installed peers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every preset walks where torch, Keras and optax walked when record.py was last run."""
+"""Every preset reproduces the stored trajectories of torch, Keras and optax."""
 
 import json
 

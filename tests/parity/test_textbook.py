@@ -1,4 +1,4 @@
-"""The listings of the textbooks and of the papers, written out, on f(x) = (x - 3)^2 from x = 0."""
+"""The algorithms of textbooks and papers, on f(x) = (x - 3)^2 from x = 0."""
 
 from math import sqrt
 
@@ -15,7 +15,7 @@ def df(x):
 
 
 def minimize(opt, x):
-    """The same descent by gradstep."""
+    """The same minimization with gradstep."""
     for _ in range(ITERATIONS):
         opt.step(df(x))
     return x.item()
@@ -71,8 +71,8 @@ def test_textbook(listing, optimizer):
     assert minimize(optimizer(x), x) == pytest.approx(listing(), rel=1e-12, abs=0)
 
 
-# preset("paper"). Papers leave the rate, and often the momentum, to the reader: those are given here, as a changing
-# rate where that shows the form of the velocity. What a paper does fix is left to the preset.
+# preset("paper"). Papers often do not fix the rate and the momentum; these are given here, with a changing rate if that
+# reveals the form of the velocity. What a paper fixes is left to the preset.
 
 
 def rate(step_count):
@@ -80,7 +80,7 @@ def rate(step_count):
 
 
 def heavy_ball():
-    """Polyak 1964: the displacement is carried on."""
+    """Polyak 1964: the velocity is the displacement."""
     before, x, mu = 0.0, 0.0, 0.9
     for k in range(ITERATIONS):
         before, x = x, x - rate(k) * df(x) + mu * (x - before)
@@ -88,7 +88,7 @@ def heavy_ball():
 
 
 def nesterov():
-    """Nesterov 1983, as Sutskever et al. 2013 write it: the gradient is that of the point ahead."""
+    """Nesterov 1983, in the form of Sutskever et al. 2013: the gradient is evaluated at the lookahead point."""
     x, v, mu = 0.0, 0.0, 0.9
     for k in range(ITERATIONS):
         v = mu * v - rate(k) * df(x + mu * v)
