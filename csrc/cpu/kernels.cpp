@@ -79,22 +79,22 @@ struct IfKept<Codec, false> {
 };
 
 template <int... k>
-struct Places {};
+struct Indices {};
 template <int kCount, int... k>
-struct PlacesBelow : PlacesBelow<kCount - 1, kCount - 1, k...> {};
+struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, k...> {};
 template <int... k>
-struct PlacesBelow<0, k...> {
-  using Type = Places<k...>;
+struct MakeIndices<0, k...> {
+  using Type = Indices<k...>;
 };
 
 // The kernel of an update for a storage combination; `k` are the indices of its states.
-template <class ElementUpdate, class How, class = typename PlacesBelow<ElementUpdate::kStates>::Type>
+template <class ElementUpdate, class Codecs, class = typename MakeIndices<ElementUpdate::kStates>::Type>
 struct KernelOf;
 
-template <class ElementUpdate, class How, int... k>
-struct KernelOf<ElementUpdate, How, Places<k...>> {
+template <class ElementUpdate, class Codecs, int... k>
+struct KernelOf<ElementUpdate, Codecs, Indices<k...>> {
   template <int place>
-  using State = typename IfKept<typename How::States::template Of<ElementUpdate::non_negative(place)>,
+  using State = typename IfKept<typename Codecs::States::template Of<ElementUpdate::non_negative(place)>,
                                 ElementUpdate::keeps(place)>::Type;
 
   // Calls f(parameter, gradient, copy, states...) with an accessor for each stream.
@@ -102,13 +102,13 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
   GS_INLINE static void open_all(std::byte* const* streams, const StoredStreams* stored, float (*blocks)[kBlock],
                                  const F& f) {
     const auto stream = [=](auto codec, int s) GS_ALWAYS_INLINE { return open(codec, streams, stored, blocks[s], s); };
-    f(stream(typename How::Parameter{}, kParameter), stream(typename How::Gradient{}, kGradient),
-      stream(typename How::Copy{}, kCopy), stream(State<k>{}, kFirstState + k)...);
+    f(stream(typename Codecs::Parameter{}, kParameter), stream(typename Codecs::Gradient{}, kGradient),
+      stream(typename Codecs::Copy{}, kCopy), stream(State<k>{}, kFirstState + k)...);
   }
 
   static void run(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end, bool prefetches,
                   const StoredStreams* stored) {
-    if constexpr (How::kNative) {
+    if constexpr (Codecs::kNative) {
       // Setting up the registers of run_many() is not worth while for less than a register of elements.
       if (end - begin < Full<typename ElementUpdate::T>::kLanes) return run_few(element, streams, begin, end);
     }
@@ -146,8 +146,8 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
         }
       }
     };
-    add(typename How::Parameter{}, kParameter), add(typename How::Gradient{}, kGradient);
-    add(typename How::Copy{}, kCopy), (add(State<k>{}, kFirstState + k), ...);
+    add(typename Codecs::Parameter{}, kParameter), add(typename Codecs::Gradient{}, kGradient);
+    add(typename Codecs::Copy{}, kCopy), (add(State<k>{}, kFirstState + k), ...);
     return native ? StoredKernel{} : StoredKernel{storage, to_nearest, &run};
   }
 };
@@ -155,14 +155,14 @@ struct KernelOf<ElementUpdate, How, Places<k...>> {
 // Updates in double, and those that flush subnormals, have only the native kernel; other storage goes through tiles. So
 // do all updates with 16-byte registers: with SSE2 the combinations of bfloat16 and float16 took 8 to 25 % longer than
 // tiles (an EPYC of Zen 4), because few elements are in flight at a time; NEON has not been measured.
-template <class ElementUpdate, class... Hows>
-constexpr Kernels kernels_of(CombinationList<Hows...>) {
+template <class ElementUpdate, class... AllCodecs>
+constexpr Kernels kernels_of(CombinationList<AllCodecs...>) {
   if constexpr (sizeof(typename ElementUpdate::T) == sizeof(double)) {
     return {&KernelOf<ElementUpdate, Native<codecs::Float64>>::run, {}};
   } else if constexpr (ElementUpdate::kFlushes || kRegister == 16) {
     return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {}};
   } else {
-    return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {KernelOf<ElementUpdate, Hows>::stored()...}};
+    return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {KernelOf<ElementUpdate, AllCodecs>::stored()...}};
   }
 }
 

@@ -11,8 +11,8 @@
 // thread that starts late, or is not scheduled, delays the job by one task at most.
 //
 // `busy_` admits one caller at a time; the others run their tasks on their own thread. After a job, a worker looks for
-// the next one for kPatience, yielding its core to other threads, and then sleeps: steps on small arrays follow one
-// another at once, others are milliseconds apart.
+// the next one for kSpinMicroseconds, yielding its core to other threads, and then sleeps: steps on small arrays follow
+// one another at once, others are milliseconds apart.
 #include "cpu/pool.h"
 
 #include <pthread.h>
@@ -34,10 +34,10 @@
 namespace gradstep::cpu {
 namespace {
 
-// Waits up to `patience` for a condition that another thread will soon make true. Returns whether it became true.
+// Waits up to `timeout` for a condition that another thread will soon make true. Returns whether it became true.
 template <class Condition>
-bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = true) {
-  for (const auto until = std::chrono::steady_clock::now() + patience;;) {
+bool spin_until(Condition holds, std::chrono::microseconds timeout, bool yields = true) {
+  for (const auto until = std::chrono::steady_clock::now() + timeout;;) {
     for (int i = 0; i < 32; ++i) {
       if (holds()) return true;
 #if defined(__x86_64__)
@@ -47,27 +47,27 @@ bool soon(Condition holds, std::chrono::microseconds patience, bool give_way = t
 #endif
     }
     if (std::chrono::steady_clock::now() > until) return false;
-    if (give_way) sched_yield();  // lets other threads use this core
+    if (yields) sched_yield();  // lets other threads use this core
   }
 }
 
 struct Worker {
   pthread_t thread;
-  int kept_off = -1;  // the caller's core that it may not run on; -1: none
+  int excluded_core = -1;  // the caller's core that it may not run on; -1: none
 };
 
 // Sets the workers' affinity to the caller's cores except `core`; -1 excludes none. Linux (6.18, a VM of two cores) was
 // seen to wake workers on the caller's core and to leave them there for milliseconds while the other core was idle.
-void keep_off(int core, std::vector<Worker>& workers) {
+void exclude_core(int core, std::vector<Worker>& workers) {
 #if defined(__linux__)
-  const auto stays = [=](const Worker& worker) { return worker.kept_off == core; };
+  const auto stays = [=](const Worker& worker) { return worker.excluded_core == core; };
   if (std::all_of(workers.begin(), workers.end(), stays)) return;
   cpu_set_t cores;
   if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
   if (core >= 0) CPU_CLR(static_cast<std::size_t>(core), &cores);
   if (CPU_COUNT(&cores) == 0) return;
   for (Worker& worker : workers) {
-    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof cores, &cores) == 0) worker.kept_off = core;
+    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof cores, &cores) == 0) worker.excluded_core = core;
   }
 #else
   static_cast<void>(core), static_cast<void>(workers);
@@ -103,7 +103,7 @@ struct Job {
     const auto none_left = [this] {
       return std::all_of(ranges, ranges + threads, [](const IndexRange& range) { return range.empty(); });
     };
-    if (soon(none_left, std::chrono::microseconds(kGrace), /*give_way=*/false)) return;
+    if (spin_until(none_left, std::chrono::microseconds(kStealDelayMicroseconds), /*yields=*/false)) return;
     for (std::size_t i = 1; i < threads; ++i) run_range(ranges[(home + i) % threads]);
   }
 
@@ -133,7 +133,7 @@ class Pool {
       ranges_[i].next.store(count * i / threads, std::memory_order_relaxed);
       ranges_[i].end = count * (i + 1) / threads;
     }
-    keep_off(current_core(), crew_);
+    exclude_core(current_core(), worker_list_);
     Job job{task, context, ranges_.get(), threads};
     std::size_t to_wake = 0;
     {
@@ -150,7 +150,9 @@ class Pool {
       if (inside_ > 0) {
         lock.unlock();
         // A worker that has not finished by now is waiting for a core, and may use this one.
-        if (!soon([this] { return inside_ == 0; }, std::chrono::microseconds(kPatience))) keep_off(-1, crew_);
+        if (!spin_until([this] { return inside_ == 0; }, std::chrono::microseconds(kSpinMicroseconds))) {
+          exclude_core(-1, worker_list_);
+        }
         lock.lock();
       }
       all_left_.wait(lock, [this] { return inside_ == 0; });
@@ -175,9 +177,9 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
     try {
       ranges_ = std::make_unique<IndexRange[]>(wanted + 1);
-      for (crew_.reserve(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
+      for (worker_list_.reserve(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
         std::thread thread([this, home = workers() + 1] { serve(home); });
-        crew_.push_back({thread.native_handle()});
+        worker_list_.push_back({thread.native_handle()});
         thread.detach();
       }
     } catch (const std::exception&) {
@@ -195,7 +197,7 @@ class Pool {
 #endif
     for (std::unique_lock<std::mutex> lock(mutex_);;) {
       lock.unlock();
-      soon([this] { return seats_ > 0; }, std::chrono::microseconds(kPatience));
+      spin_until([this] { return seats_ > 0; }, std::chrono::microseconds(kSpinMicroseconds));
       lock.lock();
       if (seats_ == 0) {
         // After any wake-up without a seat the worker looks for a job again, to be in time for the next.
@@ -217,7 +219,7 @@ class Pool {
 
   std::atomic<bool> busy_{false};
   std::atomic<std::size_t> workers_{0};
-  std::vector<Worker> crew_;  // crew_ and ranges_ change only in the call that holds busy_
+  std::vector<Worker> worker_list_;  // worker_list_ and ranges_ change only in the call that holds busy_
   std::unique_ptr<IndexRange[]> ranges_ = std::make_unique<IndexRange[]>(1);  // one per worker and one for the caller
 
   std::mutex mutex_;

@@ -39,11 +39,11 @@ constexpr std::int64_t grain(std::int64_t elements) {
 
 // How long a worker spins before it sleeps, in microseconds: about as long as waking it takes (10 to 50 us in a virtual
 // machine of two cores, Linux 6.18).
-inline constexpr int kPatience = 50;
+inline constexpr int kSpinMicroseconds = 50;
 
 // How long a thread waits for the others before it takes their indices, in microseconds: such work comes with cache
 // lines of the other core, which costs more than waiting for a thread that is nearly done (Momentum on 100 000 elements
 // and two threads took a tenth less time).
-inline constexpr int kGrace = 3;
+inline constexpr int kStealDelayMicroseconds = 3;
 
 }  // namespace gradstep::cpu

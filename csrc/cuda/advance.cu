@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Adva
   if (warp_of_thread() == 0) {
     const double norm = passes ? sqrt(sum(args.sums.of_tensors, args.sums.tensors, lane_of_thread(), lanes)) : 0;
     if (lane_of_thread() == 0) {
-      pass = passes ? judge(norm, args.captured == nullptr ? args.asked : args.captured->asked) : kNoPass;
+      pass = passes ? evaluate_norm(norm, args.captured == nullptr ? args.asked : args.captured->asked) : kNoPass;
     }
   }
   __syncthreads();

@@ -8,7 +8,7 @@
 
 namespace gradstep::cuda {
 
-inline const char* words_for(cudaError_t error) {
+inline const char* description_of(cudaError_t error) {
   int driver = 1;
   const bool none = error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0;
   return none ? "there is no NVIDIA driver" : cudaGetErrorString(error);
@@ -18,7 +18,7 @@ inline const char* words_for(cudaError_t error) {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // clears the error, which later calls would return again
-  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + words_for(error));
+  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + description_of(error));
 }
 
 // Relaxes the thread's capture mode, so that CUDA does not reject calls such as cudaMalloc while a stream is captured.

@@ -86,7 +86,7 @@ GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
 
 // Updates native tensors. Complete contiguous blocks are processed with vector loads and stores, others item by item.
 template <class ElementUpdate, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFit<ElementUpdate>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
     native(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
   using T = typename ElementUpdate::T;
   using Values = Raw<T, sizeof(T), T>;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kFit<ElementUpdate>)
 
 // Updates tensors of which at least one stream is not stored as float.
 template <class ElementUpdate, int kTensors>
-__global__ void __launch_bounds__(kThreads, kFitStored<ElementUpdate>)
+__global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
     stored(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
   __shared__ std::uint32_t places[kMaxStreams][kGroup], groups[kMaxStreams][kChunk / kBlock][kBlock / kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];

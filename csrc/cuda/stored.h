@@ -178,11 +178,11 @@ struct Narrow {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<Storage>(Width::get(raw, i)));
   }
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const StochasticRounding& chance, float*,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const StochasticRounding& rounding, float*,
                                std::uint32_t (&raw)[kItems]) {
-    if (chance.asked) {
+    if (rounding.asked) {
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], chance.noise.bits(i)) >> Codec::kShift);
+      for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], rounding.noise.bits(i)) >> Codec::kShift);
     } else {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) Width::put(raw, i, narrowed(Codec{}, x[i]));
@@ -210,14 +210,14 @@ struct Scaled {
     special ? decode_as<true>(raw, scale, x) : decode_as<false>(raw, scale, x);
   }
 
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const StochasticRounding& chance,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const StochasticRounding& rounding,
                                float* scale, std::uint32_t (&raw)[kItems]) {
     std::uint32_t most = largest<false>(x);
     const bool beyond = Codec::is_beyond(most);
     if (most >= kInfinity) most = largest<true>(x);
     const float now = Codec::scale(most);
     if (block.lane == 0) *scale = now;
-    beyond ? encode_as<true>(x, now, chance.noise, raw) : encode_as<false>(x, now, chance.noise, raw);
+    beyond ? encode_as<true>(x, now, rounding.noise, raw) : encode_as<false>(x, now, rounding.noise, raw);
   }
 
  private:

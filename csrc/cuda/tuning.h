@@ -17,12 +17,13 @@ static_assert(kChunk % (kWarps * kBlock) == 0);
 template <class ElementUpdate>
 constexpr bool kHasThreeStates = ElementUpdate::keeps(1) && ElementUpdate::keeps(2);
 template <class ElementUpdate>
-constexpr int kFit = sizeof(typename ElementUpdate::T) == sizeof(double)  ? (kHasThreeStates<ElementUpdate> ? 2 : 3)
-                     : kHasThreeStates<ElementUpdate>                     ? 4
-                     : ElementUpdate::keeps(1) || ElementUpdate::keeps(2) ? 5
-                                                                          : 8;
+constexpr int kMinBlocks =
+    sizeof(typename ElementUpdate::T) == sizeof(double)  ? (kHasThreeStates<ElementUpdate> ? 2 : 3)
+    : kHasThreeStates<ElementUpdate>                     ? 4
+    : ElementUpdate::keeps(1) || ElementUpdate::keeps(2) ? 5
+                                                         : 8;
 template <class ElementUpdate>
-constexpr int kFitStored = kHasThreeStates<ElementUpdate> ? 3 : 4;
+constexpr int kMinBlocksStored = kHasThreeStates<ElementUpdate> ? 3 : 4;
 
 // Tensors per launch. A launch takes at most 32 KB of arguments; launches of few tensors use fewer, which cost less.
 // Not measured.

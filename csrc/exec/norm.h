@@ -52,7 +52,7 @@ struct GradientPass {
 inline constexpr GradientPass kNoPass{0, true, 1, false};
 
 // A NaN norm gives a NaN factor, so that NaN is not hidden.
-GS_INLINE GradientPass judge(double norm, const PassOptions& asked) {
+GS_INLINE GradientPass evaluate_norm(double norm, const PassOptions& asked) {
   const bool finite = norm - norm == 0;
   const double factor = !asked.clips || norm <= asked.clip_norm ? 1 : asked.clip_norm / norm;
   return {norm, finite, factor, asked.skips_nonfinite && !finite};

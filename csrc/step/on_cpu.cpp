@@ -25,12 +25,13 @@ namespace {
 
 // Detects whether steps follow one another so fast that a worker woken for one is still awake for the next. All
 // optimizers and threads share it. It affects times, not results.
-class Pace {
+class ConsecutiveSteps {
  public:
-  // Called when a step begins. Returns true if this step and the one before each began within kPatience of the end of
-  // another. Two in a row are required because two optimizers may be stepped together now and then.
+  // Called when a step begins. Returns true if this step and the one before each began within kSpinMicroseconds of the
+  // end of another. Two in a row are required because two optimizers may be stepped together now and then.
   bool begin() {
-    const bool soon = now() - ended_.load(std::memory_order_relaxed) < std::chrono::microseconds(cpu::kPatience);
+    const bool soon =
+        now() - ended_.load(std::memory_order_relaxed) < std::chrono::microseconds(cpu::kSpinMicroseconds);
     const int in_a_row = soon ? std::min(in_a_row_.load(std::memory_order_relaxed) + 1, 2) : 0;
     in_a_row_.store(in_a_row, std::memory_order_relaxed);
     return in_a_row == 2;
@@ -45,17 +46,17 @@ class Pace {
   std::atomic<int> in_a_row_{0};
 };
 
-Pace pace;
+ConsecutiveSteps consecutive_steps;
 
 // The last update that a task ran and its kernels: most tasks have only one update.
-struct Last {
+struct KernelCache {
   const PreparedUpdate* update = nullptr;
   const cpu::Kernels* kernels = nullptr;
 };
 
-// Calls visit(job, piece, last) on `threads` threads for every piece of a plan whose tensor takes part.
+// Calls visit(job, piece, cache) on `threads` threads for every piece of a plan whose tensor takes part.
 template <class Visit>
-void share(const Plan& plan, const TensorJob* jobs, int threads, bool wake, const Visit& visit) noexcept {
+void for_each_piece(const Plan& plan, const TensorJob* jobs, int threads, bool wake, const Visit& visit) noexcept {
   struct Step {
     const Plan& plan;
     const TensorJob* jobs;
@@ -64,11 +65,11 @@ void share(const Plan& plan, const TensorJob* jobs, int threads, bool wake, cons
   const auto task = [](void* context, std::size_t index) {
     const IeeeMode ieee;
     const auto& [the_plan, the_jobs, the_visit] = *static_cast<const Step*>(context);
-    Last last;
+    KernelCache cache;
     for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
       const Piece& piece = the_plan.pieces[i];
       const TensorJob& job = the_jobs[piece.tensor];
-      if (job.update != nullptr) the_visit(job, piece, last);
+      if (job.update != nullptr) the_visit(job, piece, cache);
     }
   };
   cpu::parallel_for(plan.task_count(), threads, wake, task, &step);
@@ -155,13 +156,13 @@ class OnCpu : public Backend {
       ++job;
     }
     const int threads = threads_for(bytes);
-    const bool fast = threads > 1 && pace.begin();
-    const auto visit = [prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece, Last& last) {
-      if (of.update != last.update) last = {of.update, &cpu::find_kernels(of.update->key)};
-      cpu::run(of, *last.kernels, piece.begin, piece.end, prefetches);
+    const bool awake = threads > 1 && consecutive_steps.begin();
+    const auto visit = [prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece, KernelCache& cache) {
+      if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
+      cpu::run(of, *cache.kernels, piece.begin, piece.end, prefetches);
     };
-    share(plan_, steps_.jobs.data(), threads, fast || wakes_for(bytes), visit);
-    if (threads > 1) pace.end();
+    for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
+    if (threads > 1) consecutive_steps.end();
     ++taken_;
   }
 
@@ -242,13 +243,13 @@ class OnCpu : public Backend {
       assign_if_changed(norms_.jobs[i].streams[kGradient], gradients[i]);
       bytes += size * size_of(compute);
     }
-    const auto visit = [&, prefetches = cpu::prefetches()](const TensorJob& job, const Piece& piece, Last&) {
+    const auto visit = [&, prefetches = cpu::prefetches()](const TensorJob& job, const Piece& piece, KernelCache&) {
       double* to = &of_chunks_[plan_.first_chunk[piece.tensor]] + piece.begin / kChunk;
       for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
         *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
       }
     };
-    share(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
+    for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
     const IeeeMode ieee;
     return add_up(gradients, asked);
   }
@@ -259,7 +260,7 @@ class OnCpu : public Backend {
       const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
       of_tensors_[i] = gradients[i] == nullptr ? 0 : sum(of_chunks_.data() + first, count);
     }
-    return judge(std::sqrt(sum(of_tensors_.data(), of_tensors_.size())), asked);
+    return evaluate_norm(std::sqrt(sum(of_tensors_.data(), of_tensors_.size())), asked);
   }
 
   std::vector<GroupOptions> groups_;
