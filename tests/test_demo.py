@@ -108,9 +108,7 @@ def test_gradients_are_those_of_what_is_stored(storage, digits):
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_a_run_in_fewer_bits_learns_and_has_the_bits_of_numpy(storage, digits):
     for cls in (optimizers.SGD, optimizers.Adam):
-        run = demo.train(
-            cls, digits, hidden=(72,), epochs=1, storage=storage
-        )  # the first layer has 4608 weights, enough for q8
+        run = demo.train(cls, digits, hidden=(72,), epochs=1, storage=storage)  # q8 for the 4608 weights of layer 1
         assert run.same_bits
         assert run.losses[-1] < run.losses[0]
 
