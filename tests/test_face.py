@@ -389,7 +389,8 @@ def test_show_config(capsys):
     assert isa["chosen"] in isa["supported"]
     assert {*config["prefetch"].values()} <= {"off", "on"}
     gs.set_num_threads(5)
-    assert gs.show_config(mode="dicts")["threads"] == {"count": 5, "default": config["threads"]["default"]}
+    shown = {"count": 5, "source": "set_num_threads", "default": config["threads"]["default"]}
+    assert gs.show_config(mode="dicts")["threads"] == shown
     assert config["cuda"]["available"] or config["cuda"]["reason"]
 
     assert gs.show_config() is None

@@ -1,7 +1,6 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
-#include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/prefetch_choice.h"
@@ -45,6 +44,7 @@ void register_config(py::module_& m) {
   m.def("num_threads", &cpu::threads);
   m.def("set_num_threads", &cpu::set_threads, py::arg("count"));
   m.def("default_threads", &cpu::default_threads);
+  m.def("threads_source", &cpu::threads_source);
   m.def("share_all", &cpu::share_all, py::arg("on"));
   m.def("worker_count", &cpu::worker_count);
 }

@@ -101,12 +101,12 @@ int quota_cores(const std::string& proc_self_cgroup, const std::string& cgroup_r
   return limit;
 }
 
-int default_threads() {
-  int threads = affinity_cores();
+int available_cores() {
+  int cores = affinity_cores();
 #if defined(__linux__)
-  threads = tighter(threads, quota_cores("/proc/self/cgroup", "/sys/fs/cgroup"));
+  cores = tighter(cores, quota_cores("/proc/self/cgroup", "/sys/fs/cgroup"));
 #endif
-  return std::max(threads, 1);
+  return std::max(cores, 1);
 }
 
 }  // namespace gradstep::cpu

@@ -1,12 +1,12 @@
-// The number of threads that this process may keep busy.
+// How many cores this process may keep busy.
 #pragma once
 
 #include <string>
 
 namespace gradstep::cpu {
 
-// The number of CPUs that this process may run on, limited by the quota of its control group. At least 1.
-int default_threads();
+// The CPUs this process may run on, or fewer where its control group's quota is smaller. At least 1.
+int available_cores();
 
 // The tightest CPU quota (version 1 or 2) of the process's control group, its ancestors and the mounted root, in whole
 // CPUs, rounded up; 0 if there is none. The arguments are /proc/self/cgroup and /sys/fs/cgroup; tests pass substitutes.

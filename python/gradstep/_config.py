@@ -18,7 +18,8 @@ def set_num_threads(count: int) -> None:
     """Sets the number of threads a step may use, for the whole process.
 
     The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control
-    group's quota). The number changes no bit of any result. Raises ValueError where `count` is not from 1 to 1024.
+    group's quota), and no more than OMP_NUM_THREADS, which process pools set. The number changes no bit of any result.
+    Raises ValueError where `count` is not from 1 to 1024.
     """
     _core.set_num_threads(_options.whole_number(count, 1, "the number of threads", _core.MAX_THREADS))
 
@@ -54,7 +55,11 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
             "chosen": _core.isa(),
         },
         "prefetch": {"chosen": _core.prefetch(), "default": _core.default_prefetch()},
-        "threads": {"count": _core.num_threads(), "default": _core.default_threads()},
+        "threads": {
+            "count": _core.num_threads(),
+            "source": _core.threads_source(),
+            "default": _core.default_threads(),
+        },
         "cuda": cuda_info(),
     }
     if mode == "dicts":

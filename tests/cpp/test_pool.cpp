@@ -464,9 +464,9 @@ TEST(quota_v1_without_the_link) {
   }
 }
 
-TEST(default_threads_is_at_least_one) {
-  CHECK(gradstep::cpu::default_threads() >= 1);
-  CHECK(gradstep::cpu::default_threads() <= 1 << 20);
+TEST(at_least_one_core_is_available) {
+  CHECK(gradstep::cpu::available_cores() >= 1);
+  CHECK(gradstep::cpu::available_cores() <= 1 << 20);
 }
 
 }  // namespace
