@@ -1,4 +1,5 @@
 #include "bind/cuda_arrays.h"
+#include "bind/entry.h"
 #include "bind/stepper.h"
 #include "cuda/runtime.h"
 
@@ -16,7 +17,7 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 }  // namespace
 }  // namespace gradstep::bind
 
-PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
+GRADSTEP_MODULE(_cuda, m) {
   using namespace gradstep;
   using bind::CudaArrays;
   m.doc() = "The CUDA backend of gradstep. To import it calls nothing of CUDA.";

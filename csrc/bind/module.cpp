@@ -1,8 +1,7 @@
 #include "bind/bind.h"
+#include "bind/entry.h"
 
-namespace py = pybind11;
-
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+GRADSTEP_MODULE(_core, m) {
   m.doc() = "The compiled core of gradstep: rules, kernels, threads.";
   gradstep::bind::register_config(m);
   gradstep::bind::register_rules(m);
