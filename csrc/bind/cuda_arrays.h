@@ -47,6 +47,11 @@ class CudaArrays {
     step::KeptArray array;
     std::string name;
 
+    int traverse(visitproc visit, void* arg) const {
+      Py_VISIT(object.ptr());
+      return 0;
+    }
+
     void check_unmoved() const {}
   };
 
@@ -56,6 +61,12 @@ class CudaArrays {
   // turn. Only those with a C interface: of other libraries' arrays the memory stays.
   static constexpr int kSpotChecks = 8;
   void spot_check(const Watched& watched);
+
+  // For the garbage collector.
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto& [type, interface] : interfaces_) Py_VISIT(type.ptr());
+    return 0;
+  }
 
  private:
   struct ArrayInfo;

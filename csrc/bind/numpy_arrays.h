@@ -30,6 +30,9 @@ class NumPyArrays {
   // Every step looks at all.
   static constexpr int kSpotChecks = 0;
 
+  // For the garbage collector; it keeps no object.
+  static int traverse(visitproc, void*) { return 0; }
+
   // An array as it was when the optimizer was made; every step looks whether it still is.
   class Watched {
    public:
@@ -38,6 +41,12 @@ class NumPyArrays {
     pybind11::object object;
     step::KeptArray array;
     std::string name;
+
+    // An ndarray has references of its own where it is of a subclass.
+    int traverse(visitproc visit, void* arg) const {
+      Py_VISIT(object.ptr());
+      return 0;
+    }
 
     void check_unmoved() const {
       const auto& now = *pybind11::detail::array_proxy(object.ptr());

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/gc.h"
 #include "bind/options.h"
 #include "step/catalog.h"
 #include "step/norm.h"
@@ -70,6 +71,30 @@ class Stepper {
   }
   Stepper(const Stepper&) = delete;
   Stepper& operator=(const Stepper&) = delete;
+
+  // For the garbage collector. The vectors change only while the GIL is held, and steps without it leave them alone.
+  int traverse(visitproc visit, void* arg) const {
+    for (const Watched& owned : owned_) {
+      if (const int stop = owned.traverse(visit, arg)) return stop;
+    }
+    for (const auto& [tensor, grad] : bound_) {
+      if (const int stop = grad.traverse(visit, arg)) return stop;
+    }
+    return arrays_.traverse(visit, arg);
+  }
+
+  // For the garbage collector: afterwards this is a new stepper, without groups and tensors.
+  void clear() {
+    Arrays arrays;
+    step::Stepper stepper(rule_, arrays.backend(), params_, grads_);
+    const std::vector<Watched> owned = std::exchange(owned_, {});
+    const auto bound = std::exchange(bound_, {});
+    std::swap(arrays_, arrays);
+    std::swap(stepper_, stepper);
+    first_of_.resize(1);
+    is_bound_ = false;
+    if constexpr (Arrays::kOnDevice) without_gil([&] { stepper.release(); });
+  }
 
   Arrays& arrays() { return arrays_; }
 
@@ -374,7 +399,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       },
       py::arg("param"), py::arg("name"));
 
-  py::class_<Steps> stepper(m, "Stepper");
+  py::class_<Steps> stepper(m, "Stepper", py::is_final(), collect_garbage<Steps>());
   stepper
       .def(py::init<const std::string&, const std::string&, const std::string&>(), py::arg("rule"),
            py::arg("params") = "params", py::arg("grads") = "grads")

@@ -28,7 +28,14 @@ int Stepper::add_group(std::vector<double> options) {
   return static_cast<int>(groups_.size()) - 1;
 }
 
+void Stepper::check_group(int group) const {
+  if (static_cast<std::size_t>(group) >= groups_.size()) {
+    throw std::invalid_argument("there is no group " + std::to_string(group));
+  }
+}
+
 void Stepper::check_options(int group, const std::vector<double>& options) const {
+  check_group(group);
   const std::vector<double>& now = groups_[static_cast<std::size_t>(group)].values;
   rules::Key before = key_of(rule_, now, Compute::kFloat);
   const rules::Key after = key_of(rule_, options, Compute::kFloat);
@@ -61,6 +68,7 @@ void Stepper::set_options(int group, std::vector<double> options) {
 }
 
 void Stepper::set_lr(int group, double lr) {
+  check_group(group);
   const auto& names = info().options;
   const auto place = std::find(names.begin(), names.end(), "lr") - names.begin();
   GroupOptions& options = groups_[static_cast<std::size_t>(group)];
@@ -106,6 +114,7 @@ std::optional<double> Stepper::grad_norm() {
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
                          const Array& master) {
+  check_group(group);
   Tensor t;
   t.name = std::move(name);
   t.group = group;

@@ -93,6 +93,7 @@ class Stepper {
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
+  void check_group(int group) const;
   const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
   void set_gradient_pass(const PassOptions& asked);
   void set_layout(std::size_t tensor, const Array& grad);

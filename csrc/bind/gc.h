@@ -1,0 +1,39 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <new>
+
+namespace gradstep::bind {
+
+// Makes the instances of a bound class, which must be final, visible to Python's garbage collector, so that it frees
+// cycles through them. T has traverse(visit, arg), which visits the Python objects of its own through which a cycle may
+// lead, and clear(), which drops them or throws std::bad_alloc before it drops any. Every method of T must be safe to
+// call afterwards.
+template <class T>
+pybind11::custom_type_setup collect_garbage() {
+  return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
+    // Null until __init__ has returned. The collector has stopped all threads of a Python without the GIL: no lock may
+    // be taken here, as a cast of pybind11's would.
+    static constexpr auto instance = [](PyObject* self) -> T* {
+      if (!pybind11::detail::is_holder_constructed(self)) return nullptr;
+      return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().value_ptr<T>();
+    };
+    PyTypeObject& type = heap_type->ht_type;
+    type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+      Py_VISIT(Py_TYPE(self));
+      const T* const found = instance(self);
+      return found == nullptr ? 0 : found->traverse(visit, arg);
+    };
+    type.tp_clear = [](PyObject* self) {
+      try {
+        if (T* const found = instance(self)) found->clear();
+      } catch (const std::bad_alloc&) {  // nothing was cleared: a leak
+      }
+      return 0;
+    };
+  });
+}
+
+}  // namespace gradstep::bind
