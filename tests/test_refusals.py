@@ -123,9 +123,10 @@ class Liar(np.ndarray):
 
 
 def test_overlap_does_not_ask_a_subclass():
+    """One that would answer for itself is refused."""
     three = Three("adam")
-    three.refuses([None, None, three.params[2].view(Liar)], ValueError, r"grads\[2\] overlaps params\[2\]")
-    with pytest.raises(ValueError, match=r"params\[1\] overlaps params\[0\]"):
+    three.refuses([None, None, three.params[2].view(Liar)], TypeError, r"grads\[2\] .* __array_function__")
+    with pytest.raises(TypeError, match=r"params\[1\] .* __array_function__"):
         gs.SGD([A, A[1:].view(Liar)])
 
 

@@ -52,7 +52,12 @@ void encode(const py::object& values, const py::object& stored, const std::optio
 }  // namespace
 
 void register_numpy(py::module_& m) {
+  NumPyArrays::initialize();
   m.attr("BLOCK") = kBlock;
+  m.def(
+      "check_array_class",
+      [](const py::array& array, const std::string& name) { NumPyArrays::check_array_class(array, name, ""); },
+      py::arg("array"), py::arg("name"));
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   m.def(

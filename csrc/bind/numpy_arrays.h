@@ -14,6 +14,14 @@ namespace gradstep::bind {
 // NumPy's arrays: how the core sees them, and what runs steps on them.
 class NumPyArrays {
  public:
+  // Looks up NumPy's types and descriptors, when the module is imported: a step may run no Python, and the guard of a
+  // static, held by a thread that waits for the GIL or is gone after fork(), would stop all others.
+  static void initialize();
+
+  // Throws where an array's class defines one of NumPy's hooks for subclasses, as those with units or masks do: no step
+  // calls them.
+  static void check_array_class(pybind11::handle object, const std::string& kind, const std::string& name);
+
   static std::unique_ptr<step::Backend> backend();
 
   // An array as the core sees it. Its name, made up only for an error, is `kind` and then `name`. Codes are known for

@@ -58,6 +58,11 @@ def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, pla
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
+def plain(array: Any) -> Any:
+    """A NumPy array as an ndarray of no subclass, which may have overridden attributes; anything else as it is."""
+    return np.ndarray.view(array, np.ndarray) if isinstance(array, np.ndarray) else array
+
+
 class Library:
     """NumPy, and what an optimizer asks of a library in its place. Types go by NumPy's names."""
 
@@ -76,7 +81,7 @@ class Library:
 
     def own(self, array: Any) -> Array:
         """An array as one of the library's."""
-        own: Array = array
+        own: Array = plain(array)
         return own
 
     def dtype(self, array: Array) -> str:
@@ -105,7 +110,7 @@ class Library:
 
     def copy(self, array: Array) -> Array:
         """A copy that lies as the array does."""
-        copy: Array = array.copy(order="K")
+        copy: Array = self.own(array).copy(order="K")
         return copy
 
     def assign(self, to: Array, values: Array) -> None:
@@ -206,6 +211,9 @@ class Torch(OnGpu):
     def has(self, tensor: Any) -> bool:
         """Whether it is on a GPU."""
         return bool(tensor.is_cuda)
+
+    def own(self, array: Any) -> Any:
+        return array
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")

@@ -65,6 +65,7 @@ def make(
     """The arrays to keep for a parameter, by name. `firsts` are the states that are kept, with their first values."""
     kept = {}
     library = library_of(param)
+    param = library.own(param)
     double = is_double(param)
     shape = tuple(param.shape)
     coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
