@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.test_threads import interpreter, python
+from tests.test_threads import FORK, interpreter, python
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 SHOW = "print(*gs.show_config(mode='dicts')['threads'].values(), sep='\\n')"
@@ -64,3 +64,129 @@ print(p)
         "use threads or processes",
         "[0.5 0.5]",
     ]
+
+
+FORKED = """
+warnings.simplefilter("ignore")  # fork in a process with threads: that is the test
+gs.set_num_threads({threads})
+size = {size}
+p, v, g = np.zeros(size), np.zeros(size), np.ones(size)
+{make}
+step()
+stop = False
+
+def step_on():
+    while not stop:
+        step()
+
+def child():
+    whole = p.min() == p.max() and v.min() == v.max() == count()
+    before = p.copy(), v.copy(), count()
+    step()
+    after = np.array_equal(v, before[1] + 1), np.array_equal(p, before[0] - v), count() == before[2] + 1
+    return whole and all(after)
+
+thread = threading.Thread(target=step_on)
+thread.start()
+good = 0
+for _ in range(20):
+    time.sleep(0.002)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # the watchdog
+        os._exit(0 if child() else 1)
+    good += os.waitpid(pid, 0)[1] == 0
+stop = True
+thread.join()
+print(good, p.min() == p.max(), v.max() == count())
+"""
+CORE = """
+options = dict.fromkeys(next(rule["options"] for rule in _core.rules() if rule["name"] == "momentum"), 0.0)
+stepper = _core.Stepper("momentum")
+stepper.add_group({**options, "lr": 1.0, "momentum": 1.0})
+stepper.add_tensor(0, "", p, [v])
+step, count = lambda: stepper.step([g]), lambda: stepper.step_count
+"""
+CLASS = """
+opt = gs.Momentum(p, lr=1.0, momentum=1.0)
+v = opt.state["momentum_buffer"]
+step, count = lambda: opt.step(g), lambda: opt.step_count
+"""
+LOCKS_ARE_RENEWED = False  # in a child of fork(), each optimizer's own
+
+
+@FORK
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("size", [1000, 50_000, 1_000_000])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(CORE, id="core"),
+        pytest.param(CLASS, id="class", marks=pytest.mark.skipif(not LOCKS_ARE_RENEWED, reason="the child waits")),
+    ],
+)
+def test_child_steps_what_another_thread_was_stepping(make, size, threads):
+    """It finds each step of the parent's wholly taken or not begun."""
+    out = python(FORKED.replace("{threads}", str(threads)).replace("{size}", str(size)).replace("{make}", make))
+    assert out == ["20", "True", "True"]
+
+
+@FORK
+def test_fork_does_not_wait_for_its_own_thread():
+    """A schedule forks, and so does a thread that has just stepped, while others step and fork."""
+    out = python("""
+warnings.simplefilter("ignore")
+gs.set_num_threads(2)
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        other, _, g = make(100_000)
+        other.step(g)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+def work(done):
+    def rate(step):
+        if step % 10 == 0:
+            done.append(fork())
+        return 0.1
+
+    opt, _, g = make(200_000, "SGD", lr=rate)
+    for _ in range(50):
+        opt.step(g)
+    done.append(fork())
+
+results = [[] for _ in range(3)]
+threads = [threading.Thread(target=work, args=(done,)) for done in results]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*results)
+""")
+    assert "".join(out) == "[0,0,0,0,0,0]" * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are POSIX's")
+def test_interrupt_during_a_step_comes_after_it():
+    """A step is taken wholly, whatever arrives meanwhile; `step_count` tells that it was."""
+    out = python("""
+gs.set_num_threads(1)
+p, g = np.zeros(2_000_000), np.ones(2_000_000)
+opt = gs.SGD(p, lr=1.0)
+main, interrupts = threading.main_thread().ident, 0
+for _ in range(20):
+    timer = threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT))
+    try:
+        timer.start()
+        while True:
+            opt.step(g)
+    except KeyboardInterrupt:
+        interrupts += 1
+    timer.join()
+    assert p.min() == p.max() == -opt.step_count
+print(interrupts)
+""")
+    assert out == ["20"]

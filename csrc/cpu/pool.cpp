@@ -29,6 +29,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/fork.h"
 #include "cpu/tuning.h"
 
 namespace gradstep::cpu {
@@ -190,6 +191,7 @@ class Pool {
 
   // The main loop of a worker. It ends with the process: the pool is never destroyed.
   [[noreturn]] void serve(std::size_t home) {
+    fork_without_waiting();
 #if defined(__APPLE__)
     pthread_setname_np("gradstep");
 #elif defined(__linux__)

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/ieee_mode.h"
+#include "cpu/fork.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
 #include "cpu/prefetch_choice.h"
@@ -137,6 +138,7 @@ class OnCpu : public Backend {
   }
 
   void run(std::byte* const* gradients) override {
+    const cpu::NoFork whole;
     finish_plan();
     pass_ = asked_.asks() ? pass_over(gradients, asked_) : kNoPass;
     if (pass_.skip) return;

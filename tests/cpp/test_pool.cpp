@@ -21,6 +21,7 @@
 
 #include "check.h"
 #include "cpu/cores.h"
+#include "cpu/fork.h"
 #include "cpu/pool.h"
 
 // Clang reports its sanitizers by __has_feature, GCC by macros.
@@ -364,7 +365,64 @@ TEST(fork_while_others_hammer) {
   for (std::thread& caller : callers) caller.join();
 }
 
-// A tree of control groups, as under /sys/fs/cgroup, in a temporary directory.
+TEST(fork_waits_for_the_guards_of_other_threads) {
+  std::atomic<int> begun{0}, ended{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      const gradstep::cpu::NoFork guard;
+      ++begun;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      ++ended;
+    });
+  }
+  wait_until([&] { return begun == 3; });
+  CHECK(in_child([&] {
+    const gradstep::cpu::NoFork guard;  // the child has none of its parent's
+    return ended == 3 && in_child([] { return true; });
+  }));
+  for (std::thread& thread : threads) thread.join();
+}
+
+// As a crash handler does, in the thread that called or in a worker.
+TEST(fork_does_not_wait_for_its_own_job) {
+  const gradstep::cpu::NoFork outer;
+  {
+    const gradstep::cpu::NoFork inner;
+    CHECK(in_child([] { return in_child([] { return true; }); }));
+  }
+  std::atomic<int> started{0}, forked{0};
+  each(4, 4, [&](std::size_t) {
+    ++started;
+    wait_until([&] { return started == 4; });
+    if (in_child([] { return in_child([] { return true; }); })) ++forked;
+  });
+  CHECK(forked == 4);
+}
+
+// Guards begin and end, and two threads fork: nobody waits for ever, and no child finds a guard half-way.
+TEST(forks_and_guards_take_turns) {
+  std::atomic<bool> stop{false};
+  std::atomic<int> first{0}, second{0};
+  std::thread guarded([&] {
+    while (!stop) {
+      const gradstep::cpu::NoFork guard;
+      ++first;
+      std::this_thread::yield();
+      ++second;
+    }
+  });
+  const auto fork_often = [&] {
+    for (int i = 0; i < 20; ++i) CHECK(in_child([&] { return first == second; }));
+  };
+  std::thread other(fork_often);
+  fork_often();
+  other.join();
+  stop = true;
+  guarded.join();
+}
+
+// A tree of control groups, as under /sys/fs/cgroup, in a directory of its own.
 class FakeTree {
  public:
   FakeTree() {
