@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradstep
-from gradstep import _core, functional
+from gradstep import _core, functional, reference
 from tests.table import (
     DTYPES,
     FEW,
@@ -25,6 +26,7 @@ from tests.table import (
     knobs,
     problem,
     run,
+    same_bits,
     say,
     split,
 )
@@ -212,3 +214,34 @@ def test_the_reference_takes_every_shape(rule):
     params = shaped(problem(1512 + 9, "float32")[0].copy(), SHAPES)
     expected = Case(rule, "float32", knobs(rule)[-1]).expected(1512 + 9)
     assert_same(run(REFERENCE[rule], params, grads, knobs(rule)[-1]), expected, "shapes")
+
+
+@dataclass
+class Layer:
+    w: object
+    b: object
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def test_the_reference_takes_every_nesting():
+    """Gradients and states have the nesting of the parameters; keys may come in another order, and None is skipped."""
+
+    def tree(a, b, c, d, e, f):
+        return {"x": [Layer(a, (b, [c])), {"z": d}], "y": Pair(e, {"k": f})}
+
+    flat_params, nested_params = ([np.full(i, 1.0, np.float32) for i in range(1, 7)] for _ in range(2))
+    options = {"master": True, "state_dtype": "q8", "min_8bit_size": 4}
+    one = reference.Adam(flat_params, **options)
+    nested = reference.Adam(params := tree(*nested_params), **options)
+    for step in range(2):
+        grads = [np.full(i, 0.25 + step, np.float32) for i in range(1, 7)]
+        grads[1 + step] = None
+        one.step(grads)
+        nested.step(dict(reversed(tree(*grads).items())))
+    assert all(same_bits(a, b) for a, b in zip(flat_params, nested_params, strict=True))
+    assert repr(nested.state) == repr({name: tree(*arrays) for name, arrays in one.state.items()})
+    assert list(params) == ["x", "y"]

@@ -1,0 +1,226 @@
+"""The base of the eight: the common options, groups, step numbers and states; sign, L2 and decay before every rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from ._tree import build, leaves
+from .norm import global_norm
+from .storage import Array, bfloat16_for, compute_type, drawn, is_narrow, store, widened
+
+Params: TypeAlias = Any  # arrays, nested in any way, or a list of groups
+Grads: TypeAlias = Any  # the structure of params, with None in place of an array that is to be skipped
+Rate: TypeAlias = float | Callable[[int], float]
+Options: TypeAlias = SimpleNamespace  # a group's options by name; within a step, lr is a float
+Slot: TypeAlias = SimpleNamespace  # a parameter p, its own step number t, its place tensor, and its states by name
+
+
+COMMON = {
+    "l2": 0.0,
+    "weight_decay": 0.0,
+    "maximize": False,
+    "flush_subnormals": False,
+    "state_dtype": None,
+    "master": False,
+    "stochastic_rounding": None,
+    "min_8bit_size": 4096,
+    "clip_norm": None,
+    "grads": None,
+}
+"""The options of every rule, after its own. The last two are the optimizer's, the others a group's."""
+EXACT = ("state_dtype", "master", "stochastic_rounding", "min_8bit_size")  # options that are no numbers of the page
+
+
+class Optimizer:
+    """What all share. A rule has its options, its states and its update."""
+
+    options: ClassVar[dict[str, Any]] = {}  # the rule's own, with their defaults
+    keyword_options: ClassVar[dict[str, Any]] = {}  # those that are given by name alone
+    codes: ClassVar[dict[str, type]] = {}  # all states of the rule, in the page's order: uint8 where never negative
+    scalars: Sequence[tuple[str, float]] = ()  # float64 kept beside a parameter's states, with their first values
+
+    def states(self, _: Options) -> dict[str, float]:
+        """The states that a group keeps, with their first values."""
+        return {}
+
+    def update(self, p: Array, g: Array, o: Options, s: Slot) -> Any:
+        """Advance the states of ``s`` in place and return the new parameter."""
+        raise NotImplementedError
+
+    __signature__: ClassVar[Signature]
+
+    def __init_subclass__(cls) -> None:
+        by_name = {**cls.keyword_options, **COMMON}
+        cls.__signature__ = Signature(
+            [
+                Parameter("params", Parameter.POSITIONAL_OR_KEYWORD),
+                *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=x) for name, x in cls.options.items()),
+                *(Parameter(name, Parameter.KEYWORD_ONLY, default=x) for name, x in by_name.items()),
+            ]
+        )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        bound = self.__signature__.bind(*args, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        self.step_count = 0
+        self.clip_norm = given.pop("clip_norm")
+        self._bound = given.pop("grads")
+        params = given.pop("params")
+        self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and is_group(params[0])
+        self._groups: list[_Group] = []
+        for group in params if self._grouped else [{"params": params}]:
+            self._groups.append(self._group(**{**given, **group}))
+
+    def _group(self, params: Params, **given: Any) -> _Group:
+        o = Options(**{name: value if name in EXACT else _plain(value) for name, value in given.items()})
+        first = sum(len(group.slots) for group in self._groups)
+        return _Group(params, o, [self._slot(p, first + i, o) for i, p in enumerate(leaves(params, params))])
+
+    def _slot(self, p: Array, tensor: int, o: Options) -> Slot:
+        """A parameter with its first states: ``<name>``, ``<name>_scale`` of q8 or None, and ``master`` or None."""
+        s, T = Slot(p=p, t=0, tensor=tensor, master=None, **dict(self.scalars)), compute_type(p)
+        for name, first in self.states(o).items():
+            x = np.full(p.shape, first, T)
+            stored, scales = x, None
+            if T is np.float32 and o.state_dtype == "q8" and p.size >= o.min_8bit_size:
+                stored, scales = np.zeros(p.shape, self.codes[name]), np.zeros(-(-p.size // 256), np.float32)
+            elif T is np.float32 and o.state_dtype == "bfloat16":
+                stored = np.zeros(p.shape, bfloat16_for(p))
+            if stored is not x and first != 0:
+                store(x, stored, scales, None if scales is None else 2**31)
+            setattr(s, name, stored)
+            setattr(s, f"{name}_scale", scales)
+        if o.master and is_narrow(p):
+            s.master = widened(p)
+        return s
+
+    @property
+    def lr(self) -> Rate:
+        """The learning rate (of the first group), or its schedule; setting it sets every group's."""
+        rate: Rate = self._groups[0].options.lr
+        return rate
+
+    @lr.setter
+    def lr(self, rate: Rate) -> None:
+        for group in self._groups:
+            group.options.lr = _plain(rate)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state arrays by name, in the structure of params; None for a group that does not keep one."""
+        kept = [[*self.states(group.options), *group.beside(self.states(group.options))] for group in self._groups]
+        names = [*self.codes, *(f"{name}_scale" for name in self.codes), "master"]
+        shown = {
+            name: [group.show(name) if name in has else None for group, has in zip(self._groups, kept, strict=True)]
+            for name in names
+            if any(name in has for has in kept)
+        }
+        return shown if self._grouped else {name: only for name, [only] in shown.items()}
+
+    def step(self, grads: Grads = ...) -> None:
+        """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped."""
+        if (grads is ...) is not (self._bound is not None):
+            raise TypeError("step() takes gradients where none were bound, and only there")
+        grads = self._bound if grads is ... else grads
+        trees = grads if self._grouped else [grads]
+        found = [leaves(tree, group.params) for group, tree in zip(self._groups, trees, strict=True)]
+        factor = self._factor([g for flat in found for g in flat])
+        with np.errstate(all="ignore"):
+            for group, flat in zip(self._groups, found, strict=True):
+                o = group.at(self.step_count)
+                for s, g in zip(group.slots, flat, strict=True):
+                    if g is not None:
+                        self._step_one(g, factor, o, s)
+        self.step_count += 1
+
+    def _factor(self, grads: Sequence[Array | None]) -> float:
+        """What clips all gradients together."""
+        if self.clip_norm is None:
+            return 1.0
+        norm, limit = global_norm(grads), float(self.clip_norm)
+        self.grad_norm = norm
+        return 1.0 if norm <= limit else limit / norm
+
+    def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
+        s.t += 1
+        wide = self._widened(o, s)
+        p, T, g = wide.p, wide.p.dtype.type, widened(g)
+        scale = T(-factor if o.maximize else factor)
+        l2 = T(o.l2)
+        decay = T(1.0 - o.lr * o.weight_decay)
+
+        if o.flush_subnormals:
+            g = np.where(np.abs(g) < (2.0**-56 if T is np.float32 else 2.0**-500), T(0), g)
+        g = scale * g
+        if o.l2 != 0:
+            g = g + l2 * p
+        p = self.update(decay * p, g, o, wide)
+        if o.flush_subnormals:
+            for name in self.states(o):
+                state = getattr(wide, name)
+                state[np.abs(state) < np.finfo(T).tiny] = 0
+        self._store(p, wide, o, s)
+
+    def _widened(self, o: Options, s: Slot) -> Slot:
+        """The slot in ``T``. What is stored in ``T`` is the same array, and is updated in place."""
+        states = {name: widened(getattr(s, name), getattr(s, f"{name}_scale")) for name in self.states(o)}
+        return Slot(**{**vars(s), **states, "p": widened(s.p if s.master is None else s.master)})
+
+    def _store(self, p: Array, wide: Slot, o: Options, s: Slot) -> None:
+        """Round the new parameter, and what ``wide`` holds, to what is stored."""
+
+        def bits(stored: Array, stream: int) -> Array | None:
+            return drawn(stored, stream, s.t, s.tensor, o.stochastic_rounding)
+
+        for name, _ in self.scalars:
+            setattr(s, name, getattr(wide, name))
+        for stream, name in enumerate(self.codes, start=2):
+            if name in self.states(o):
+                x, stored = getattr(wide, name), getattr(s, name)
+                if x is not stored:
+                    store(x, stored, getattr(s, f"{name}_scale"), bits(stored, stream))
+        if s.master is None:
+            store(p, s.p, r=bits(s.p, 0))
+        else:
+            s.master[...] = p
+            store(p, s.p)
+
+
+def is_group(x: Any) -> bool:
+    """Whether it is a group of parameters, with options of its own beside them."""
+    return isinstance(x, Mapping) and "params" in x
+
+
+@dataclass
+class _Group:
+    params: Params
+    options: Options
+    slots: list[Slot]
+
+    def at(self, step_count: int) -> Options:
+        """The options at this step: lr is a number, whether or not it follows a schedule."""
+        lr = self.options.lr
+        return Options(**{**vars(self.options), "lr": float(lr(step_count) if callable(lr) else lr)})
+
+    def beside(self, states: Iterable[str]) -> list[str]:
+        """The names of the scales and the master, those that some tensor of the group has."""
+        names = [*(f"{name}_scale" for name in states), "master"]
+        return [name for name in names if any(getattr(s, name) is not None for s in self.slots)]
+
+    def show(self, name: str) -> Any:
+        """The states of this name, in the structure of the group's params; None for a tensor that has none."""
+        return build((getattr(s, name) for s in self.slots), self.params)
+
+
+def _plain(value: Any) -> Any:
+    """An option as float64: a NumPy float32 would pull the scalars down to its precision. A bool counts as 1 or 0."""
+    if value is None or callable(value):
+        return value
+    return tuple(map(_plain, value)) if np.iterable(value) else float(value)
