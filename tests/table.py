@@ -218,8 +218,9 @@ FEW = [Case(rule, dtype, k) for rule in RULES for dtype in DTYPES for k in ({}, 
 
 
 HALVES = ("float16", "bfloat16")
-FLOATS = ("float32", *HALVES)  # types that can be combined and are computed in float32
-SEED = 0x1F2E3D4C5B6A7  # nonzero in both words of the key
+FLOATS = ("float32", *HALVES)  # the types of parameters that are computed in float32
+ALL_FLOATS = ("float64", *FLOATS)  # of parameters, and of gradients whatever their parameters are
+SEED = 0x1F2E3D4C5B6A7  # with digits in both words of the key
 STRETCH = 700
 
 
@@ -248,6 +249,7 @@ class Storage:
 
 STORAGES = [Storage(*row) for row in product(FLOATS, (None, "bfloat16", "q8"), (False, True), (False, True))]
 STORAGES = [storage for storage in STORAGES if storage.is_legal()]
+PLAIN = [Storage(dtype) for dtype in ALL_FLOATS]  # with states that are stored as they are computed with
 
 
 @cache

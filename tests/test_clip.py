@@ -148,7 +148,7 @@ def clipped(case):
     sizes = [5, 4500, 300]
     p, grads = case.problem(sum(sizes))
     p = np.where(np.isfinite(p), p, 1).astype(p.dtype)
-    grads = [split(np.where(np.abs(g.astype(np.float32)) < 1e4, g, 1).astype(g.dtype), sizes) for g in grads]
+    grads = [split(np.where(np.abs(g.astype(np.float64)) < 1e4, g, 1).astype(g.dtype), sizes) for g in grads]
     return lambda: split(p.copy(), sizes), grads, case.options() | {"clip_norm": 3.0}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import gradstep
 from gradstep import _core
 from tests.table import (
+    ALL_FLOATS,
     FLOATS,
     ISAS,
     LARGE,
@@ -52,7 +53,7 @@ def test_every_storage_at_every_small_size(case):
         assert_same(case.ours(split(p.copy(), sizes), [split(g, sizes) for g in grads]), expected, isa)
 
 
-@pytest.mark.parametrize("case", stored_cases(["momentum", "adam"], grads=FLOATS, settings=["default"]), ids=str)
+@pytest.mark.parametrize("case", stored_cases(["momentum", "adam"], grads=ALL_FLOATS, settings=["default"]), ids=str)
 def test_every_type_of_parameter_with_every_type_of_gradient(case):
     p, grads = case.problem(sum(BLOCKS))
     assert_same(case.ours(split(p.copy(), BLOCKS), [split(g, BLOCKS) for g in grads]), case.expected(BLOCKS), "types")
@@ -200,7 +201,7 @@ def cases(draw):
     storage = draw(st.sampled_from(STORAGES))
     rule = draw(st.sampled_from([rule for rule in RULES if rule != "sgd" or not storage.state]))
     [case] = stored_cases(
-        [rule], [storage], [draw(st.sampled_from(FLOATS))], [draw(st.sampled_from(["default", "widest"]))]
+        [rule], [storage], [draw(st.sampled_from(ALL_FLOATS))], [draw(st.sampled_from(["default", "widest"]))]
     )
     seed = draw(st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**53]) | st.integers(0, 2**53))
     return StoredCase(rule, storage, case.grad, case.knobs), seed

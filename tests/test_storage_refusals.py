@@ -111,21 +111,15 @@ def test_bfloat16_states_without_the_package_that_has_the_type(monkeypatch, dtyp
 
 @EVERY_RULE
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_gradient_of_another_precision(rule, dtype):
-    """float64 requires float64, and 16-bit types are not confused."""
-    for p, g in ((np.ones(3, dtype), np.ones(3)), (np.ones(3), np.ones(3, dtype))):
-        opt = RULES[rule]([p])
-        before = frozen(opt, p)
-        with pytest.raises(TypeError, match=rf"^grads\[0\] is {g.dtype}, but its parameter is {p.dtype}"):
-            opt.step([g])
-        with pytest.raises(TypeError, match=rf"^grads\[0\] is {g.dtype}, but its parameter is {p.dtype}"):
-            RULES[rule]([p], grads=[g])
-        for bad in (np.ones(3, "i2"), np.ones(3, "u2"), np.ones(3, ml_dtypes.float8_e5m2), np.ones(3, "i1")):
-            with pytest.raises(
-                TypeError, match=r"^grads\[0\] has dtype .*; supported are float32, float64, float16, bfl"
-            ):
-                opt.step([bad])
-        assert frozen(opt, p) == before
+def test_gradients_of_as_many_bytes(rule, dtype):
+    """No 8 or 16 bits are mistaken for others."""
+    p = np.ones(3, dtype)
+    opt = RULES[rule]([p])
+    before = frozen(opt, p)
+    for bad in (np.ones(3, "i2"), np.ones(3, "u2"), np.ones(3, ml_dtypes.float8_e5m2), np.ones(3, "i1")):
+        with pytest.raises(TypeError, match=r"^grads\[0\] has dtype .*; supported are float32, float64, float16, bfl"):
+            opt.step([bad])
+    assert frozen(opt, p) == before
 
 
 @pytest.mark.parametrize("dtype", HALVES)

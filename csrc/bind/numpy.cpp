@@ -20,8 +20,8 @@ struct Coded {
     const auto packed_floats = [](const Array& of, std::int64_t length) {
       return of.dtype == DType::kFloat32 && of.rank == 1 && of.shape[0] == length && step::is_packed(of);
     };
-    bool fits = !is_native(stored.dtype) && has_scales(stored.dtype) == blocks.has_value() && size >= 0 &&
-                step::is_packed(stored) && packed_floats(values, size);
+    bool fits = info(stored.dtype).kind != CodecKind::kNative && has_scales(stored.dtype) == blocks.has_value() &&
+                size >= 0 && step::is_packed(stored) && packed_floats(values, size);
     if (fits && blocks) {
       const Array of =
           encodes ? NumPyArrays::writable_view(*blocks, "scales", "") : NumPyArrays::view(*blocks, "scales", "");
@@ -39,14 +39,15 @@ struct Coded {
 
 void decode(const py::object& stored, const std::optional<py::object>& scales, const py::object& values) {
   const Coded all(stored, scales, values, false);
-  cpu::conversions()[all.stored.dtype].decode(all.stored.data, all.scales, all.stored.shape[0], all.floats());
+  cpu::conversions().to<float>(all.stored.dtype).decode(all.stored.data, all.scales, all.stored.shape[0], all.floats());
 }
 
 // To nearest.
 void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
   const Coded all(stored, scales, values, true);
-  cpu::conversions()[all.stored.dtype].encode(all.floats(), all.stored.shape[0], nullptr, 0, all.stored.data,
-                                              all.scales);
+  cpu::conversions()
+      .to<float>(all.stored.dtype)
+      .encode(all.floats(), all.stored.shape[0], nullptr, 0, all.stored.data, all.scales);
 }
 
 }  // namespace

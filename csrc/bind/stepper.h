@@ -132,7 +132,7 @@ class Stepper {
     Array kept{};
     if (master) {
       kept = own_like(*master, "state master of ", name, of, added);
-      if (kept.dtype != DType::kFloat32 || is_native(of.dtype)) {
+      if (kept.dtype != DType::kFloat32 || info(of.dtype).kind != CodecKind::kNarrow) {
         throw WrongType(added.back().name + " must be float32, and its parameter of 16 bits");
       }
     }

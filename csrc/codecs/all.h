@@ -32,7 +32,7 @@ struct DTypeInfo {
   CodecKind kind;
   unsigned roles;
   int random_bits;
-  Compute compute;  // the type that rules compute in
+  Compute compute;  // what rules compute in on a parameter of it
 };
 
 inline constexpr DTypeInfo kDTypes[] = {
@@ -68,7 +68,7 @@ constexpr std::uint64_t bytes_of_random_bits() {
   for (int i = 0; i < kDTypeCount; ++i) bytes |= static_cast<std::uint64_t>(kDTypes[i].random_bits) << (8 * i);
   return bytes;
 }
-inline constexpr unsigned kNativeTypes = types_of(CodecKind::kNative), kBlockedTypes = types_of(CodecKind::kBlocked);
+inline constexpr unsigned kBlockedTypes = types_of(CodecKind::kBlocked);
 inline constexpr std::uint64_t kRandomBitsOf = bytes_of_random_bits();
 static_assert(kDTypeCount <= 8);
 
@@ -79,14 +79,14 @@ constexpr Compute compute_of(DType dtype) { return info(dtype).compute; }
 constexpr int random_bits(DType dtype) {
   return static_cast<int>(kRandomBitsOf >> (8 * static_cast<int>(dtype)) & 0xff);
 }
-constexpr bool is_native(DType dtype) { return (kNativeTypes >> static_cast<int>(dtype) & 1) != 0; }
 constexpr bool has_scales(DType dtype) { return (kBlockedTypes >> static_cast<int>(dtype) & 1) != 0; }
 constexpr bool may_be(DType dtype, unsigned role) { return (info(dtype).roles & role) != 0; }
 
-// The storage type that equals the compute type.
+// The type that is as it is computed in, and whether a stream's is that of its tensor.
 constexpr DType native_of(Compute compute) { return compute == Compute::kDouble ? DType::kFloat64 : DType::kFloat32; }
+constexpr bool is_native(DType dtype, Compute compute) { return dtype == native_of(compute); }
 
-// Whether a stream of this type is rounded stochastically if the step is `asked` to; blocked types always are.
-constexpr bool is_stochastic(DType dtype, bool asked) { return has_scales(dtype) || (asked && !is_native(dtype)); }
+// Whether a stream of a type is rounded stochastically where steps are `asked` to: codes with scales always are.
+constexpr bool is_stochastic(DType dtype, bool asked) { return has_scales(dtype) || (asked && random_bits(dtype) > 0); }
 
 }  // namespace gradstep

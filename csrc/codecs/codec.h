@@ -24,9 +24,9 @@
 namespace gradstep {
 
 enum class CodecKind : std::uint8_t {
-  kNative,   // the compute type itself
-  kNarrow,   // one value per item
-  kBlocked,  // one value per item, relative to the scale of its block
+  kNative,   // a compute type itself
+  kNarrow,   // one value an item
+  kBlocked,  // one value an item, under the scale of its block
 };
 
 // Roles: the streams that may be stored in a type.

@@ -4,7 +4,7 @@
 
 namespace gradstep::codecs {
 
-// Storage in the compute type: kernels work on it in place.
+// Storage that is a compute type: where it is the tensor's, a kernel works on it where it lies.
 struct Float32 {
   using Storage = float;
   static constexpr const char* kName = "float32";

@@ -49,6 +49,19 @@ void decode_items(const std::byte* stored, const float*, std::int64_t size, floa
                                  GS_ALWAYS_INLINE { store(values + j, load_as<decltype(type)>(Codec{}, items + j)); });
 }
 
+// Items whose values are no floats, or are to be doubles.
+template <class Codec, class T>
+void convert_items(const std::byte* stored, const float*, std::int64_t size, T* GS_RESTRICT values) {
+  const auto* const GS_RESTRICT items = reinterpret_cast<const typename Codec::Storage*>(stored);
+  for (std::int64_t j = 0; j < size; ++j) {
+    if constexpr (Codec::kKind == CodecKind::kNative) {
+      values[j] = static_cast<T>(items[j]);
+    } else {
+      values[j] = load_as<float>(Codec{}, items + j);
+    }
+  }
+}
+
 template <class Codec>
 void encode_items(const float* values, std::int64_t size, const Noise* noise, std::int64_t first, std::byte* stored,
                   float*) {
@@ -112,11 +125,18 @@ void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT
   add(begin, begin % kSumLanes, size - begin);
 }
 
-// The conversions of a codec; null for native codecs.
+// The loops that a codec needs for a compute type.
 template <class Codec>
-constexpr Conversion conversion() {
+constexpr Conversion<float> to_floats() {
   if constexpr (Codec::kKind == CodecKind::kNarrow) return {&decode_items<Codec>, &encode_items<Codec>};
   if constexpr (Codec::kKind == CodecKind::kBlocked) return {&decode_blocks<Codec>, &encode_blocks<Codec>};
+  if constexpr (sizeof(typename Codec::Storage) == sizeof(double)) return {&convert_items<Codec, float>, nullptr};
+  return {};
+}
+template <class Codec>
+constexpr Conversion<double> to_doubles() {
+  if constexpr (Codec::kKind == CodecKind::kNarrow) return {&convert_items<Codec, double>, nullptr};
+  if constexpr (sizeof(typename Codec::Storage) == sizeof(float)) return {&convert_items<Codec, double>, nullptr};
   return {};
 }
 
@@ -127,10 +147,12 @@ constexpr Conversion conversion() {
 
 // cpu/isa.cpp declares this function for every row of the table.
 const Conversions& GS_JOIN(conversions_, GS_ISA)() {
-#define GS_CONVERSION(name, Codec) conversion<codecs::Codec>(),
-  static constexpr Conversions all{
-      {GS_CODECS(GS_CONVERSION)}, &draw_places, &draw_groups, &add_squares<float>, &add_squares<double>};
-#undef GS_CONVERSION
+#define GS_TO_FLOATS(name, Codec) to_floats<codecs::Codec>(),
+#define GS_TO_DOUBLES(name, Codec) to_doubles<codecs::Codec>(),
+  static constexpr Conversions all{{GS_CODECS(GS_TO_FLOATS)}, {GS_CODECS(GS_TO_DOUBLES)}, &draw_places, &draw_groups,
+                                   &add_squares<float>,       &add_squares<double>};
+#undef GS_TO_FLOATS
+#undef GS_TO_DOUBLES
   return all;
 }
 

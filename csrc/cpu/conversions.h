@@ -16,18 +16,21 @@ namespace gradstep::cpu {
 using DrawPlaces = void (*)(Noise& noise);
 using DrawGroups = void (*)(Noise& noise, std::int64_t begin, std::int64_t end);
 
-// Decodes `size` stored elements, the first of which begins a block. `scales` begins at the scale of that block; it is
-// unused for types without scales.
-using Decode = void (*)(const std::byte* stored, const float* scales, std::int64_t size, float* values);
+// Stored elements from `first`, a multiple of kBlock, on, as values of the compute type T: exactly, or rounded to
+// nearest even. `scales` are those of their blocks, where they have any.
+template <class T>
+using Decode = void (*)(const std::byte* stored, const float* scales, std::int64_t size, T* values);
 
-// Encodes `size` values, the first of which is element `first` of the tensor, a multiple of kBlock. Without noise,
-// values are rounded to nearest; otherwise `noise` is that of the span in which the elements lie.
-using Encode = void (*)(const float* values, std::int64_t size, const Noise* noise, std::int64_t first,
-                        std::byte* stored, float* scales);
+// To nearest where there is no noise; else that of the span in which these elements lie.
+template <class T>
+using Encode = void (*)(const T* values, std::int64_t size, const Noise* noise, std::int64_t first, std::byte* stored,
+                        float* scales);
 
+// Between a type and T. Null where it is T, or no stream of a tensor that is computed in T is stored or written so.
+template <class T>
 struct Conversion {
-  Decode decode;  // null if the type is native
-  Encode encode;
+  Decode<T> decode;
+  Encode<T> encode;
 };
 
 // Converts values to double and adds their squares to the lanes of a sum; the first value goes to lane 0. `prefetches`
@@ -36,12 +39,19 @@ using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* 
 
 // The conversions of one instruction set.
 struct Conversions {
-  Conversion of[kDTypeCount];
+  Conversion<float> floats[kDTypeCount];
+  Conversion<double> doubles[kDTypeCount];
   DrawPlaces draw_places;
   DrawGroups draw_groups;
   AddSquares add_squares_floats, add_squares_doubles;
 
-  const Conversion& operator[](DType dtype) const { return of[static_cast<int>(dtype)]; }
+  template <class T>
+  const Conversion<T>& to(DType dtype) const {
+    if constexpr (sizeof(T) == sizeof(double))
+      return doubles[static_cast<int>(dtype)];
+    else
+      return floats[static_cast<int>(dtype)];
+  }
 };
 
 }  // namespace gradstep::cpu

@@ -205,13 +205,14 @@ class Tiles {
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
     begin_ = begin;
     size_ = end - begin;
-    const AddSquares add = kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
+    const AddSquares add =
+        kCompute == Compute::kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
     const std::byte* const values = load(kGradient);
     add(values, size_, lanes, prefetches && values == place(kGradient));  // a tile is in L1
   }
 
  private:
-  DType dtype(int s) const { return job_.layout == nullptr ? native_ : job_.layout->dtypes[s]; }
+  DType dtype(int s) const { return job_.layout == nullptr ? native_of(kCompute) : job_.layout->dtypes[s]; }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
 
@@ -221,19 +222,19 @@ class Tiles {
   // Returns the elements as values of the compute type, in the stream itself if it is native and not strided.
   std::byte* load(int s) {
     auto* const tile = reinterpret_cast<std::byte*>(tiles_[s]);
-    const bool native = is_native(dtype(s));
+    const bool native = is_native(dtype(s), kCompute);
     std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
     if (strided(s)) move<true>(s, from);
     if (native) return from;
-    conversions_[dtype(s)].decode(from, scales(s), size_, reinterpret_cast<float*>(tile));
+    conversions_.to<T>(dtype(s)).decode(from, scales(s), size_, tiles_[s]);
     return tile;
   }
 
   void store(int s, std::byte* values, const Noise* noise) {
     std::byte* to = values;
-    if (!is_native(dtype(s))) {
+    if (!is_native(dtype(s), kCompute)) {
       to = strided(s) ? raw_ : place(s);
-      conversions_[dtype(s)].encode(reinterpret_cast<const float*>(values), size_, noise, begin_, to, scales(s));
+      conversions_.to<T>(dtype(s)).encode(reinterpret_cast<const T*>(values), size_, noise, begin_, to, scales(s));
     }
     if (strided(s)) move<false>(s, to);
   }
@@ -244,14 +245,13 @@ class Tiles {
     mover_of<kGather>(item_size(dtype(s)))(*job_.layout, s, job_.streams[s], begin_, begin_ + size_, packed);
   }
 
-  static constexpr bool kDouble = kComputeOf<T> == Compute::kDouble;
-  static constexpr DType native_ = native_of(kComputeOf<T>);
+  static constexpr Compute kCompute = kComputeOf<T>;
 
   const TensorJob& job_;
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
   alignas(64) T tiles_[kMaxStreams][kTile];
-  alignas(64) std::byte raw_[kTile * sizeof(T)];  // items of a stream that is strided and not native
+  alignas(64) std::byte raw_[kTile * sizeof(double)];  // of a stream that is both strided and stored in another type
 };
 
 template <class T>

@@ -30,6 +30,7 @@ struct TensorDesc {
   DType dtypes[kMaxStreams];
   std::uint8_t item_sizes[kMaxStreams];
   bool strided[kMaxStreams];
+  Compute compute;
 };
 
 // A tensor's update in the most recently prepared step.

@@ -84,12 +84,14 @@ GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
   }
 }
 
-// Updates native tensors. Complete contiguous blocks are processed with vector loads and stores, others item by item.
+// Tensors that a rule can work on where they lie. Whole blocks without gaps go in full width, the rest item by item. So
+// do those that are computed in doubles and have a gradient of another type.
 template <class ElementUpdate, int kTensors>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
     native(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
   using T = typename ElementUpdate::T;
   using Values = Raw<T, sizeof(T), T>;
+  constexpr bool kConverts = kComputeOf<T> == Compute::kDouble;
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
   const Chunk chunk = task.chunk;
@@ -101,6 +103,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
   each_stream<ElementUpdate>([&](auto s) {
     streams[s] = global(task.stream(s));
     in_one_piece = in_one_piece && !desc.strided[s] && Values::aligned(streams[s]);
+    if constexpr (kConverts && s == kGradient)
+      in_one_piece = in_one_piece && is_native(desc.dtypes[s], Compute::kDouble);
   });
   const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
@@ -117,8 +121,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
         T x[kMaxStreams][kItems] = {};
         T* at[kMaxStreams];
         each_stream<ElementUpdate>([&](auto s) {
-          at[s] = reinterpret_cast<T*>(streams[s] + offset(desc, s, i));
-          x[s][0] = *at[s];
+          std::byte* const item = streams[s] + offset(desc, s, i);
+          at[s] = reinterpret_cast<T*>(item);
+          if constexpr (kConverts && s == kGradient) {
+            x[s][0] = gradient_at<T>(desc.dtypes[s], item);
+          } else {
+            x[s][0] = *at[s];
+          }
         });
         update(element, x, 0);
         each_written<ElementUpdate>([&](auto s) { *at[s] = x[s][0]; });

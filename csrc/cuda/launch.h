@@ -29,8 +29,8 @@ void launch_native_double(const Work& work);
 void launch_stored(const Work& work);
 
 inline void launch(const Work& work) {
-  if (work.stored) return launch_stored(work);
-  work.key.compute == Compute::kDouble ? launch_native_double(work) : launch_native_float(work);
+  if (work.key.compute == Compute::kDouble) return launch_native_double(work);
+  work.stored ? launch_stored(work) : launch_native_float(work);
 }
 
 // The gradients of one step, whose norm is to be computed.

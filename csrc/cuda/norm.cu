@@ -40,7 +40,7 @@ GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Bl
 // A warp's sum of the squares of a chunk's elements. `tile` and `lanes` are scratch memory of the warp.
 GS_DEVICE double sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
                                 std::byte* tile, double (&lanes)[kSumLanes]) {
-  const bool doubles = desc.dtypes[kGradient] == DType::kFloat64;
+  const bool doubles = desc.compute == Compute::kDouble && is_native(desc.dtypes[kGradient], Compute::kDouble);
   double own[kOwn] = {};
 #pragma unroll 1
   for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {

@@ -21,12 +21,13 @@ struct Block {
         tile(the_tile) {}
 };
 
-// Whether a stream of an update can have a storage type that is computed in float, according to the roles of the codec.
+// What a stream of an update that is computed in floats can be stored as: what the codecs say, and doubles where it is
+// read alone.
 template <class ElementUpdate>
 constexpr bool may_be(int s, DType dtype) {
   unsigned roles = kStreams[s].roles;
   if (is_state(s)) roles = ElementUpdate::non_negative(s - kFirstState) ? kAsNonNegativeState : kAsSignedState;
-  return compute_of(dtype) == Compute::kFloat && gradstep::may_be(dtype, roles);
+  return (compute_of(dtype) == Compute::kFloat || !kStreams[s].written) && gradstep::may_be(dtype, roles);
 }
 
 template <class ElementUpdate>
@@ -66,8 +67,20 @@ GS_DEVICE void move(const TensorDesc& desc, int s, std::byte* data, const Block&
   __syncwarp();
 }
 
-// Whether a block is complete, contiguous and aligned, so that vector loads and stores apply; otherwise it is moved
-// through the tile.
+// Gathers a stream's doubles into the tile, rounded to floats, and zeros behind the last.
+GS_DEVICE void gather_rounded(const TensorDesc& desc, int s, const std::byte* data, const Block& block) {
+  auto* const tile = reinterpret_cast<float*>(block.tile);
+  __syncwarp();
+#pragma unroll 1
+  for (int i = block.lane; i < static_cast<int>(kBlock); i += kWarp) {
+    const bool beyond = i >= block.count;
+    const std::byte* const item = beyond ? data : data + offset(desc, s, block.begin + i);
+    tile[i] = beyond ? 0.0f : static_cast<float>(*reinterpret_cast<const double*>(item));
+  }
+  __syncwarp();
+}
+
+// Whether a block's items lie in one piece, to be moved in full width; else they go by way of the tile.
 GS_DEVICE bool in_one_piece(const TensorDesc& desc, int s, const std::byte* begin, const Block& block) {
   const auto width = static_cast<std::uint32_t>(LaneSlice<float>::kVector * desc.item_sizes[s]);  // a power of two
   const auto low = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin));
@@ -86,11 +99,15 @@ GS_DEVICE void visit_raw(int size, const F& f) {
   }
 }
 
-// Loads a stream's items as they are stored. The loads of all streams are issued before the first is waited for.
+// Asks for a stream's items as they are stored, but for doubles, which become floats. It waits for no others, so that
+// those of all streams are under way together.
 GS_DEVICE void fetch(const TensorDesc& desc, int s, std::byte* data, const Block& block, std::uint32_t (&raw)[kItems]) {
   const int size = desc.item_sizes[s];
   const std::byte* const begin = global(data + block.begin * size);
-  if (in_one_piece(desc, s, begin, block)) {
+  if (s == kGradient && size == sizeof(double)) {
+    gather_rounded(desc, s, data, block);
+    Raw<float, sizeof(float)>::load(block.tile, block.lane, raw);
+  } else if (in_one_piece(desc, s, begin, block)) {
     visit_raw(size, [&](auto width) { width.load(begin, block.lane, raw); });
   } else {
     move<true>(desc, s, data, block);
@@ -168,7 +185,30 @@ GS_DEVICE std::uint32_t narrowed(Codec, float x) {
   return Codec::encode(x) >> Codec::kShift;
 }
 
-// One value per item.
+// Reads a gradient's item as a value of T, where its type is the codec's.
+template <class T, class Codec>
+GS_DEVICE void read_if(DType dtype, Codec, const std::byte* item, T& value) {
+  if constexpr ((Codec::kRoles & kAsGradient) != 0) {
+    if (dtype != kDTypeOf<Codec>) return;
+    const auto stored = *reinterpret_cast<const typename Codec::Storage*>(item);
+    if constexpr (Codec::kKind == CodecKind::kNative) {
+      value = static_cast<T>(stored);
+    } else {
+      value = static_cast<T>(widened(Codec{}, stored));
+    }
+  }
+}
+
+template <class T>
+GS_DEVICE T gradient_at(DType dtype, const std::byte* item) {
+  T value = 0;
+#define GS_READ(name, Codec) read_if(dtype, codecs::Codec{}, item, value);
+  GS_CODECS(GS_READ)
+#undef GS_READ
+  return value;
+}
+
+// One value an item.
 template <class Codec>
 struct Narrow {
   using Storage = typename Codec::Storage;

@@ -15,7 +15,7 @@ bool joins(const Array* const (&arrays)[kMaxStreams], int outer, int inner) {
 
 }  // namespace
 
-Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
+Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, bool in_order) {
   const Array& param = *arrays[0];
   std::vector<int> axes;
   for (int axis = 0; axis < param.rank; ++axis) {
@@ -51,7 +51,7 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order) {
                        layout.strides[s].data()};
     if (is_packed(walked)) layout.strides[s].clear();
     layout.packed = layout.packed && layout.strides[s].empty();
-    layout.native = layout.native && is_native(arrays[s]->dtype);
+    layout.native = layout.native && is_native(arrays[s]->dtype, compute);
     layout.dtypes[s] = arrays[s]->dtype;
     layout.storage = with_stream(layout.storage, s, arrays[s]->dtype);
     layout.scales[s] = arrays[s]->scales;

@@ -5,10 +5,10 @@
 
 namespace gradstep::step {
 
-// Makes the layout whose traversal follows the parameter's memory: axes are sorted from the longest stride to the
-// shortest, axes of length one are dropped, and adjacent axes are joined if every stream allows it. If bits depend on
-// an element's index, `in_order` keeps the axes in index order. `arrays` are the tensor's streams, the parameter first,
-// all of one shape; null: no such stream.
-Layout make_layout(const Array* const (&arrays)[kMaxStreams], bool in_order);
+// The walk that reads the parameter as it lies in memory: its axes from the longest stride to the shortest, without
+// those of one element, neighbours joined where every stream allows. Where bits depend on an element's place,
+// `in_order` keeps the axes in the order of the indices. `arrays` are the streams of a tensor that is computed in
+// `compute`, the parameter first, all of one shape; null: there is none.
+Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, bool in_order);
 
 }  // namespace gradstep::step

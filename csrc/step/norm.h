@@ -7,11 +7,12 @@
 
 namespace gradstep::step {
 
-// The layout that the norm uses: in index order, whatever the order of the step.
-Layout norm_layout(const Array& gradient);
+// How the norm goes along the gradient of a tensor that is computed in `compute`: in the order of its indices, whatever
+// the order of the step.
+Layout norm_layout(const Array& gradient, Compute compute);
 
-// The norm of all elements of several arrays, computed like that of a step's gradients; null data: no array.
-// Synchronizes. `backend` must be new. Throws if the backend does.
+// The norm of all elements of some arrays together, as a step has it of gradients that go with parameters of their own
+// types; null data: there is none. It is waited for. Throws where the backend, which must be a new one, does.
 double global_norm(Backend& backend, const std::vector<Array>& arrays);
 
 }  // namespace gradstep::step

@@ -9,7 +9,8 @@
 
 namespace gradstep::step {
 
-OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout) : narrow(!layout.native) {
+OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout, Compute compute) : stored(!layout.native) {
+  desc.compute = compute;
   for (int s = 0; s < kMaxStreams; ++s) {
     desc.streams[s] = streams[s];
     desc.scales[s] = layout.scales[s];
@@ -55,8 +56,9 @@ void OnCuda::add_tensor(const TensorInfo& info, const rules::Clock& clock) {
 }
 
 void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) {
-  tensors_[tensor] = Tensor(streams, layout);
-  gradients_[tensor] = Tensor(streams, gradient);
+  const Compute compute = state_.tensors()[tensor].compute;
+  tensors_[tensor] = Tensor(streams, layout, compute);
+  gradients_[tensor] = Tensor(streams, gradient, compute);
   uploaded_ = false;
 }
 
@@ -147,7 +149,7 @@ std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cud
       work =
           works.insert(work, {key, false, none, plan_.first_chunk.data(), descs_, chunks_, state.steps, pass, stream_});
     }
-    work->stored = work->stored || tensors_[i].narrow;
+    work->stored = work->stored || tensors_[i].stored;
     work->gradients[i] = gradients[i];
   }
   return works;

@@ -47,10 +47,10 @@ class OnCuda : public Backend {
   struct Tensor {
     cuda::TensorDesc desc{};
     std::vector<std::int64_t> strided_layout;  // see cuda::TensorDesc
-    bool narrow = false;                       // whether any stream is not native
+    bool stored = false;                       // whether something is stored in another type than the rule's
 
     Tensor() = default;
-    Tensor(std::byte* const* streams, const Layout& layout);
+    Tensor(std::byte* const* streams, const Layout& layout, Compute compute);
   };
 
   cuda::Captured* captured() const { return reinterpret_cast<cuda::Captured*>(captured_.data()); }

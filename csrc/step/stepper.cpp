@@ -121,7 +121,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   t.streams[kParameter] = KeptArray(master.data == nullptr ? param : master);
   if (master.data != nullptr) t.streams[kCopy] = KeptArray(param);
   for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
-  const rules::Key key = groups_[static_cast<std::size_t>(group)].key(compute_of(param.dtype));
+  const rules::Key key = groups_[static_cast<std::size_t>(group)].key(t.compute());
   const auto& about = info().states;
   for (std::size_t s = 0; s < about.size(); ++s) {
     if (keeps(key, s) != (t.streams[kFirstState + s].data != nullptr)) {
@@ -129,7 +129,7 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
   }
-  backend_->add_tensor({size_of(param), group, compute_of(param.dtype)}, info().first_clock());
+  backend_->add_tensor({size_of(param), group, t.compute()}, info().first_clock());
   Slot slot;
   slot.rank = static_cast<std::int8_t>(param.rank);
   tensors_.push_back(std::move(t));
@@ -154,13 +154,13 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad) {
     places[s] = arrays[s].data;
     in_order = in_order || (kStreams[s].rounded && is_stochastic(arrays[s].dtype, stochastic));
   }
-  Layout layout = make_layout(streams, in_order);
+  Layout layout = make_layout(streams, t.compute(), in_order);
   layout.tensor = static_cast<std::uint32_t>(tensor);
   slot.shape = t.streams[kGradient].shape.data();
   slot.strides = t.streams[kGradient].strides.data();
   slot.dtype = grad.dtype;
   slot.aligned = aligned(grad);
-  backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad) : Layout{});
+  backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad, t.compute()) : Layout{});
 }
 
 void Stepper::begin() {
@@ -184,22 +184,17 @@ void Stepper::find_owned() {
   owned_is_known_ = true;
 }
 
-void Stepper::refuse_gradient(std::size_t tensor, const Array& grad) const {
+void Stepper::refuse_shape(std::size_t tensor, const Array& grad) const {
   const Tensor& t = tensors_[tensor];
   const Array param = t.param().view();
-  if (param.rank != grad.rank || !same(param.shape, grad.shape, grad.rank)) {
-    throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
-                                ", but its parameter has shape " + tuple(param.shape, param.rank));
-  }
-  throw WrongType(grads_ + t.name + " is " + dtype_name(grad.dtype) + ", but its parameter is " +
-                  dtype_name(param.dtype));
+  throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
+                              ", but its parameter has shape " + tuple(param.shape, param.rank));
 }
 
 bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
   Slot& slot = slots_[tensor];
-  if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank)) refuse_gradient(tensor, grad);
+  if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank)) refuse_shape(tensor, grad);
   if (grad.dtype != slot.dtype || !same(slot.strides, grad.strides, grad.rank) || !aligned(grad) || !slot.aligned) {
-    if (compute_of(grad.dtype) != compute_of(slot.dtype)) refuse_gradient(tensor, grad);
     set_layout(tensor, grad);
   }
   gradients_[tensor] = grad.data;

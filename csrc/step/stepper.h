@@ -56,8 +56,8 @@ class Stepper {
                   const Array& master = {});
 
   void begin();
-  // Throws if the shape is not the parameter's, or if the dtype does not go with the parameter's. Returns true if the
-  // gradient's extent overlaps those of parameters and states, in which case the caller must test exactly.
+  // Of any type that is supported. Throws where its shape is not the parameter's. Returns whether the gradient lies
+  // among the bytes of parameters and states, so that an exact test is due.
   bool set_gradient(std::size_t tensor, const Array& grad);
   // Throws if the backend does: then nothing was written and the step is not counted.
   void run();
@@ -79,6 +79,7 @@ class Stepper {
     KeptArray streams[kMaxStreams];  // the gradient's has the layout of the last one, not its data
 
     const KeptArray& param() const { return streams[streams[kCopy].data == nullptr ? kParameter : kCopy]; }
+    Compute compute() const { return compute_of(param().dtype); }
   };
 
   // The data of a tensor that every step reads, in one cache line.
@@ -97,7 +98,7 @@ class Stepper {
   const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
   void set_gradient_pass(const PassOptions& asked);
   void set_layout(std::size_t tensor, const Array& grad);
-  [[noreturn]] void refuse_gradient(std::size_t tensor, const Array& grad) const;
+  [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
   void find_owned();
 
   int rule_;

@@ -12,8 +12,9 @@ from ._structure import Grads, is_array
 def global_norm(arrays: Grads, *, stream: Any = None) -> float:
     """The Euclidean norm of all elements of some arrays together.
 
-    It is what the optimizers' `clip_norm` limits, to the bit where the arrays are in the order of params. Squares are
-    added up in float64, in an order that depends on shapes alone: the bits are the same on every instruction set,
+    It is what the optimizers' `clip_norm` limits, to the bit where the arrays are in the order of params; but for
+    float64 gradients of other parameters, which a step rounds to float32 before their norm is taken. Squares
+    are added up in float64, in an order that depends on shapes alone: the bits are the same on every instruction set,
     number of threads, layout, and on a GPU (`docs/numerics.md`). An array that is not in C order takes longer.
 
     Parameters

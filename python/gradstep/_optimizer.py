@@ -252,10 +252,10 @@ class Optimizer:
         Parameters
         ----------
         grads : the structure of params
-            The gradients, each of its parameter's shape, of any strides; float64 for float64 parameters, else float32,
-            float16 or bfloat16. They are only read. `None` in place
-            of an array leaves that parameter, its states and its own step number as they are. Left out where gradients
-            were bound, as `grads` of the class, and only there.
+            The gradients, each of its parameter's shape, of any strides; float32, float64, float16 or bfloat16,
+            whatever the parameter is: float64 is rounded once to float32 where the parameter is not float64. They are
+            only read. `None` in place of an array leaves that parameter, its states and its own step number as they
+            are. Left out where gradients were bound, as `grads` of the class, and only there.
         stream : a stream of CUDA, or its handle
             Where arrays on a GPU are stepped; by default the current stream of their library. It is not waited for. If
             a CUDA graph is captured there, replays take the step again. From then on step numbers and options are the

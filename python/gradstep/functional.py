@@ -70,7 +70,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
         f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
-        "`p`, `g` and the states are arrays of one shape, all of float64 or none; see the module for others;\n"
+        "`p`, `g` and the states are arrays of one shape; `p` and the states all of float64 or none, `g` of any float\n"
+        "type; see the module for others;\n"
         "`step` is the number of this step, from 1.\n"
         + "".join(
             f"`{scalar}` is what the step before returned, {first:g} at the first; returns the next.\n"

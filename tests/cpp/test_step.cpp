@@ -104,20 +104,21 @@ TEST(axes_join_where_every_stream_allows) {
   const step::Array c{data, DType::kFloat32, 3, shape, c_order}, f{data, DType::kFloat32, 3, shape, f_order},
       g{data, DType::kFloat32, 3, shape, gaps}, odd{data + 1, DType::kFloat32, 3, shape, c_order};
 
-  const Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr}, false);
+  const Layout packed = step::make_layout({&c, &c, nullptr, nullptr, nullptr}, Compute::kFloat, false);
   CHECK(packed.shape == std::vector<std::int64_t>{24} && packed.strides[0].empty() && packed.strides[1].empty());
-  const Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, false);
+  const Layout transposed = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, Compute::kFloat, false);
   CHECK(transposed.shape == std::vector<std::int64_t>{24} && transposed.strides[0].empty());
-  const Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr}, false);
+  const Layout mixed = step::make_layout({&c, &f, nullptr, nullptr, nullptr}, Compute::kFloat, false);
   CHECK(mixed.shape == (std::vector<std::int64_t>{2, 3, 4}) && mixed.strides[0].empty() && !mixed.strides[1].empty());
-  const Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr}, false);
+  const Layout gapped = step::make_layout({&g, &c, nullptr, nullptr, nullptr}, Compute::kFloat, false);
   CHECK(gapped.shape == (std::vector<std::int64_t>{2, 12}) && !gapped.strides[0].empty() && gapped.strides[1].empty());
-  const Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, false);
+  const Layout misaligned = step::make_layout({&odd, &c, nullptr, nullptr, nullptr}, Compute::kFloat, false);
   CHECK(!misaligned.strides[0].empty() && misaligned.strides[1].empty());
-  // If bits depend on an element's index, the axes keep the order of the indices.
-  const Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, true);
+  // Where bits depend on an element's place, the axes stay in the order of the indices.
+  const Layout in_order = step::make_layout({&f, &f, nullptr, nullptr, nullptr}, Compute::kFloat, true);
   CHECK(in_order.shape == (std::vector<std::int64_t>{2, 3, 4}) && !in_order.strides[0].empty());
-  CHECK(step::make_layout({&c, &c, nullptr, nullptr, nullptr}, true).shape == std::vector<std::int64_t>{24});
+  CHECK(step::make_layout({&c, &c, nullptr, nullptr, nullptr}, Compute::kFloat, true).shape ==
+        std::vector<std::int64_t>{24});
 }
 
 TEST(a_coded_state_goes_through_a_step) {

@@ -130,9 +130,9 @@ class Optimizer:
             raise TypeError("step() takes gradients where none were bound, and only there")
         grads = self._bound if grads is ... else grads
         trees = grads if self._grouped else [grads]
-        found = [leaves(tree, group.params) for group, tree in zip(self._groups, trees, strict=True)]
-        factor = self._factor([g for flat in found for g in flat])
         with np.errstate(all="ignore"):
+            found = [group.gradients(tree) for group, tree in zip(self._groups, trees, strict=True)]
+            factor = self._factor([g for flat in found for g in flat])
             for group, flat in zip(self._groups, found, strict=True):
                 o = group.at(self.step_count)
                 for s, g in zip(group.slots, flat, strict=True):
@@ -151,7 +151,7 @@ class Optimizer:
     def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
         s.t += 1
         wide = self._widened(o, s)
-        p, T, g = wide.p, wide.p.dtype.type, widened(g)
+        p, T = wide.p, wide.p.dtype.type
         scale = T(-factor if o.maximize else factor)
         l2 = T(o.l2)
         decay = T(1.0 - o.lr * o.weight_decay)
@@ -208,6 +208,11 @@ class _Group:
         """The options at this step: lr is a number, whether or not it follows a schedule."""
         lr = self.options.lr
         return Options(**{**vars(self.options), "lr": float(lr(step_count) if callable(lr) else lr)})
+
+    def gradients(self, tree: Grads) -> list[Array | None]:
+        """Gradients in the order of the slots, each as values of its parameter's ``T``."""
+        pairs = zip(leaves(tree, self.params), self.slots, strict=True)
+        return [None if g is None else widened(g).astype(compute_type(s.p), copy=False) for g, s in pairs]
 
     def beside(self, states: Iterable[str]) -> list[str]:
         """The names of the scales and the master, those that some tensor of the group has."""
