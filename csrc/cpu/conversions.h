@@ -47,10 +47,11 @@ struct Conversions {
 
   template <class T>
   const Conversion<T>& to(DType dtype) const {
-    if constexpr (sizeof(T) == sizeof(double))
+    if constexpr (sizeof(T) == sizeof(double)) {
       return doubles[static_cast<int>(dtype)];
-    else
+    } else {
       return floats[static_cast<int>(dtype)];
+    }
   }
 };
 
