@@ -200,11 +200,14 @@ def test_what_is_no_ordinary_file_is_neither_written_nor_read(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everything")
-def test_a_read_only_file_is_not_replaced(path):
+def test_a_read_only_file_is_not_replaced_and_an_unreadable_one_not_read(path):
     path.chmod(0o444)
     with pytest.raises(PermissionError):
         _files.write(path, *checkpoint(2))
     assert _files.read(path)[0]["step_count"] == 1
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=str(path)):
+        _files.read(path)
 
 
 @pytest.mark.parametrize(("module", "name"), [(os, "fsync"), (os, "fchmod"), (Path, "replace")])

@@ -140,6 +140,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
+    with path.open("rb"):  # where it cannot be read, this says why, which the library does not
+        pass
     try:
         with library.safe_open(path, framework="numpy") as file:
             return _content(file)
