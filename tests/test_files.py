@@ -255,6 +255,7 @@ def test_the_file_is_on_the_disk_before_it_is_renamed(path, monkeypatch):
 
     def recorded_replace(source, target):
         assert source.stat().st_size == path.stat().st_size
+        assert stat.S_IMODE(source.parent.stat().st_mode) == 0o700
         calls.append((str(source), str(target)))
         return replace(source, target)
 

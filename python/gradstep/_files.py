@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -115,11 +115,11 @@ def write(path: str | os.PathLike[str], data: Mapping[str, Any], params: Mapping
     library = _library()
     tensors: dict[str, Array] = {}
     state = {
-        path: {
-            name: _add(tensors, _tensor_name("state", name, path), value) if isinstance(value, np.ndarray) else value
+        param: {
+            name: _add(tensors, _tensor_name("state", name, param), value) if isinstance(value, np.ndarray) else value
             for name, value in entries.items()
         }
-        for path, entries in data["state"].items()
+        for param, entries in data["state"].items()
     }
     named = None if params is None else {p: _add(tensors, _tensor_name("params", p), a) for p, a in params.items()}
     text = json.dumps({"data": {**data, "state": state}, "params": named})
@@ -179,7 +179,7 @@ def _add(tensors: dict[str, Array], name: str, array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape)}
 
 
-def _checksum(text: str, arrays: Any) -> str:
+def _checksum(text: str, arrays: Iterable[Array]) -> str:
     value = zlib.crc32(text.encode())
     for array in arrays:
         value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
@@ -323,7 +323,7 @@ def _lock(directory: Path) -> int:
     """The descriptor of a directory, created where it is missing, with an exclusive lock."""
     while True:
         with suppress(FileExistsError):
-            directory.mkdir()
+            directory.mkdir(0o700)  # the file that is replaced may be private
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # removed by another writer
