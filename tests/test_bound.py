@@ -116,7 +116,7 @@ def test_what_a_step_refuses_cannot_be_bound(rule):
     for bad, error, words in [
         ([np.ones(4)], TypeError, "grads must be an array"),
         (np.ones(5), ValueError, "grads has shape"),
-        (np.ones(4, np.float32), TypeError, "grads is float32"),
+        (np.ones(4, np.int32), TypeError, "grads has dtype int32"),
         (p, ValueError, "grads overlaps params"),
         ("abc", TypeError, "grads must be a NumPy array"),
     ]:
