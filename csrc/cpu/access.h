@@ -13,7 +13,7 @@ namespace {
 
 // Calls f(type, j) for each full register of `count` elements, then for each remaining element. If `count` equals the
 // constant kWhole, the loop is unrolled kUnroll times.
-template <class T, std::int64_t kWhole = 0, int kUnroll = 4, class F>
+template <class T, std::int64_t kWhole = 0, int kUnroll = 4, bool kShort = false, class F>
 GS_INLINE void each_register(std::int64_t count, const F& f) {
   constexpr std::int64_t kLanes = Full<T>::kLanes;
   std::int64_t j = 0;
@@ -27,6 +27,10 @@ GS_INLINE void each_register(std::int64_t count, const F& f) {
   }
   GS_UNROLL(1)
   for (; j + kLanes <= count; j += kLanes) f(Full<T>{}, j);
+  if constexpr (kShort && kHasShort) {
+    GS_UNROLL(1)
+    for (; j + Short<T>::kLanes <= count; j += Short<T>::kLanes) f(Short<T>{}, j);
+  }
   GS_UNROLL(1)
   for (; j < count; ++j) f(T{}, j);
 }

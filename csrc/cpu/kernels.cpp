@@ -49,7 +49,7 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
     enter(i);
     prefetch_run(i);
     // Only whole native runs are unrolled: unrolled decoding and encoding gave larger code that was not faster.
-    each_register<T, kInRuns ? 0 : kRun, ElementUpdate::kStates == 0 ? 8 : 4>(next - i, update);
+    each_register<T, kInRuns ? 0 : kRun, ElementUpdate::kStates == 0 ? 8 : 4, !kInRuns>(next - i, update);
     leave(next);
   }
 }
@@ -120,8 +120,14 @@ struct KernelOf<ElementUpdate, Codecs, Indices<k...>> {
     const auto& update = *static_cast<const ElementUpdate*>(element);
     open_all(streams, nullptr, nullptr, [&](auto p, auto g, auto copy, auto... states) GS_ALWAYS_INLINE {
       p.enter(0, end), g.enter(0, end), (states.enter(0, end), ...);
+      std::int64_t i = begin;
+      if constexpr (kHasShort) {
+        GS_UNROLL(1)
+        for (; i + Short<T>::kLanes <= end; i += Short<T>::kLanes)
+          update_at<Short<T>>(i, update, p, g, copy, states...);
+      }
       GS_UNROLL(1)
-      for (std::int64_t i = begin; i < end; ++i) update_at<T>(i, update, p, g, copy, states...);
+      for (; i < end; ++i) update_at<T>(i, update, p, g, copy, states...);
     });
   }
 
