@@ -66,6 +66,7 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp
   csrc/bind/rules.cpp
+  csrc/bind/tree.cpp
   csrc/step/cuda_state.cpp
   csrc/step/on_cuda.cpp)
 target_link_libraries(_cuda PRIVATE gradstep_core)

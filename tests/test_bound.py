@@ -114,7 +114,7 @@ def test_groups_schedules_checkpoints_and_lookahead_with_bound_gradients():
 def test_what_a_step_refuses_cannot_be_bound(rule):
     p = np.ones(4)
     for bad, error, words in [
-        ([np.ones(4)], TypeError, "grads must be an array"),
+        ([np.ones(4)], TypeError, "grads must be a NumPy array, not list"),
         (np.ones(5), ValueError, "grads has shape"),
         (np.ones(4, np.int32), TypeError, "grads has dtype int32"),
         (p, ValueError, "grads overlaps params"),
@@ -127,12 +127,12 @@ def test_what_a_step_refuses_cannot_be_bound(rule):
 
 def test_step_takes_gradients_where_none_are_bound_and_only_there():
     p = np.ones(4)
-    with pytest.raises(TypeError, match=r"Adam: step\(\) needs gradients"):
+    with pytest.raises(TypeError, match=r"^step\(\) needs gradients"):
         gs.Adam(p).step()
     opt = gs.Adam(p, grads=np.ones(4))
-    with pytest.raises(TypeError, match=r"Adam: step\(\) takes no gradients"):
+    with pytest.raises(TypeError, match=r"^step\(\) takes no gradients"):
         opt.step(np.ones(4))
-    with pytest.raises(TypeError, match=r"Adam: step\(\) takes no gradients"):
+    with pytest.raises(TypeError, match=r"^step\(\) takes no gradients"):
         opt.step(None)
     assert (p == 1).all()
     assert opt.step_count == 0

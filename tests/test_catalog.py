@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import gradstep
-from gradstep import _core, _storage, functional, optimizers, reference
-from tests.table import REFERENCE, RULES
+from gradstep import _core, functional, optimizers
+from tests.parity.cases import PEERS, SETTINGS
+from tests.table import KNOBS, NOT_IN_REFERENCE, REFERENCE, RULES
 
 CORE = {rule["name"]: rule for rule in _core.rules()}
-NUMERICS = Path(__file__).parents[1] / "docs" / "numerics.md"
+ROOT = Path(__file__).parents[1]
+README, NUMERICS = ROOT / "README.md", ROOT / "docs" / "numerics.md"
+FRAMEWORKS = {*PEERS, "paper"}
 
 # The contract for the first eight classes: names, order and defaults.
 CONTRACT = {
@@ -20,7 +23,8 @@ CONTRACT = {
     "Momentum": "lr=1e-3, momentum=0.9, dampening=0.0, lr_in_velocity=False, *, dampen_first=True",
     "NAG": "lr=1e-3, momentum=0.9, lr_in_velocity=False, lookahead=False, *",
     "AdaGrad": "lr=1e-2, lr_decay=0.0, initial_accumulator=0.0, eps=1e-10, eps_root=0.0, *",
-    "RMSProp": "lr=1e-2, rho=0.99, momentum=0.0, centered=False, eps=1e-8, eps_root=0.0, *, lr_in_velocity=False",
+    "RMSProp": "lr=1e-2, rho=0.99, momentum=0.0, centered=False, eps=1e-8, eps_root=0.0, *, lr_in_velocity=False, "
+    "initial_scale=0.0",
     "AdaDelta": "lr=1.0, rho=0.9, eps=1e-6, *",
     "Adam": "lr=1e-3, betas=(0.9, 0.999), eps=1e-8, eps_root=0.0, amsgrad=False, bias_correction=True, *, "
     "eps_hat=False, amsgrad_corrected=False",
@@ -28,8 +32,8 @@ CONTRACT = {
 }
 COMMON = (
     "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "
-    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, clip_norm=None, "
-    "grads=None"
+    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, frozen=False, "
+    "clip_norm=None, options=None, grads=None"
 )
 
 
@@ -58,17 +62,19 @@ def test_signatures_are_the_contract(name):
 @pytest.mark.parametrize("rule", CORE)
 def test_reference_and_class_agree(rule):
     ours, theirs = RULES[rule], REFERENCE[rule]
+    assert theirs is not None, f"python/gradstep/reference lacks the class {ours.__name__}"
     assert CORE[rule]["scalars"] == list(theirs.scalars)
-    assert theirs is not None, f"{reference.__name__} lacks {ours.__name__}"
-    assert signature(ours) == signature(theirs)
-    assert signature(ours)[-9:] == signature(optimizers.SGD)[-9:], "the options that every class has"
+    assert list(theirs.codes) == CORE[rule]["states"], f"`codes` of the reference's {ours.__name__} are not its states"
+    computed = [argument for argument in signature(ours) if argument[0] not in NOT_IN_REFERENCE]
+    assert computed == [argument for argument in signature(theirs) if argument[0] not in NOT_IN_REFERENCE]
+    assert signature(ours)[-12:] == signature(optimizers.SGD)[-12:], "the options that every class has"
 
 
 @pytest.mark.parametrize("rule", CORE)
 def test_the_core_takes_the_options_of_the_class(rule):
-    """`betas` becomes two options; options of allocation and initial state remain in the class."""
+    """`betas` becomes two options; options of allocation, of initial state and `frozen` remain in the class."""
     known = RULES[rule](np.zeros(1), **{}).groups[0]
-    settled = {*RULES[rule].initial_state.values(), *_storage.FIXED}
+    settled = {name for name, option in RULES[rule].known.items() if option.fixed or name == "frozen"}
     taken = [name for name in known if name not in settled]
     apart = [part for name in taken for part in (["beta1", "beta2"] if name == "betas" else [name])]
     assert sorted(apart) == sorted(CORE[rule]["options"])
@@ -86,17 +92,51 @@ def test_every_rule_has_its_bare_kernel(rule):
 AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals", "stochastic_rounding"}
 
 
-@pytest.mark.parametrize("rule", [name.lower() for name in CONTRACT])
-def test_docs_write_the_rule_down(rule):
-    """Each of the first eight rules has a section that names all its states and options."""
+@pytest.mark.parametrize("rule", CORE)
+def test_numerics_specify_the_rule(rule):
+    """It has a section that names all its states and options."""
     if not NUMERICS.is_file():
         pytest.skip("there are no docs beside the tests")
+    name = RULES[rule].__name__
     sections = dict(re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", NUMERICS.read_text(encoding="utf-8"), re.M | re.S))
-    text = sections[RULES[rule].__name__]
-    assert "**Scalars**" in text
-    assert "**Element**" in text
-    for name in {*CORE[rule]["states"], *CORE[rule]["options"]} - AROUND:
-        assert re.search(rf"\b{name}\b", text), f"the section {RULES[rule].__name__} says nothing of {name}"
+    assert name in sections, f"docs/numerics.md lacks the section '## {name}'"
+    of_section = {"**Scalars**", "**Element**", *CORE[rule]["states"], *CORE[rule]["options"]} - AROUND
+    missing = [of for of in of_section if not re.search(rf"(?<!\w){re.escape(of)}(?!\w)", sections[name])]
+    assert not missing, f"the section '## {name}' of docs/numerics.md lacks {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("rule", CORE)
+def test_readme_lists_the_rule(rule):
+    if not README.is_file():
+        pytest.skip("there are no docs beside the tests")
+    name = RULES[rule].__name__
+    rows = re.findall(rf"^\| `{name}` \| [^|]*p ←", README.read_text(encoding="utf-8"), re.M)
+    assert rows, f"the table of optimizers in README.md lacks a row '| `{name}` | the update |'"
+
+
+@pytest.mark.parametrize("rule", CORE)
+def test_the_rule_has_presets(rule):
+    cls = RULES[rule]
+    assert cls.presets, f"python/gradstep/optimizers.py: {cls.__name__} has no presets"
+    assert set(cls.presets) <= FRAMEWORKS, f"{cls.__name__} has a preset of an unknown framework"
+
+
+@pytest.mark.parametrize("rule", CORE)
+def test_the_table_of_tests_varies_the_options_of_the_rule(rule):
+    own = set(RULES[rule].known) - set(gradstep.SGD.known)
+    assert rule in KNOBS, f"KNOBS in tests/table.py lacks {rule!r}"
+    missing = own - {name for knobs in KNOBS[rule] for name in knobs}
+    assert not missing, f"KNOBS[{rule!r}] in tests/table.py never sets {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("rule", CORE)
+def test_parity_compares_every_preset_of_the_rule(rule):
+    name = RULES[rule].__name__
+    for framework in set(RULES[rule].presets) - {"paper"}:
+        variants = [variant for variant, peer in PEERS[framework].items() if peer.cls == name]
+        assert variants, f"PEERS[{framework!r}] in tests/parity/cases.py lacks a peer of {name}"
+        for variant in variants:
+            assert SETTINGS[framework].get(variant), f"tests/parity/cases.py lacks SETTINGS[{framework!r}][{variant!r}]"
 
 
 def test_docs_write_down_what_is_around_the_rules():

@@ -4,13 +4,14 @@ import copy
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
 
 import gradstep as gs
 from tests.table import CASES, RULES, knobs, schedule
-from tests.test_refusals import frozen
+from tests.test_refusals import frozen, steps_of
 
 STEPS, PAUSE = 9, 4
 STATE_OPTIONS = {"rmsprop": {"centered", "momentum"}, "adam": {"amsgrad"}}
@@ -26,15 +27,16 @@ def through_copy(saved, _):
 
 def through_files(saved, path):
     """Saves arrays as npz and everything else as JSON: a state dict is plain data."""
-    arrays = {f"{name} {i}": a for name, of in saved["state"].items() for i, a in enumerate(of) if a is not None}
+    of_names = saved["state"].items()
+    arrays = {f"{name} {key}": a for name, own in of_names for key, a in own.items() if isinstance(a, np.ndarray)}
     np.savez(path / "state.npz", **arrays)
-    rest = {**saved, "state": {name: [None] * len(of) for name, of in saved["state"].items()}}
-    (path / "rest.json").write_text(json.dumps(rest))
+    numbers = {name: {k: v for k, v in own.items() if not isinstance(v, np.ndarray)} for name, own in of_names}
+    (path / "rest.json").write_text(json.dumps({**saved, "state": numbers}))
     loaded = json.loads((path / "rest.json").read_text())
     with np.load(path / "state.npz") as file:
-        for key in file.files:
-            name, i = key.split()
-            loaded["state"][name][int(i)] = file[key]
+        for place in file.files:
+            name, key = place.rsplit(" ", 1)
+            loaded["state"][name][key] = file[place]
     return loaded
 
 
@@ -75,7 +77,7 @@ def test_a_resumed_run_has_the_same_bits(case, tmp_path):
         for step in range(PAUSE, STEPS):
             resumed.step(gradients(again, step))
         assert bits(resumed, again) == bits(opt, params), trip.__name__
-    assert opt.state_dict()["steps"] == [STEPS - 1, STEPS, STEPS // 3]
+    assert steps_of(opt) == [STEPS - 1, STEPS, STEPS // 3]
 
 
 def test_groups_keep_their_own():
@@ -95,14 +97,15 @@ def test_groups_keep_their_own():
     opt.step(grads)
     saved = opt.state_dict()
     assert [group["lr"] for group in saved["groups"]] == [0.25, None]
-    assert [a is None for a in saved["state"]["max_exp_avg_sq"]] == [False, False, True]
-    assert saved["steps"] == [1, 0, 1]
+    assert ["max_exp_avg_sq" in own for own in saved["state"].values()] == [True, True, False]
+    assert [own["step"] for own in saved["state"].values()] == [1, 0, 1]
+    assert [group["params"] for group in saved["groups"]] == [["[0].w", "[0].b"], ["[1]"]]
 
     again = copy.deepcopy(params)
     resumed = make(again)
     resumed.load_state_dict(saved)
     assert [dict(group) for group in resumed.groups] == [dict(group) for group in opt.groups]
-    assert resumed.groups[1]["lr"] is schedule
+    assert resumed.groups[1].schedule is schedule
     for each in (opt, resumed):
         each.step(grads)
     assert bits(resumed, again) == bits(opt, params)
@@ -112,7 +115,7 @@ def test_a_schedule_is_saved_as_none_and_kept():
     old, new = gs.SGD(np.ones(1), lr=schedule), gs.SGD(np.ones(1), lr=schedule)
     assert old.state_dict()["groups"][0]["lr"] is None
     new.load_state_dict(old.state_dict())
-    assert new.lr is schedule
+    assert new.schedule is schedule
     number = gs.SGD(np.ones(1), lr=0.5)
     number.load_state_dict(old.state_dict())
     assert number.lr == 0.5, "a checkpoint of a schedule says nothing of the rate"
@@ -137,15 +140,14 @@ def test_a_state_dict_is_plain_and_apart(rule):
     opt.step(g)
     saved = opt.state_dict()
     assert plain(saved)
-    assert list(saved) == ["rule", "step_count", "clip_norm", "steps", "groups", "state"] + ["mu_product"] * (
-        rule == "nadam"
-    )
+    assert list(saved) == ["format", "rule", "step_count", "options", "groups", "state"]
+    assert saved["format"] == 2
+    assert list(saved["state"][""]) == ["step", *opt.scalar_names(), *opt.state]
     before, states = bits(opt, [p]), opt.state
     opt.load_state_dict(saved)
-    for arrays in saved["state"].values():
-        for a in arrays:
-            a.fill(7)
-    saved["groups"][0]["l2"], saved["steps"][0] = 7.0, 7
+    for name in states:
+        saved["state"][""][name].fill(7)
+    saved["groups"][0]["l2"], saved["state"][""]["step"] = 7.0, 7
     assert bits(opt, [p]) == before
     assert all(opt.state[name] is a for name, a in states.items()), "states are written in place"
 
@@ -176,43 +178,53 @@ def drop(*path):
 NO_COUNT = [-1, 1.0, 1.5, math.nan, math.inf, None, "1", True, 2**63, 2**70, [1], np.float64(1)]
 NO_PRODUCT = [math.nan, math.inf, -0.5, 1.5, None, "1", 1j, True, [0.5]]
 ARRAY = np.zeros(2)
+KEPT = ("step", "mu_product", "exp_avg", "exp_avg_sq")
+TYPES, SHAPES = ("float32", ">f8", "object"), ((), 1, (2, 1), 3, 0)
+FIRST, SECOND = "[0]", "[1]"
 # An edit of Nadam's state dict of two tensors of shapes (3,) and (2,), the error, and part of its message.
 EDITS = [
     *((put("step_count", value), (TypeError, ValueError), "step_count") for value in NO_COUNT),
-    *((put("steps", 1, value), (TypeError, ValueError), "steps.*1") for value in NO_COUNT),
-    *((put("mu_product", 1, value), (TypeError, ValueError), "mu_product.*1") for value in NO_PRODUCT),
-    *((put("mu_product", 1, ARRAY[:n]), (TypeError, ValueError), "mu_product.*1") for n in (0, 1, 2)),
-    *((drop(key), ValueError, key) for key in ("rule", "step_count", "steps", "groups", "state", "mu_product")),
-    *((drop(key, 1), ValueError, key) for key in ("steps", "mu_product")),
-    (drop("groups", 0), ValueError, "groups"),
-    (drop("groups", 0, "eps"), ValueError, "eps"),
-    (drop("state", "exp_avg"), ValueError, "exp_avg"),
-    (drop("state", "exp_avg", 1), ValueError, "exp_avg"),
+    *((put("state", SECOND, "step", value), (TypeError, ValueError), r"\['\[1\]'\]\['step'\]") for value in NO_COUNT),
+    *((put("state", SECOND, "mu_product", value), (TypeError, ValueError), "mu_product") for value in NO_PRODUCT),
+    *((put("state", SECOND, "mu_product", ARRAY[:n]), (TypeError, ValueError), "mu_product") for n in (0, 1, 2)),
+    *((drop(key), ValueError, f"lacks '{key}'") for key in ("step_count", "options", "groups", "state")),
+    (drop("format"), ValueError, "lacks 'steps'"),  # then it is one of version 0.1
+    *((put("format", value), (TypeError, ValueError), "format") for value in (*NO_COUNT, 0, 1, 3)),
+    *((drop("state", SECOND, key), ValueError, rf"mismatched: \[1\] \(lacks {key}\)") for key in KEPT),
+    *((drop("state", name), ValueError, f"missing: {re.escape(name)}$") for name in (FIRST, SECOND)),
+    (put("state", "w", {}), ValueError, "unexpected: w$"),
+    (put("state", SECOND, None), TypeError, r"\['\[1\]'\] must be a dict"),
+    (put("state", SECOND, "max_exp_avg_sq", ARRAY), ValueError, r"\[1\] \(has max_exp_avg_sq, which is not kept here"),
     (put("rule", "adam"), ValueError, "'adam'.*'nadam'"),
     (put("rule", None), (TypeError, ValueError), "rule"),
-    (put("extra", 1), ValueError, "extra"),
-    (put("steps", [1, 1, 1]), ValueError, "steps"),
-    (put("steps", 2), (TypeError, ValueError), "steps"),
-    (put("mu_product", [0.5] * 3), ValueError, "mu_product"),
-    (put("groups", [{}, {}]), ValueError, "groups"),
+    (drop("groups", 0, "params"), TypeError, r"\['groups'\]\[0\] must have a list of names as 'params'"),
+    (put("groups", 0, "params", "[0]"), TypeError, r"\['groups'\]\[0\] must have a list of names as 'params'"),
     (put("groups", [None]), TypeError, "groups"),
     (put("groups", None), TypeError, "groups"),
     (put("groups", 0, "lr", -1), ValueError, "lr must be"),
     (put("groups", 0, "lr", "1"), TypeError, "lr must be"),
+    (put("groups", 0, "lr", schedule), TypeError, "lr must be"),
     (put("groups", 0, "eps", math.nan), ValueError, "eps must be"),
-    (put("groups", 0, "betas", [0.9, 1.0]), ValueError, r"betas\[1\] must be"),
+    (put("groups", 0, "betas", [0.9, 1.0]), ValueError, "betas must be"),
     (put("groups", 0, "maximize", 1), TypeError, "maximize must be"),
     (put("groups", 0, "amsgrad", False), (TypeError, ValueError), "amsgrad"),
+    (put("options", None), TypeError, "options"),
+    (put("options", "clip_norm", -1), ValueError, "clip_norm must be"),
+    (put("options", "clip", 1), TypeError, "clip"),
     (put("state", None), TypeError, "state"),
     (put("state", []), TypeError, "state"),
-    (put("state", "max_exp_avg_sq", [np.zeros(3), np.zeros(2)]), ValueError, "max_exp_avg_sq"),
-    (put("state", "exp_avg", [np.zeros(3), np.zeros(2), np.zeros(1)]), ValueError, "exp_avg.*3"),
-    (put("state", "exp_avg", np.zeros((2, 3))), TypeError, "exp_avg"),
-    (put("state", "exp_avg_sq", 1, None), (TypeError, ValueError), "exp_avg_sq.*1"),
-    (put("state", "exp_avg_sq", 1, [0.0, 0.0]), TypeError, "exp_avg_sq.*1.* not list"),
-    (put("state", "exp_avg_sq", 1, 0.0), TypeError, "exp_avg_sq.*1.* not float"),
-    *((put("state", "exp_avg", 1, ARRAY.astype(t)), TypeError, "exp_avg.*1.*float64") for t in ("f4", ">f8", "O")),
-    *((put("state", "exp_avg", 1, np.zeros(s)), ValueError, r"exp_avg.*1.*\(2,\)") for s in ((), 1, (2, 1), 3, 0)),
+    (put("state", SECOND, "exp_avg_sq", [0.0, 0.0]), TypeError, "exp_avg_sq.* not list"),
+    (put("state", SECOND, "exp_avg_sq", 0.0), TypeError, "exp_avg_sq.* not float"),
+    (put("state", SECOND, "exp_avg_sq", None), TypeError, "exp_avg_sq.* not NoneType"),
+    (put("state", SECOND, "exp_avg_sq", np.ma.masked_array(ARRAY)), TypeError, "exp_avg_sq.* is a masked array"),
+    *(
+        (put("state", SECOND, "exp_avg", ARRAY.astype(t)), ValueError, rf"\[1\] \(exp_avg is {t}, and here float64")
+        for t in TYPES
+    ),
+    *(
+        (put("state", SECOND, "exp_avg", np.zeros(s)), ValueError, r"\[1\] \(exp_avg has shape .*, and here \(2,\)")
+        for s in SHAPES
+    ),
 ]
 
 
@@ -226,7 +238,7 @@ def pair(rule="nadam", **options):
 def test_what_does_not_fit_is_refused_and_nothing_changes(edit, error, words):
     opt = pair()
     saved = pair(lr=0.5, eps=0.5).state_dict()
-    saved["state"]["exp_avg"][0].fill(5)
+    saved["state"][FIRST]["exp_avg"].fill(5)
     edit(saved)
     before = frozen(opt)
     with pytest.raises(error, match=words):
@@ -264,7 +276,8 @@ def test_other_optimizers_are_refused():
         gs.Adam([a.astype("f4"), b.astype("f4")]),
         gs.Adam([a.copy(), b.astype("f4")]),
         gs.Adam([a.copy(), b.copy()], amsgrad=True),
-        gs.Adam([{"params": a.copy()}, {"params": b.copy()}]),
+        gs.Adam([{"params": [a.copy()]}, {"params": [b.copy()]}]),
+        gs.Adam({"a": a.copy(), "b": b.copy()}),
         gs.Adam([a.reshape(1, 3), b]),
     ]
     for one in unlike:
@@ -282,9 +295,11 @@ def test_what_numpy_makes_of_plain_data_is_taken():
     saved = opt.state_dict()
     expected = frozen(opt)
     saved["step_count"] = np.int64(saved["step_count"])
-    saved["steps"] = tuple(np.array(saved["steps"]))
-    saved["mu_product"] = tuple(np.array(saved["mu_product"]))
+    for own in saved["state"].values():
+        own["step"], own["mu_product"] = np.array(own["step"]), np.float64(own["mu_product"])
     saved["groups"][0]["lr"] = np.float64(saved["groups"][0]["lr"])
+    saved["groups"][0]["eps"] = np.array(saved["groups"][0]["eps"])
+    saved["groups"] = tuple({**group, "params": tuple(group["params"])} for group in saved["groups"])
     fresh = gs.Nadam([np.ones(3), np.ones(2)])
     fresh.load_state_dict(saved)
     assert frozen(fresh) == expected

@@ -273,8 +273,8 @@ def test_checkpoints_have_it():
         late.step(g)
     assert same_bits(second, through)
     for bad, error in (("1", TypeError), (0.0, ValueError), (math.nan, ValueError)):
-        with pytest.raises(error, match="the state dict's clip_norm must be a finite number > 0"):
-            late.load_state_dict(opt.state_dict() | {"clip_norm": bad})
+        with pytest.raises(error, match=r"^the state dict\['options'\]: clip_norm must be a finite number > 0"):
+            late.load_state_dict(opt.state_dict() | {"options": {"clip_norm": bad}})
     assert late.clip_norm == 0.5
     late.load_state_dict(gradstep.Adam(p).state_dict())
     assert late.clip_norm is None
@@ -284,10 +284,10 @@ def test_checkpoints_have_it():
 def test_refusals(rule):
     cls, p = RULES[rule], np.ones(3, np.float32)
     for bad, error in ((0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError)):
-        with pytest.raises(error, match=f"{cls.__name__}: clip_norm must be a finite number > 0, got"):
+        with pytest.raises(error, match=f"{cls.__name__}: clip_norm must be a finite number > 0, or None, got"):
             cls(p, clip_norm=bad)
     for bad in ("1", True, [1.0]):
-        with pytest.raises(TypeError, match=f"{cls.__name__}: clip_norm must be a finite number > 0, got"):
+        with pytest.raises(TypeError, match=f"{cls.__name__}: clip_norm must be a finite number > 0, or None, got"):
             cls(p, clip_norm=bad)
     with pytest.raises(TypeError, match=r"group 0 has no option 'clip_norm'"):
         cls([{"params": p, "clip_norm": 1.0}])
@@ -356,20 +356,20 @@ def test_keys_that_look_the_same():
             return "key"
 
     arrays = {Key(): np.ones(9), Key(): np.ones(16)}
-    assert gradstep.global_norm(arrays) == 5.0
-    with pytest.raises(ValueError, match=r"params has two keys that look the same: params\[key\]"):
+    assert gradstep.global_norm(arrays) == 5.0, "which needs no names"
+    with pytest.raises(ValueError, match=r"^params has two arrays named \[key\]"):
         gradstep.SGD(arrays)
 
 
 def test_norm_refusals():
     x = np.ones(3, np.float32)
-    with pytest.raises(TypeError, match=r"arrays\[1\] must be a NumPy array, not str"):
+    with pytest.raises(TypeError, match=r"arrays\[1\] must be an array, or a list, .*, not str"):
         gradstep.global_norm([x, "x"])
-    with pytest.raises(TypeError, match=r"arrays\['b'\]\[0\] has dtype int64"):
+    with pytest.raises(TypeError, match=r"arrays\.b\[0\] has dtype int64"):
         gradstep.global_norm({"a": x, "b": [np.ones(3, np.int64)]})
     with pytest.raises(TypeError, match="arrays is a masked array"):
         gradstep.global_norm(np.ma.masked_array(x))
-    with pytest.raises(TypeError, match="a stream is for arrays on a GPU"):
+    with pytest.raises(TypeError, match="global_norm: stream is for arrays on a GPU"):
         gradstep.global_norm(x, stream=1)
     x.flags.writeable = False
     assert gradstep.global_norm(x) == math.sqrt(3)

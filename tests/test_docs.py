@@ -1,4 +1,4 @@
-"""The code of README and guide runs as written, and README lists all rules."""
+"""The code of README and guide runs as written, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -24,8 +24,15 @@ def test_links_lead_somewhere(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_readme_has_two_commands_and_every_optimizer():
+def test_readme_has_two_commands():
     text = (ROOT / "README.md").read_text()
     assert len(re.findall(r"```sh\n[^\n]+\n```", text)) == text.count("```sh") == 2
-    for name in ("SGD", "Momentum", "NAG", "AdaGrad", "RMSProp", "AdaDelta", "Adam", "Nadam"):
-        assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_are_headings(page):
+    """GitHub makes an anchor of a heading: lower case, without punctuation, hyphens for spaces."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", (ROOT / page).read_text()):
+        text = ((ROOT / page).parent / target if target else ROOT / page).read_text()
+        headings = re.findall(r"^#+ (.+)$", text, re.M)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor

@@ -120,7 +120,9 @@ def shapes(arrays):
     """The structure with arrays replaced by their shapes."""
     if isinstance(arrays, dict):
         return {key: shapes(value) for key, value in arrays.items()}
-    return [shapes(a) for a in arrays] if isinstance(arrays, list) else arrays if arrays is None else arrays.shape
+    if isinstance(arrays, list | tuple):
+        return type(arrays)(map(shapes, arrays))
+    return arrays if arrays is None else arrays.shape
 
 
 @EVERY_RULE
@@ -130,7 +132,7 @@ def test_states_have_their_names_and_the_structure_of_params(rule):
     structures = [
         (a, (3,)),
         ([a, b], [(3,), (2, 2)]),
-        ((a, b), [(3,), (2, 2)]),
+        ((a, b), ((3,), (2, 2))),
         ({"w": a, "b": b}, {"w": (3,), "b": (2, 2)}),
         ([{"params": {"w": a}}, {"params": b}, {"params": [c]}], [{"w": (3,)}, (2, 2), [()]]),
     ]
@@ -146,7 +148,8 @@ def test_states_have_their_names_and_the_structure_of_params(rule):
     everything.step([a.copy(), b.copy()])
     for arrays in everything.state.values():
         assert [x.dtype for x in arrays] == [a.dtype, b.dtype]
-        assert all(x.flags.owndata and x.flags.writeable for x in arrays)
+        assert all(x.flags.c_contiguous and x.flags.writeable for x in arrays)
+        assert not any(np.shares_memory(x, y) for x in arrays for y in (a, b))
     assert all(everything.state[name][0] is everything.state[name][0] for name in everything.state)
 
 
@@ -170,10 +173,12 @@ def test_lr(rule):
 
     p, q = np.ones(3), np.ones(3)
     opt, twin = RULES[rule](p, lr=rate), RULES[rule](q)
-    assert opt.lr is rate
-    assert opt.groups[0]["lr"] is rate
+    assert opt.schedule is opt.groups[0].schedule is rate
+    assert twin.schedule is twin.groups[0].schedule is None
+    assert asked == []
     for step in range(4):
         assert opt.step_count == step
+        assert opt.lr == opt.groups[0]["lr"] == 1 / (1 + step), "what the next step takes"
         twin.lr = 1 / (1 + step)
         assert twin.lr == 1 / (1 + step)
         opt.step(np.ones(3))
@@ -182,7 +187,7 @@ def test_lr(rule):
     assert same_bits(p, q)
     opt.lr = 0.5
     opt.step(np.ones(3))
-    assert (asked, opt.lr, opt.step_count) == ([0, 1, 2, 3], 0.5, 5)
+    assert (asked, opt.lr, opt.schedule, opt.step_count) == ([0, 1, 2, 3], 0.5, None, 5)
 
 
 def test_a_schedule_is_asked_once_a_step():
@@ -210,7 +215,8 @@ def test_groups():
     a, b = np.ones(1), np.ones(1)
     opt = gs.SGD([{"params": a, "lr": 0.5}, {"params": b}], lr=0.25)
     assert [group["lr"] for group in opt.groups] == [0.5, 0.25]
-    assert opt.lr == 0.5, "the first group's"
+    with pytest.raises(ValueError, match=r"^SGD: groups differ in lr \(0: 0.5, 1: 0.25\); use groups\[i\]\['lr'\]"):
+        _ = opt.lr
     opt.step([np.ones(1), np.ones(1)])
     assert (a[0], b[0]) == (0.5, 0.75)
     opt.groups[1]["lr"] = 0.75
@@ -219,10 +225,10 @@ def test_groups():
     assert (a[0], b[0]) == (0.75, 0)
     opt.lr = 1
     assert [group["lr"] for group in opt.groups] == [1.0, 1.0]
-    assert len(opt.groups[0]) == 9
+    assert len(opt.groups[0]) == 10
     assert list(opt.groups[0]) == [
         *("lr", "l2", "weight_decay", "maximize", "flush_subnormals"),
-        *("state_dtype", "master", "stochastic_rounding", "min_8bit_size"),
+        *("state_dtype", "master", "stochastic_rounding", "min_8bit_size", "frozen"),
     ]
     assert "maximize" in repr(opt.groups[0])
     with pytest.raises(KeyError):
@@ -232,7 +238,9 @@ def test_groups():
 @EVERY_RULE
 def test_repr(rule):
     text = repr(RULES[rule]([np.ones(1), np.ones(2)], **knobs(rule)[-1]))
-    assert text.startswith(f"{RULES[rule].__name__}(2 arrays, lr=")
+    shown = {name: value for name, value in knobs(rule)[-1].items() if value != defaults(rule)[name]}
+    options = [name for name in inspect.signature(RULES[rule]).parameters if name in shown]
+    assert text == f"{RULES[rule].__name__}(2 arrays, {', '.join(f'{name}={shown[name]!r}' for name in options)})"
 
 
 def test_a_class_can_be_derived():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -506,7 +507,7 @@ class Fake:
 
     def __init__(self, number=1):
         self.data, self.params = checkpoint(number)
-        self._lock = threading.RLock()
+        self._engine = SimpleNamespace(lock=threading.RLock(), wait=lambda: None)
 
     def state_dict(self):
         return self.data
@@ -518,9 +519,6 @@ class Fake:
 
     def _named_params(self, params=None):
         return self.params if params is None else params
-
-    def _wait(self):
-        pass
 
 
 def test_an_optimizer_and_its_parameters_come_back_in_place(tmp_path):

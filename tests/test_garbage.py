@@ -118,7 +118,7 @@ def test_references_are_shown_to_the_collector():
     options = {name: 0.0 for rule in _core.rules() if rule["name"] == "momentum" for name in rule["options"]}
     stepper.add_group(options)
     before = sys.getrefcount(p)
-    stepper.add_tensor(0, "", p, [m])
+    stepper.add_tensors([0], [p], [{"momentum_buffer": m}])
     assert sys.getrefcount(p) == before + 1
     stepper.bind([g])
     shown = gc.get_referents(stepper)

@@ -43,8 +43,13 @@ def test_states_of_a_parameter_anywhere_are_aligned(offset):
         assert state.dtype == np.float32
 
 
-def test_small_states_are_arrays_of_numpy_alone():
-    assert all(array.base is None for array in gs.Adam(np.zeros(100, np.float32)).state.values())
+def test_states_of_small_arrays_share_an_allocation():
+    opt = gs.Adam([np.zeros(100, np.float32), np.zeros((3, 5), np.float32).T, np.zeros(0, np.float32)])
+    for states in opt.state.values():
+        assert states[0].base is states[1].base is states[2].base
+        assert not np.shares_memory(states[0], states[1])
+        assert states[1].strides == (4, 20)
+        assert all(state.ctypes.data % 16 == 0 and state.flags.aligned for state in states)
 
 
 def asks_for_huge_pages(array):

@@ -104,7 +104,7 @@ CORE = """
 options = dict.fromkeys(next(rule["options"] for rule in _core.rules() if rule["name"] == "momentum"), 0.0)
 stepper = _core.Stepper("momentum")
 stepper.add_group({**options, "lr": 1.0, "momentum": 1.0})
-stepper.add_tensor(0, "", p, [v])
+stepper.add_tensors([0], [p], [{"momentum_buffer": v}])
 step, count = lambda: stepper.step([g]), lambda: stepper.step_count
 """
 CLASS = """
@@ -112,7 +112,7 @@ opt = gs.Momentum(p, lr=1.0, momentum=1.0)
 v = opt.state["momentum_buffer"]
 step, count = lambda: opt.step(g), lambda: opt.step_count
 """
-LOCKS_ARE_RENEWED = False  # in a child of fork(), each optimizer's own
+LOCKS_ARE_RENEWED = True  # in a child of fork(), each optimizer's own
 
 
 @FORK

@@ -9,7 +9,7 @@
 #include "step/array.h"
 #include "step/stepper.h"
 
-// What is common to the arrays of all libraries.
+// Common to the arrays of all libraries.
 namespace gradstep::bind {
 
 using step::Array;
@@ -17,10 +17,10 @@ using step::WrongType;
 
 enum class Role { kParameter, kGradient, kState };
 
-// Two arrays whose extents meet, and what to say if they share memory.
+// Two arrays whose address ranges intersect, and the error message if they share memory.
 using PossibleOverlap = std::tuple<pybind11::object, pybind11::object, std::string>;
 
-// Codes are nothing without their scales: they are known for what they are only where they may stand.
+// q8 codes are supported only in places where their scales are known: int8 and uint8 are not numbers elsewhere.
 constexpr bool is_supported(DType dtype, bool codes) { return codes || !has_scales(dtype); }
 
 inline std::string supported() {

@@ -2,7 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
-// What each file of this folder adds to the module.
+// Each registers the part of the module that one file of this folder defines.
 namespace gradstep::bind {
 
 void register_config(pybind11::module_& m);

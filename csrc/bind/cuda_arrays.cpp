@@ -10,7 +10,7 @@ namespace py = pybind11;
 namespace gradstep::bind {
 namespace {
 
-// The storage type of so many bits; kDTypeCount: none.
+// The storage type; kDTypeCount if there is none.
 int storage_of(dlpack::Type type) {
   if (type.lanes != 1) return kDTypeCount;
   const auto is = [=](dlpack::TypeCode code, int bits) { return type.code == code && type.bits == bits; };
@@ -27,7 +27,7 @@ std::string text_of_type(py::handle object) {
   return py::hasattr(object, "dtype") ? std::string(py::str(object.attr("dtype"))) : "unknown";
 }
 
-// From "<f4", as NumPy writes types. NumPy knows bfloat16 as two bytes of anything.
+// From NumPy's notation, as "<f4". bfloat16 has the notation of two untyped bytes there.
 dlpack::Type type_of(const std::string& text, py::handle object) {
   if (text.size() < 3 || text[0] == '>') return {};
   const auto bits = static_cast<std::uint8_t>(8 * std::atoi(text.c_str() + 2));
@@ -47,18 +47,18 @@ dlpack::Type type_of(const std::string& text, py::handle object) {
 
 std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
 
-// Where an array without elements is, whose pointer may be null: the core treats a null pointer as "not kept".
+// The address of arrays without elements, whose pointer may be null: the core treats a null pointer as "not kept".
 std::byte* const kNoMemory = reinterpret_cast<std::byte*>(256);
 
 bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged; }
 
 }  // namespace
 
-// What an array showed of itself.
+// The properties of an array.
 struct CudaArrays::ArrayInfo {
   std::byte* data = nullptr;
   dlpack::Type type{};
-  int device = -1;  // -1: not said
+  int device = -1;  // -1: unknown
   bool is_cuda = true, read_only = false, masked = false;
 };
 
@@ -68,7 +68,7 @@ std::unique_ptr<step::Backend> CudaArrays::backend() {
   return backend;
 }
 
-// Takes over a DLPack tensor.
+// From a DLPack tensor.
 void CudaArrays::from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info) {
   info.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
   info.type = tensor.type;
@@ -80,14 +80,14 @@ void CudaArrays::from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info) {
   for (std::int64_t& stride : strides_) stride *= tensor.type.bits / 8;
 }
 
-// The strides of an array that says none.
+// Sets the strides of an array without gaps in C order.
 void CudaArrays::pack(dlpack::Type type) {
   strides_.resize(shape_.size());
   std::int64_t packed = type.bits / 8;
   for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) strides_[axis] = packed;
 }
 
-// DLPack's C interface, which is an attribute of the type; null: there is none of a version that is known here.
+// DLPack's C interface, which is an attribute of the type; null if there is none of a supported version.
 const dlpack::Exchange* CudaArrays::interface_of(py::handle object) {
   const py::handle type = py::type::handle_of(object);
   for (const auto& [known, interface] : interfaces_) {
@@ -142,8 +142,8 @@ bool CudaArrays::see_by_capsule(py::handle object, ArrayInfo& info) {
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) return false;
   const auto device = py::tuple(object.attr("__dlpack_device__")());
   if (!is_cuda(device[0].cast<std::int32_t>())) return false;
-  // -1: the stream is the caller's affair. The object, which stays, keeps the memory. Before version 1 of DLPack
-  // objects took no version, and could not say that they are read-only.
+  // -1: no synchronization, which is up to the caller. The memory stays valid as long as the object. Before version 1
+  // of DLPack this method had no version argument, and arrays had no read-only flag.
   py::object capsule;
   try {
     capsule = object.attr("__dlpack__")(py::arg("stream") = -1, py::arg("max_version") = py::make_tuple(1, 0));
@@ -206,13 +206,13 @@ void CudaArrays::wait() const {
   cuda::wait_for_device();
 }
 
-void CudaArrays::spot_check(const Watched& watched) {
+bool CudaArrays::is_unmoved(const Watched& watched) {
   ArrayInfo now;
-  if (!see_by_exchange(watched.object, now)) return;
+  if (!see_by_exchange(watched.object, now)) return true;
   std::byte* const data = now.data == nullptr ? kNoMemory : now.data;
-  if (data != watched.array.data || shape_ != watched.array.shape || strides_ != watched.array.strides) {
-    throw std::invalid_argument(watched.name + " was moved or reshaped after the optimizer was made");
-  }
+  const Array was = watched.view();
+  return data == was.data && shape_.size() == static_cast<std::size_t>(was.rank) &&
+         step::same(was.shape, shape_.data(), was.rank) && step::same(was.strides, strides_.data(), was.rank);
 }
 
 Array CudaArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {

@@ -14,53 +14,67 @@
 
 namespace gradstep::bind {
 
-// Arrays on a GPU, of whatever library: those that show themselves by DLPack's C interface (torch), by
-// __cuda_array_interface__ (CuPy, Numba) or by a DLPack capsule. All of one optimizer lie on the same device.
+// Arrays on a GPU, of any library: those with DLPack's C interface (torch), with __cuda_array_interface__ (CuPy, Numba)
+// or with DLPack capsules. All arrays of one optimizer are on the same device.
 class CudaArrays {
  public:
   std::unique_ptr<step::Backend> backend();
 
-  // As of NumPyArrays. Shape and strides are good until the next call.
+  // As in NumPyArrays. Shape and strides are valid until the next call.
   Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
   Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
-  // A NumPy array of the same addresses, which nobody may read.
+  static bool view_like(pybind11::handle, DType, Array&) { return false; }
+
+  // Numbers are no gradients here: a copy to the device would wait for it.
+  static pybind11::object number_as_array(pybind11::handle) { return {}; }
+
+  // A NumPy array with the same addresses, which must not be read.
   static pybind11::object to_compare(const pybind11::object& object, const Array& array);
 
-  // The stream of the next step.
+  // Sets the stream of the next step.
   void use_stream(std::uintptr_t stream) {
     stream_ = reinterpret_cast<void*>(stream);
     backend_->use(device_, stream_);
   }
   int device() const { return device_; }
-  // Until all that was sent to the device is done.
+  // Waits until all work of the device is done.
   void wait() const;
   bool is_capturing() const { return backend_->is_capturing(); }
 
-  // What an array was when the optimizer was made.
+  // Empty: steps check arrays in turn, see kSpotChecks.
+  struct Seal {
+    static constexpr bool holds() { return true; }
+  };
+
+  // The properties of an array when the optimizer was made.
   class Watched {
    public:
-    Watched(pybind11::object the_object, const Array& the_array, std::string the_name, Role)
-        : object(std::move(the_object)), array(the_array), name(std::move(the_name)) {}
+    Watched(pybind11::object the_object, const Array& the_array, const std::string* the_kind, std::size_t the_tensor,
+            Role)
+        : object(std::move(the_object)), array(the_array), kind(the_kind), tensor(the_tensor) {}
 
     pybind11::object object;
     step::KeptArray array;
-    std::string name;
+    const std::string* kind;  // its name in messages, before the tensor's name
+    std::size_t tensor;
+
+    Array view() const { return array.view(); }
+    static Seal seal() { return {}; }
 
     int traverse(visitproc visit, void* arg) const {
       Py_VISIT(object.ptr());
       return 0;
     }
-
-    void check_unmoved() const {}
+    static void check_closely(const std::string&) {}
   };
 
   static constexpr bool kOnDevice = true;
 
-  // To ask a thousand tensors where their memory is would take longer than to step them: each step asks these many, in
-  // turn. Only those with a C interface: of other libraries' arrays the memory stays.
+  // Checking where the memory of a thousand tensors is takes longer than stepping them: each step checks this many, in
+  // turn. Only those with a C interface, because other libraries do not exchange an array's memory.
   static constexpr int kSpotChecks = 8;
-  void spot_check(const Watched& watched);
+  bool is_unmoved(const Watched& watched);
 
   // For the garbage collector.
   int traverse(visitproc visit, void* arg) const {
@@ -80,10 +94,10 @@ class CudaArrays {
   void pack(dlpack::Type type);
 
   step::OnCuda* backend_ = nullptr;
-  int device_ = -1;    // none yet
-  std::string first_;  // the array that settled it
+  int device_ = -1;    // unknown
+  std::string first_;  // the array that determined it
   void* stream_ = nullptr;
-  std::vector<std::pair<pybind11::object, const dlpack::Exchange*>> interfaces_;  // of types; null: it has none
+  std::vector<std::pair<pybind11::object, const dlpack::Exchange*>> interfaces_;  // by type; null: the type has none
   std::vector<std::int64_t> shape_, strides_;
 };
 

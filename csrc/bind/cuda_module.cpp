@@ -20,7 +20,7 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 GRADSTEP_MODULE(_cuda, m) {
   using namespace gradstep;
   using bind::CudaArrays;
-  m.doc() = "The CUDA backend of gradstep. To import it calls nothing of CUDA.";
+  m.doc() = "The CUDA backend of gradstep. Importing it does not call CUDA.";
 
   m.def("build_info", [] {
     const cuda::Versions found = cuda::versions();
@@ -32,18 +32,18 @@ GRADSTEP_MODULE(_cuda, m) {
     return info;
   });
   m.def("device_count", &cuda::device_count);
+  auto stepper = bind::register_stepper<CudaArrays>(m);
   m.def(
       "global_norm",
-      [](const py::tuple& objects, const std::vector<std::string>& names, const py::function& stream_of) {
+      [](const bind::Tree& tree, const py::function& stream_of) {
         CudaArrays arrays;
-        return bind::global_norm(arrays, objects, names, [&] {
+        return bind::global_norm(arrays, tree, [&] {
           arrays.use_stream(stream_of(arrays.device()).cast<std::uintptr_t>());
           if (arrays.is_capturing())
-            throw std::runtime_error("global_norm: it waits, and cannot be captured in a graph");
+            throw std::runtime_error("global_norm waits for the device and cannot be captured in a graph");
         });
       },
-      py::arg("arrays"), py::arg("names"), py::arg("stream_of"));
-  auto stepper = bind::register_stepper<CudaArrays>(m);
+      py::arg("tree"), py::arg("stream_of"));
   stepper.def(
       "use_stream", [](bind::Stepper<CudaArrays>& s, std::uintptr_t stream) { s.arrays().use_stream(stream); },
       py::arg("stream"));
@@ -52,7 +52,7 @@ GRADSTEP_MODULE(_cuda, m) {
   stepper.def_property_readonly("device", [](bind::Stepper<CudaArrays>& s) { return s.arrays().device(); });
 
 #if defined(GRADSTEP_EMULATED_CUDA)
-  // For tests: memory of the emulated devices, and what was done with them.
+  // For tests: memory of the emulated devices, and counts of calls.
   m.def("allocate", [](std::size_t size, int device) {
     void* data = nullptr;
     const cuda::OnDevice on_device(device);

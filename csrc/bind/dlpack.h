@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-// What this project reads of DLPack (version 1.3), the form in which array libraries show arrays to one another.
+// The parts of DLPack (version 1.3), an exchange format of array libraries, that gradstep reads.
 namespace gradstep::bind::dlpack {
 
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaManaged = 13 };
@@ -27,7 +27,7 @@ struct Tensor {
   std::uint64_t byte_offset;
 };
 
-// In a capsule "dltensor" the tensor comes first; in one "dltensor_versioned", after these.
+// A capsule "dltensor" begins with the tensor; a capsule "dltensor_versioned" begins with this, before the tensor.
 struct VersionedHead {
   std::uint32_t major, minor;
   void* context;
@@ -36,7 +36,7 @@ struct VersionedHead {
 };
 inline constexpr std::uint64_t kReadOnly = 1, kCopied = 2;
 
-// In the capsule "dlpack_exchange_api" of a type.
+// The content of the capsule "dlpack_exchange_api" of a type.
 struct Exchange {
   std::uint32_t major, minor;
   const Exchange* older;

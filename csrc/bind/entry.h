@@ -16,7 +16,7 @@ inline bool in_main_interpreter() {
 }  // namespace gradstep::bind
 
 // PYBIND11_MODULE for the main interpreter alone. A sub-interpreter is refused before pybind11 runs in it: before
-// Python 3.12 it calls PyGILState_Ensure(), which there waits for the GIL that its own thread holds.
+// Python 3.12 pybind11 calls PyGILState_Ensure(), which would wait for the GIL that its own thread holds.
 #define GRADSTEP_MODULE(name, variable)                                              \
   extern "C" PYBIND11_EXPORT PyObject* PyInit_##name##_main();                       \
   extern "C" PYBIND11_EXPORT PyObject* PyInit_##name();                              \

@@ -6,15 +6,15 @@
 
 namespace gradstep::bind {
 
-// Makes the instances of a bound class, which must be final, visible to Python's garbage collector, so that it frees
-// cycles through them. T has traverse(visit, arg), which visits the Python objects of its own through which a cycle may
-// lead, and clear(), which drops them or throws std::bad_alloc before it drops any. Every method of T must be safe to
-// call afterwards.
+// Makes the instances of a bound class, which must be final, visible to Python's garbage collector, which then frees
+// cycles through them. T has traverse(visit, arg), which visits the Python objects that it owns and that may be part of
+// a cycle, and clear(), which drops them or throws std::bad_alloc before it drops any. Every method of T must be safe
+// to call afterwards.
 template <class T>
 pybind11::custom_type_setup collect_garbage() {
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
-    // Null until __init__ has returned. The collector has stopped all threads of a Python without the GIL: no lock may
-    // be taken here, as a cast of pybind11's would.
+    // Null until __init__ has returned. In a Python without the GIL the collector has stopped all threads, so that no
+    // lock may be taken here, as a cast of pybind11 does.
     static constexpr auto instance = [](PyObject* self) -> T* {
       if (!pybind11::detail::is_holder_constructed(self)) return nullptr;
       return reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder().value_ptr<T>();
@@ -29,7 +29,7 @@ pybind11::custom_type_setup collect_garbage() {
     type.tp_clear = [](PyObject* self) {
       try {
         if (T* const found = instance(self)) found->clear();
-      } catch (const std::bad_alloc&) {  // nothing was cleared: a leak
+      } catch (const std::bad_alloc&) {  // nothing was cleared: the cycle leaks
       }
       return 0;
     };

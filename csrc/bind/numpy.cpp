@@ -6,12 +6,12 @@
 namespace gradstep::bind {
 namespace {
 
-// What is stored in another type, the scales of its blocks where it has some, and its values.
+// An array of a storage type, the scales of its blocks if it has any, and an array of values.
 struct Coded {
   Array stored, values;
   float* scales = nullptr;
 
-  // To encode writes the first two, to decode the values.
+  // Encoding writes the first two, decoding the values.
   Coded(const py::object& codes, const std::optional<py::object>& blocks, const py::object& floats, bool encodes)
       : stored(encodes ? NumPyArrays::writable_view(codes, "codes", "", true)
                        : NumPyArrays::view(codes, "codes", "", true)),
@@ -29,8 +29,8 @@ struct Coded {
       scales = reinterpret_cast<float*>(of.data);
     }
     if (!fits) {
-      throw WrongType("float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
-                      std::to_string(kBlock) + ", go with as many float32 values, all of one axis and without gaps");
+      throw WrongType("needs float16, bfloat16, or int8 or uint8 codes with a float32 scale for each " +
+                      std::to_string(kBlock) + ", and as many float32 values, all of one axis and without gaps");
     }
   }
 
@@ -42,7 +42,7 @@ void decode(const py::object& stored, const std::optional<py::object>& scales, c
   cpu::conversions().to<float>(all.stored.dtype).decode(all.stored.data, all.scales, all.stored.shape[0], all.floats());
 }
 
-// To nearest.
+// Rounds to nearest.
 void encode(const py::object& values, const py::object& stored, const std::optional<py::object>& scales) {
   const Coded all(stored, scales, values, true);
   cpu::conversions()
@@ -59,16 +59,17 @@ void register_numpy(py::module_& m) {
       "check_array_class",
       [](const py::array& array, const std::string& name) { NumPyArrays::check_array_class(array, name, ""); },
       py::arg("array"), py::arg("name"));
+  m.def("zeros_like", &NumPyArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
+  register_stepper<NumPyArrays>(m);
   m.def(
       "global_norm",
-      [](const py::tuple& arrays, const std::vector<std::string>& names) {
+      [](const Tree& tree) {
         NumPyArrays numpy;
-        return global_norm(numpy, arrays, names, [] {});
+        return global_norm(numpy, tree, [] {});
       },
-      py::arg("arrays"), py::arg("names"));
-  register_stepper<NumPyArrays>(m);
+      py::arg("tree"));
 }
 
 }  // namespace gradstep::bind

@@ -1,8 +1,11 @@
 #include "bind/numpy_arrays.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <numeric>
+#include <vector>
 
 #include "step/on_cpu.h"
 
@@ -11,25 +14,21 @@ namespace py = pybind11;
 namespace gradstep::bind {
 namespace {
 
-// NumPy's descriptor of each, in its one native form. Some belong to ml_dtypes, which need not be installed: they are
-// null until an array brings them.
-PyObject* descriptors[kDTypeCount] = {};
-
-// ndarray, those subclasses of NumPy's that define hooks and yet hold numbers like any other array, and object.
+// ndarray, NumPy's subclasses that define hooks without a meaning for steps, and object.
 PyObject* plain_types[4] = {};
 
-// What a subclass defines that has a say in operations on its arrays, or gives new ones a state.
+// The hooks by which a subclass changes operations on its arrays, or gives new arrays a state.
 PyObject* hooks[6] = {};
 
-// The hook that a class of arrays defines, itself or in a base; null: none, and a step treats it as ndarray. A few
-// look-ups in dictionaries, because no Python may run here (see Stepper::step).
+// The hook that a class of arrays or a base of it defines; null if there is none. Only looks up dictionaries, because
+// no Python code may run here (see Stepper::step).
 PyObject* hook_of(PyTypeObject* type) {
   const py::handle bases = type->tp_mro;
   for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(bases.ptr()); ++i) {
     PyObject* const base = PyTuple_GET_ITEM(bases.ptr(), i);
     if (std::find(std::begin(plain_types), std::end(plain_types), base) != std::end(plain_types)) continue;
     PyObject* const attributes = reinterpret_cast<PyTypeObject*>(base)->tp_dict;
-    if (attributes == nullptr) continue;  // of a type of Python's own, from 3.12 on
+    if (attributes == nullptr) continue;  // a built-in type, from Python 3.12 on
     for (PyObject* const hook : hooks) {
       if (PyDict_Contains(attributes, hook) == 1) return hook;
     }
@@ -37,24 +36,35 @@ PyObject* hook_of(PyTypeObject* type) {
   return nullptr;
 }
 
-bool is_masked(PyTypeObject* type) {
+bool derives_from(PyTypeObject* type, const char* name) {
   const py::handle bases = type->tp_mro;
   for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(bases.ptr()); ++i) {
     const auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(bases.ptr(), i));
-    if (std::strcmp(base->tp_name, "MaskedArray") == 0) return true;
+    if (std::strcmp(base->tp_name, name) == 0) return true;
   }
   return false;
 }
 
+bool is_masked(PyTypeObject* type) { return derives_from(type, "MaskedArray"); }
+
+// Without bool, and without what only Python code could convert.
+bool is_real_number(py::handle object) {
+  PyTypeObject* const type = Py_TYPE(object.ptr());
+  if (PyFloat_CheckExact(object.ptr()) || PyLong_CheckExact(object.ptr())) return true;
+  if (derives_from(type, "numpy.timedelta64")) return false;  // an integer, says NumPy
+  return derives_from(type, "numpy.floating") || derives_from(type, "numpy.integer") ||
+         derives_from(type, "ml_dtypes.bfloat16");
+}
+
 const py::detail::PyArray_Proxy& fields_of(PyObject* array) { return *py::detail::array_proxy(array); }
 
-// What nearly every gradient is, in a few loads: an ndarray, of no subclass, with one of NumPy's own descriptors.
+// The fast path: an ndarray, not of a subclass, with one of NumPy's own descriptors.
 bool view_plain(py::handle object, Array& array) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
   if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != plain_types[0]) return false;
   const auto& fields = fields_of(object.ptr());
   for (int i = 0; i < kDTypeCount; ++i) {
-    if (fields.descr != descriptors[i] || !is_supported(static_cast<DType>(i), false)) continue;
+    if (fields.descr != NumPyArrays::descriptors[i] || !is_supported(static_cast<DType>(i), false)) continue;
     array = {reinterpret_cast<std::byte*>(fields.data), static_cast<DType>(i), fields.nd,
              reinterpret_cast<const std::int64_t*>(fields.dimensions),
              reinterpret_cast<const std::int64_t*>(fields.strides)};
@@ -63,26 +73,26 @@ bool view_plain(py::handle object, Array& array) {
   return false;
 }
 
-// What ml_dtypes has under a name; null where nobody has imported it. Looked up by hand: to import a module, or to ask
-// it for an attribute, may run Python.
+// An attribute of ml_dtypes; null if it is not imported. Looks up dictionaries, because importing a module or getting
+// its attributes may run Python code.
 PyObject* of_ml_dtypes(const char* name) {
   PyObject* const module = PyDict_GetItemString(PyImport_GetModuleDict(), "ml_dtypes");
   return module != nullptr && PyModule_Check(module) ? PyDict_GetItemString(PyModule_GetDict(module), name) : nullptr;
 }
 
-// The storage type that a descriptor in native byte order stands for; kDTypeCount: none.
+// The storage type of a descriptor in native byte order; kDTypeCount if there is none.
 int storage_of(PyObject* descriptor) {
   const auto* const dtype = py::detail::array_descriptor_proxy(descriptor);
   for (int i = 0; i < kDTypeCount; ++i) {
-    const auto* const known = py::detail::array_descriptor_proxy(descriptors[i]);
+    const auto* const known = py::detail::array_descriptor_proxy(NumPyArrays::descriptors[i]);
     if (known != nullptr && known->type_num == dtype->type_num) return i;
   }
   for (int i = 0; i < kDTypeCount; ++i) {
-    // The type itself, because any class may have its name, and a size of its own.
-    if (descriptors[i] != nullptr || dtype->typeobj != of_ml_dtypes(kDTypes[i].name)) continue;
+    // Compares the type itself, because another class may have its name, and another size.
+    if (NumPyArrays::descriptors[i] != nullptr || dtype->typeobj != of_ml_dtypes(kDTypes[i].name)) continue;
     if (py::reinterpret_borrow<py::dtype>(descriptor).itemsize() != kDTypes[i].item_size) continue;
     Py_INCREF(descriptor);
-    descriptors[i] = descriptor;
+    NumPyArrays::descriptors[i] = descriptor;
     return i;
   }
   return kDTypeCount;
@@ -105,7 +115,7 @@ void NumPyArrays::initialize() {
   for (i = 0; i < kDTypeCount; ++i) {
     try {
       descriptors[i] = py::dtype(std::string(kDTypes[i].name)).release().ptr();
-    } catch (const py::error_already_set&) {  // NumPy does not know it
+    } catch (const py::error_already_set&) {  // NumPy does not have it
     }
   }
 }
@@ -121,6 +131,49 @@ void NumPyArrays::check_array_class(py::handle object, const std::string& kind, 
                        ? " is a masked array (" + full + "); masked arrays are not supported, pass its .data"
                        : " is of the ndarray subclass " + full + ", whose " + py::str(hook).cast<std::string>() +
                              " would be ignored; pass numpy.asarray(x)"));
+}
+
+py::list NumPyArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
+  constexpr py::ssize_t kAlignment = 16;
+  const py::ssize_t item_size = dtype.itemsize();
+  const auto next = [=](const py::detail::PyArray_Proxy& of, py::ssize_t at) {
+    py::ssize_t size = item_size;
+    for (int axis = 0; axis < of.nd; ++axis) size *= of.dimensions[axis];
+    return (at + size + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  py::ssize_t size = 0;
+  for (const py::handle array : arrays) size = next(fields_of(array.ptr()), size);
+  const py::object memory = py::module_::import("numpy").attr("zeros")(size, "u1");
+  char* const data = fields_of(memory.ptr()).data;
+
+  const auto& numpy = py::detail::npy_api::get();
+  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  py::list all(arrays.size());
+  std::vector<int> axes;
+  std::vector<py::ssize_t> strides;
+  py::ssize_t at = 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const auto& of = fields_of(PyList_GET_ITEM(arrays.ptr(), static_cast<py::ssize_t>(i)));
+    axes.resize(static_cast<std::size_t>(of.nd));
+    strides.resize(axes.size());
+    std::iota(axes.begin(), axes.end(), 0);
+    std::stable_sort(axes.begin(), axes.end(),
+                     [&](int a, int b) { return std::abs(of.strides[a]) > std::abs(of.strides[b]); });
+    py::ssize_t stride = item_size;
+    for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
+      strides[static_cast<std::size_t>(*axis)] = stride;
+      stride *= of.dimensions[*axis];
+    }
+    auto array = py::reinterpret_steal<py::object>(
+        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::object(dtype).release().ptr(), of.nd, of.dimensions,
+                                    strides.data(), data + at, kFlags, nullptr));
+    if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), py::object(memory).release().ptr()) != 0) {
+      throw py::error_already_set();
+    }
+    PyList_SET_ITEM(all.ptr(), static_cast<py::ssize_t>(i), array.release().ptr());
+    at = next(of, at);
+  }
+  return all;
 }
 
 std::unique_ptr<step::Backend> NumPyArrays::backend() { return step::on_cpu(); }
@@ -153,6 +206,15 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
                   " in native byte order");
 }
 
+py::object NumPyArrays::number_as_array(py::handle object) {
+  if (!is_real_number(object)) return {};
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  py::array_t<double> array(std::vector<py::ssize_t>{});
+  *array.mutable_data() = value;
+  return std::move(array);
+}
+
 Array NumPyArrays::writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   const Array array = view(object, kind, name, codes);
   if (!py::detail::check_flags(object.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) {
@@ -161,14 +223,35 @@ Array NumPyArrays::writable_view(py::handle object, const std::string& kind, con
   return array;
 }
 
-NumPyArrays::Watched::Watched(const py::object& the_object, const Array& the_array, std::string the_name, Role role)
+NumPyArrays::Watched::Watched(const py::object& the_object, const Array& array, const std::string* the_kind,
+                              std::size_t the_tensor, Role role)
     : object(the_object),
-      array(the_array),
-      name(std::move(the_name)),
-      unresizable_(the_object),
-      descriptor_(py::reinterpret_borrow<py::object>(fields_of(the_object.ptr()).descr)),
-      shape_at_(fields_of(the_object.ptr()).dimensions),
-      strides_at_(fields_of(the_object.ptr()).strides),
-      role_(role) {}
+      tensor(the_tensor),
+      kind(the_kind),
+      role_(role),
+      array_(array),
+      unresizable_(fields_of(object.ptr()).base == nullptr ? py::object(py::weakref(object)) : py::object()),
+      descriptor_(py::reinterpret_borrow<py::object>(fields_of(object.ptr()).descr)) {}
+
+NumPyArrays::Seal NumPyArrays::Watched::seal() const {
+  const auto& now = fields_of(object.ptr());
+  return {&now,        now.data,
+          now.descr,   now.dimensions,
+          now.strides, role_ == Role::kState ? nullptr : array_.axes.data(),
+          array_.rank, role_ == Role::kGradient ? 0 : py::detail::npy_api::NPY_ARRAY_WRITEABLE_};
+}
+
+void NumPyArrays::Watched::check_closely(const std::string& name) const {
+  const auto& fields = fields_of(object.ptr());
+  const Array was = view();
+  const bool moved = reinterpret_cast<const std::byte*>(fields.data) != was.data || fields.nd != was.rank ||
+                     !step::same(was.shape, fields.dimensions, was.rank) ||
+                     !step::same(was.strides, fields.strides, was.rank);
+  if (moved) throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
+  const bool codes = has_scales(was.dtype);
+  const Array now =
+      role_ == Role::kGradient ? NumPyArrays::view(object, name, "") : writable_view(object, name, "", codes);
+  if (now.dtype != was.dtype) throw WrongType(name + " was given another dtype after the optimizer was made");
+}
 
 }  // namespace gradstep::bind

@@ -5,86 +5,119 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bind/arrays.h"
 #include "step/backend.h"
 
 namespace gradstep::bind {
 
-// NumPy's arrays: how the core sees them, and what runs steps on them.
+// NumPy arrays: their views for the core, and their backend.
 class NumPyArrays {
  public:
-  // Looks up NumPy's types and descriptors, when the module is imported: a step may run no Python, and the guard of a
-  // static, held by a thread that waits for the GIL or is gone after fork(), would stop all others.
+  // Looks up NumPy's types and descriptors when the module is imported. A step may not run Python code, and a static
+  // initialized later could deadlock: its guard may be held by a thread that waits for the GIL, or that is gone after
+  // fork().
   static void initialize();
 
-  // Throws where an array's class defines one of NumPy's hooks for subclasses, as those with units or masks do: no step
-  // calls them.
+  // Throws where an array's class defines one of NumPy's hooks for subclasses, as classes with units or masks do,
+  // because steps do not call them.
   static void check_array_class(pybind11::handle object, const std::string& kind, const std::string& name);
 
   static std::unique_ptr<step::Backend> backend();
 
-  // An array as the core sees it. Its name, made up only for an error, is `kind` and then `name`. Codes are known for
-  // what they are only where they may stand.
+  // The view of an array for the core. Its name in errors is `kind` followed by `name`. int8 and uint8 are q8 codes
+  // where `codes` is true, and unsupported otherwise.
   static Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
   static Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name,
                              bool codes = false);
+
+  // The view of an ndarray of this type; false for anything else, including other arrays.
+  bool view_like(pybind11::handle object, DType dtype, Array& array) const {
+    const auto& fields = *pybind11::detail::array_proxy(object.ptr());
+    if (Py_TYPE(object.ptr()) != ndarray_ || fields.descr != descriptors[static_cast<int>(dtype)]) return false;
+    array.data = reinterpret_cast<std::byte*>(fields.data);
+    array.dtype = dtype;
+    array.rank = fields.nd;
+    array.shape = reinterpret_cast<const std::int64_t*>(fields.dimensions);
+    array.strides = reinterpret_cast<const std::int64_t*>(fields.strides);
+    return true;
+  }
+
+  // NumPy's descriptor of each type in native byte order. Those of ml_dtypes, which need not be installed, are null
+  // until an array has them.
+  inline static PyObject* descriptors[kDTypeCount] = {};
+
+  // New arrays of zeros of a type, which is NumPy's descriptor, with the shapes and memory orders of others, without
+  // gaps. They are views into one allocation: for many small arrays that takes a tenth of the time.
+  static pybind11::list zeros_like(const pybind11::list& arrays, const pybind11::dtype& dtype);
+
+  // An array of float64 without axes that has the value of a number of Python's or NumPy's; null for anything else.
+  static pybind11::object number_as_array(pybind11::handle object);
 
   // What NumPy's exact test of overlap takes.
   static pybind11::object to_compare(const pybind11::object& object, const Array&) { return object; }
 
   static constexpr bool kOnDevice = false;
 
-  // Every step looks at all.
+  // Every step checks all arrays.
   static constexpr int kSpotChecks = 0;
 
-  // For the garbage collector; it keeps no object.
+  // For the garbage collector; there is no object to visit.
   static int traverse(visitproc, void*) { return 0; }
 
-  // An array as it was when the optimizer was made; every step looks whether it still is.
+  // The part of an array's header that must not change after construction. Every step checks all of them, so that each
+  // has at most one cache line.
+  struct Seal {
+    const pybind11::detail::PyArray_Proxy* array;
+    const char* data;
+    const PyObject* descriptor;
+    const pybind11::ssize_t *dimensions, *strides;
+    // The contents of these. Null for states: the header suffices for what users can do with `opt.state`, and NumPy
+    // stores shapes beside the data, in cache lines that workers write.
+    const std::int64_t* axes;
+    int rank, flags;
+
+    bool holds() const {
+      const auto& now = *array;
+      // One branch for all, because nearly always all are the same.
+      const bool same = (now.data == data) & (now.descr == descriptor) & (now.nd == rank) &
+                        ((now.flags & flags) == flags) & (now.dimensions == dimensions) & (now.strides == strides);
+      return same &&
+             (axes == nullptr || (step::same(axes, dimensions, rank) && step::same(axes + rank, strides, rank)));
+    }
+  };
+
+  // An array that steps read or write.
   class Watched {
    public:
-    Watched(const pybind11::object& the_object, const Array& the_array, std::string the_name, Role role);
+    Watched(const pybind11::object& the_object, const Array& array, const std::string* the_kind, std::size_t the_tensor,
+            Role role);
 
     pybind11::object object;
-    step::KeptArray array;
-    std::string name;
+    std::size_t tensor;
+    const std::string* kind;  // its name in messages, before the tensor's name
 
-    // An ndarray has references of its own where it is of a subclass.
+    Array view() const { return array_.view(); }
+    Seal seal() const;
+
+    // An ndarray of a subclass has references of its own.
     int traverse(visitproc visit, void* arg) const {
       Py_VISIT(object.ptr());
       return 0;
     }
-
-    void check_unmoved() const {
-      const auto& now = *pybind11::detail::array_proxy(object.ptr());
-      const int rank = static_cast<int>(array.shape.size());
-      bool same = reinterpret_cast<const std::byte*>(now.data) == array.data && now.nd == rank;
-      if (role_ == Role::kState) {
-        // Its header tells, as far as a user of `opt.state` goes. NumPy keeps shapes beside the data, in cache lines
-        // that workers write: to look at those of all states would cost more than the rest of a small tensor's step.
-        same = same && now.dimensions == shape_at_ && now.strides == strides_at_;
-      } else {
-        same = same && step::same(array.shape.data(), now.dimensions, rank) &&
-               step::same(array.strides.data(), now.strides, rank);
-      }
-      if (!same) throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
-      // Another descriptor, or a flag withdrawn: look closer.
-      const bool written = role_ != Role::kGradient;
-      const bool locked = written && (now.flags & pybind11::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0;
-      if (now.descr == descriptor_.ptr() && !locked) return;
-      const bool codes = has_scales(array.dtype);
-      if ((written ? writable_view(object, name, "", codes) : view(object, name, "")).dtype != array.dtype) {
-        throw WrongType(name + " was given another dtype after the optimizer was made");
-      }
-    }
+    // Throws where its header has changed, unless it has another descriptor of the same type.
+    void check_closely(const std::string& name) const;
 
    private:
-    pybind11::weakref unresizable_;  // NumPy resizes no array in place that has one
-    pybind11::object descriptor_;
-    const pybind11::ssize_t *shape_at_, *strides_at_;
     Role role_;
+    step::KeptArray array_;
+    pybind11::object unresizable_;  // a weak reference: NumPy resizes no array in place that has one, and no view
+    pybind11::object descriptor_;
   };
+
+ private:
+  const PyTypeObject* ndarray_ = pybind11::detail::npy_api::get().PyArray_Type_;
 };
 
 }  // namespace gradstep::bind

@@ -15,6 +15,7 @@
 #include "bind/arrays.h"
 #include "bind/gc.h"
 #include "bind/options.h"
+#include "bind/tree.h"
 #include "step/catalog.h"
 #include "step/norm.h"
 #include "step/stepper.h"
@@ -23,8 +24,8 @@ namespace gradstep::bind {
 
 namespace py = pybind11;
 
-// Runs f without the interpreter's lock. If the interpreter has ended meanwhile, taking the lock back unwinds this
-// (daemon) thread, which C++ frames need not survive; it sleeps until the process is gone, as from Python 3.14 on.
+// Runs f without the GIL. If the interpreter has ended meanwhile, taking the GIL unwinds this (daemon) thread, which is
+// not safe with C++ frames; instead it sleeps until the process ends, as Python does from version 3.14 on.
 template <class F>
 void without_gil(F f) {
   PyThreadState* const state = PyEval_SaveThread();
@@ -42,7 +43,7 @@ void without_gil(F f) {
   if (error) std::rethrow_exception(error);
 }
 
-// An array that steps will write.
+// The view of an array that steps will write.
 template <class Arrays>
 Array target_view(Arrays& arrays, py::handle object, const std::string& kind, const std::string& name,
                   bool codes = false) {
@@ -53,19 +54,35 @@ Array target_view(Arrays& arrays, py::handle object, const std::string& kind, co
   return array;
 }
 
-// The core's stepper for the arrays of one kind. Not for several threads at once: the Python class sees to that.
+// The core's stepper for the arrays of one kind. Not thread-safe: the Python class has a lock.
 template <class Arrays>
 class Stepper {
  public:
   using Watched = typename Arrays::Watched;
 
-  Stepper(const std::string& rule, const std::string& params, const std::string& grads)
+  // Steps of fewer elements keep the GIL: to release and to take it took 0.1 us, as long as the update of 100 elements
+  // by Adam (an EPYC of Zen 4), and no thread waits longer than 2 us for these.
+  static constexpr std::int64_t kFewElements = 4096;
+
+  // With a tree, add_tensors() is given its leaves in order, and steps take gradients in the same nesting; else a list.
+  Stepper(const std::string& rule, const py::object& tree, const std::string& params, const std::string& grads)
       : rule_(step::rule_number(rule)),
         params_(params),
         grads_(grads),
-        stepper_(rule_, arrays_.backend(), params, grads) {}
+        stepper_(rule_, arrays_.backend(), params, grads),
+        tree_object_(tree),
+        tree_(tree.is_none() ? nullptr : tree.cast<const Tree*>()) {
+    for (const rules::State& state : info().states) {
+      state_kinds_.push_back("state " + std::string(state.name) + " of " + params);
+      state_names_.push_back(interned(state.name));
+      scale_names_.push_back(interned(std::string(state.name) + "_scale"));
+      scale_kinds_.push_back("the scales of " + state_kinds_.back());
+    }
+    master_kind_ = "state master of " + params;
+    master_name_ = interned("master");
+  }
 
-  // A device waits for steps that still read its memory, and they may wait for whoever waits for the lock.
+  // Waits for steps that still use a device's memory, without the GIL, which their callers may need.
   ~Stepper() {
     if constexpr (Arrays::kOnDevice) without_gil([this] { stepper_.release(); });
   }
@@ -80,6 +97,10 @@ class Stepper {
     for (const auto& [tensor, grad] : bound_) {
       if (const int stop = grad.traverse(visit, arg)) return stop;
     }
+    if (bound_tree_) {
+      if (const int stop = bound_tree_->traverse(visit, arg)) return stop;
+    }
+    Py_VISIT(tree_object_.ptr());
     return arrays_.traverse(visit, arg);
   }
 
@@ -89,9 +110,14 @@ class Stepper {
     step::Stepper stepper(rule_, arrays.backend(), params_, grads_);
     const std::vector<Watched> owned = std::exchange(owned_, {});
     const auto bound = std::exchange(bound_, {});
+    const auto bound_tree = std::exchange(bound_tree_, {});
+    const auto tree = std::exchange(tree_object_, {});
+    tree_ = nullptr;
     std::swap(arrays_, arrays);
     std::swap(stepper_, stepper);
+    seals_.clear(), bound_seals_.clear(), group_of_.clear(), frozen_.clear();
     first_of_.resize(1);
+    elements_ = 0;
     is_bound_ = false;
     if constexpr (Arrays::kOnDevice) without_gil([&] { stepper.release(); });
   }
@@ -107,9 +133,26 @@ class Stepper {
   }
   void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
 
-  // None: no more of it.
+  // None: no clipping.
   void set_clip_norm(const std::optional<double>& limit) { stepper_.set_clip_norm(limit); }
   void set_skip_nonfinite(bool on) { stepper_.set_skip_nonfinite(on); }
+
+  // Sets whether steps leave the group's tensors as they are.
+  void set_frozen(int group, bool frozen) {
+    for (std::size_t i = 0; i < frozen_.size(); ++i) {
+      if (group_of_[i] == group) frozen_[i] = frozen;
+    }
+    if (is_bound_) set_bound_gradients();
+  }
+
+  bool is_captured() const { return stepper_.is_captured(); }
+
+  // Throws where steps cannot write a parameter. States are not needed yet.
+  void check_params(const py::list& params) {
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      target_view(arrays_, params[i], params_, tree_ == nullptr ? "" : tree_->suffix(i));
+    }
+  }
 
   std::optional<double> grad_norm() {
     std::optional<double> norm;
@@ -117,65 +160,62 @@ class Stepper {
     return norm;
   }
 
-  // One entry of `states` for each of the rule's states: an array, codes with their scales, or None where it is not
-  // kept. With a master, steps update that, and the parameter becomes its rounding.
-  void add_tensor(int group, const std::string& name, const py::object& param,
-                  const std::vector<std::optional<py::object>>& states, const std::optional<py::object>& master) {
-    const auto& about = step::catalog()[static_cast<std::size_t>(rule_)].states;
-    std::vector<Watched> added{own(param, params_, name, Role::kParameter)};
-    const Array of = added[0].array.view();
-    if (states.size() > about.size()) throw std::invalid_argument("there are more states than the rule has");
-    std::vector<Array> arrays;
-    for (std::size_t s = 0; s < states.size(); ++s) {
-      arrays.push_back(states[s] ? own_state(*states[s], about[s], name, of, added) : Array{});
+  // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
+  // master, and set the parameter to its rounding.
+  void add_tensors(const std::vector<int>& groups, const py::list& params, const std::vector<py::dict>& kept) {
+    if (params.size() != groups.size() || kept.size() != groups.size()) {
+      throw std::invalid_argument("groups, params and kept must have the same length");
     }
-    Array kept{};
-    if (master) {
-      kept = own_like(*master, "state master of ", name, of, added);
-      if (kept.dtype != DType::kFloat32 || info(of.dtype).kind != CodecKind::kNarrow) {
-        throw WrongType(added.back().name + " must be float32, and its parameter of 16 bits");
-      }
+    stepper_.reserve(groups.size());
+    owned_.reserve(owned_.size() + groups.size() * (kept.empty() ? 1 : 1 + kept[0].size()));
+    seals_.reserve(owned_.capacity());
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      add_tensor(groups[i], params[i], kept[i]);
+      group_of_.push_back(groups[i]);
+      frozen_.push_back(false);
     }
-    stepper_.add_tensor(group, name, of, arrays, kept);
-    for (Watched& owned : added) owned_.push_back(std::move(owned));
-    first_of_.push_back(owned_.size());
   }
 
-  // Of the arrays that steps write, those whose extents meet; no two may share an element.
+  // The pairs of arrays that steps write whose address ranges intersect; no two may share an element.
   std::vector<PossibleOverlap> possible_overlaps() const {
     std::vector<std::pair<step::Extent, const Watched*>> order;
-    for (const Watched& owned : owned_) order.emplace_back(step::extent(owned.array.view()), &owned);
+    for (const Watched& owned : owned_) order.emplace_back(step::extent(owned.view()), &owned);
     std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first.begin < b.first.begin; });
     std::vector<PossibleOverlap> found;
     for (std::size_t i = 0; i < order.size(); ++i) {
       for (std::size_t j = i + 1; j < order.size() && order[j].first.begin < order[i].first.end; ++j) {
-        if (step::surely_apart(order[i].second->array.view(), order[j].second->array.view())) continue;
+        if (step::surely_apart(order[i].second->view(), order[j].second->view())) continue;
         const auto [first, second] = std::minmax(order[i].second, order[j].second);
-        const bool same = first->array.data == second->array.data && first->array.dtype == second->array.dtype &&
-                          first->array.shape == second->array.shape && first->array.strides == second->array.strides;
-        found.emplace_back(arrays_.to_compare(first->object, first->array.view()),
-                           arrays_.to_compare(second->object, second->array.view()),
-                           second->name + (same ? " is the same array as " : " overlaps ") + first->name);
+        const Array a = first->view(), b = second->view();
+        const bool same = a.data == b.data && a.dtype == b.dtype && a.rank == b.rank &&
+                          step::same(a.shape, b.shape, a.rank) && step::same(a.strides, b.strides, a.rank);
+        found.emplace_back(arrays_.to_compare(first->object, first->view()),
+                           arrays_.to_compare(second->object, second->view()),
+                           label(*second) + (same ? " is the same array as " : " overlaps ") + label(*first));
       }
     }
     return found;
   }
 
-  // Takes a step and returns None; without gradients, with those that were bound. Or, where gradients lie among the
-  // bytes of arrays that steps write, prepares it and returns the gradients and their possible overlaps; run() with the
-  // gradients then takes the step. NumPy has the exact test, but no Python may run here: when the interpreter ends, a
-  // thread that waits for its lock is unwound, and these frames would drop references without it.
+  // Takes a step and returns None; `...` stands for bound gradients. If the address ranges of gradients and of arrays
+  // that steps write intersect, it only prepares the step and returns the gradients and their possible overlaps; run()
+  // with the gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
+  // a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
   std::optional<std::pair<py::tuple, std::vector<PossibleOverlap>>> step(const py::object& grads) {
     spot_check();
+    if (tree_ != nullptr) tree_->check_unchanged();
     py::tuple held;
-    if (grads.is_none()) {
-      if (!is_bound_) throw WrongType(grads_ + " must be given, for none were bound");
+    if (grads.is(py::ellipsis())) {
+      if (!is_bound_) throw WrongType("step() needs gradients, because none were bound with the optimizer");
+      if (bound_tree_) bound_tree_->check_unchanged();
+      std::size_t place = 0;
       for (const auto& [tensor, grad] : bound_) {
         check_unmoved(tensor);
-        grad.check_unmoved();
+        if (!bound_seals_[place++].holds()) grad.check_closely(label(grad));
       }
     } else {
-      held = hold(grads);
+      if (is_bound_) throw WrongType("step() takes no gradients, because they were bound with the optimizer");
+      held = flatten(grads);
       std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
       if (!possible_overlaps.empty()) return std::pair{std::move(held), std::move(possible_overlaps)};
     }
@@ -183,20 +223,27 @@ class Stepper {
     return std::nullopt;
   }
 
-  // Takes the step that step() prepared. Its gradients are an argument so that they live until it is done.
+  // Takes the step that step() prepared. The argument keeps its gradients alive.
   void run(const py::tuple&) {
-    without_gil([this] { stepper_.run(); });
+    if (elements_ < kFewElements && !Arrays::kOnDevice) {
+      stepper_.run();
+    } else {
+      without_gil([this] { stepper_.run(); });
+    }
   }
 
-  // From now on every step is with these gradients; returns what step() would.
+  // Binds gradients for every later step; returns their possible overlaps.
   std::vector<PossibleOverlap> bind(const py::object& grads) {
-    const py::tuple held = hold(grads);
+    const py::tuple held = flatten(grads);
     std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
     is_bound_ = true;
+    if (tree_ != nullptr) bound_tree_.emplace(grads, grads_);
     for (std::size_t i = 0; i < held.size(); ++i) {
       const py::object grad = held[i];
-      const std::string name = grads_ + stepper_.name(i);
-      if (!grad.is_none()) bound_.emplace_back(i, Watched(grad, arrays_.view(grad, name, ""), name, Role::kGradient));
+      if (grad.is_none()) continue;
+      const Array array = arrays_.view(grad, grads_, stepper_.name(i));
+      bound_.emplace_back(i, Watched(grad, array, &grads_, i, Role::kGradient));
+      bound_seals_.push_back(bound_.back().second.seal());
     }
     return possible_overlaps;
   }
@@ -231,60 +278,108 @@ class Stepper {
   }
 
  private:
-  std::size_t scalars() const { return step::catalog()[static_cast<std::size_t>(rule_)].scalars.size(); }
-
-  // An array that steps will write.
-  Watched own(const py::object& object, const std::string& kind, const std::string& name, Role role,
-              bool codes = false) {
-    return {object, target_view(arrays_, object, kind, name, codes), kind + name, role};
+  static py::str interned(const std::string& name) {
+    return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name.c_str()));
   }
 
-  // A state that has a value for each element of its parameter; it is added to the watched.
-  Array own_like(const py::object& state, const std::string& kind, const std::string& name, const Array& param,
-                 std::vector<Watched>& added, bool codes = false) {
-    added.push_back(own(state, kind + params_, name, Role::kState, codes));
-    const Array array = added.back().array.view();
-    if (array.rank != param.rank || !step::same(array.shape, param.shape, param.rank)) {
-      throw std::invalid_argument(added.back().name + " must have its parameter's shape");
+  const step::RuleInfo& info() const { return step::catalog()[static_cast<std::size_t>(rule_)]; }
+  std::size_t scalars() const { return info().scalars.size(); }
+
+  // The name of an array in messages.
+  std::string label(const Watched& watched) const { return *watched.kind + name_of(watched.tensor); }
+  std::string name_of(std::size_t tensor) const {
+    return tensor < stepper_.size() ? stepper_.name(tensor) : next_name();
+  }
+  std::string next_name() const { return tree_ == nullptr ? "" : tree_->suffix(stepper_.size()); }
+
+  // The value of a key, or null.
+  static py::object entry(const py::dict& dict, const py::str& key) {
+    const auto found = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(dict.ptr(), key.ptr()));
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return found;
+  }
+
+  // Collects the arrays of the next tensor.
+  class Adding {
+   public:
+    Adding(Stepper& stepper, std::string the_name) : of(stepper), name(std::move(the_name)) {}
+
+    Array own(const py::object& object, const std::string& kind, Role role, bool codes = false) {
+      const Array array = target_view(of.arrays_, object, kind, name, codes);
+      added.emplace_back(object, array, &kind, of.stepper_.size(), role);
+      return added.back().view();
     }
-    return array;
-  }
 
-  Array own_state(const py::object& given, const rules::State& about, const std::string& name, const Array& param,
-                  std::vector<Watched>& added) {
-    const std::string kind = "state " + std::string(about.name) + " of ";
-    const bool single = compute_of(param.dtype) == Compute::kFloat;
-    if (!py::isinstance<py::tuple>(given)) {
-      const Array array = own_like(given, kind, name, param, added, true);
-      const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
-      const bool fits = compute_of(array.dtype) == compute_of(param.dtype) && !has_scales(array.dtype);
-      if (!fits || !may_be(array.dtype, role)) {
-        throw WrongType(
-            added.back().name + " is " + dtype_name(array.dtype) + ", but must be " +
-            (single ? "float32 or bfloat16, or a pair of codes and their scales" : "float64, as its parameter is"));
+    // A state with a value for each element of its parameter.
+    Array own_like_param(const py::object& state, const std::string& kind, bool codes = false) {
+      const Array array = own(state, kind, Role::kState, codes);
+      const Array param = added[0].view();
+      if (array.rank != param.rank || !step::same(array.shape, param.shape, param.rank)) {
+        throw std::invalid_argument(kind + name + " must have its parameter's shape");
       }
       return array;
     }
-    const auto pair = given.cast<py::tuple>();
-    if (pair.size() != 2) throw WrongType(kind + params_ + name + " must be an array, or codes with their scales");
-    Array codes = own_like(pair[0], kind, name, param, added, true);
-    const DType wanted = about.non_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
-    if (codes.dtype != wanted || !single || !step::is_packed(codes)) {
-      throw WrongType(added.back().name + " must be " + dtype_name(wanted) +
-                      " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
+
+    Array own_state(const py::dict& kept, std::size_t s) {
+      const rules::State& about = of.info().states[s];
+      const py::object state = entry(kept, of.state_names_[s]);
+      if (!state) return {};
+      const std::string& kind = of.state_kinds_[s];
+      const DType param = added[0].view().dtype;
+      const bool single = compute_of(param) == Compute::kFloat;
+      const py::object given = entry(kept, of.scale_names_[s]);
+      if (!given) {
+        const Array array = own_like_param(state, kind, true);
+        const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
+        const bool fits = compute_of(array.dtype) == compute_of(param) && !has_scales(array.dtype);
+        if (fits && may_be(array.dtype, role)) return array;
+        throw WrongType(kind + name + " is " + dtype_name(array.dtype) + ", but must be " +
+                        (single ? "float32 or bfloat16, or codes with their scales" : "float64, as its parameter is"));
+      }
+      Array codes = own_like_param(state, kind, true);
+      const DType wanted = about.non_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
+      if (codes.dtype != wanted || !single || !step::is_packed(codes)) {
+        throw WrongType(kind + name + " must be " + dtype_name(wanted) +
+                        " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
+      }
+      const Array scales = own(given, of.scale_kinds_[s], Role::kState);
+      if (scales.dtype != DType::kFloat32 || scales.rank != 1 || scales.shape[0] != blocks_of(step::size_of(codes)) ||
+          !step::is_packed(scales)) {
+        throw WrongType(of.scale_kinds_[s] + name + " must be float32, of one axis, one for each " +
+                        std::to_string(kBlock) + " elements, without gaps");
+      }
+      codes.scales = reinterpret_cast<float*>(scales.data);
+      return codes;
     }
-    const std::int64_t blocks = blocks_of(step::size_of(codes));
-    added.push_back(own(pair[1], "the scales of " + kind + params_, name, Role::kState));
-    const Array scales = added.back().array.view();
-    if (scales.dtype != DType::kFloat32 || scales.rank != 1 || scales.shape[0] != blocks || !step::is_packed(scales)) {
-      throw WrongType(added.back().name + " must be float32, of one axis, one for each " + std::to_string(kBlock) +
-                      " elements, without gaps");
+
+    Stepper& of;
+    const std::string name;
+    std::vector<Watched> added;
+  };
+
+  void add_tensor(int group, const py::object& param, const py::dict& kept) {
+    Adding adding(*this, next_name());
+    adding.added.reserve(2 * info().states.size() + 2);  // views point into it
+    const Array of = adding.own(param, params_, Role::kParameter);
+    std::vector<Array> states;
+    for (std::size_t s = 0; s < info().states.size(); ++s) states.push_back(adding.own_state(kept, s));
+    Array master{};
+    if (const py::object given = entry(kept, master_name_)) {
+      master = adding.own_like_param(given, master_kind_);
+      if (master.dtype != DType::kFloat32 || gradstep::info(of.dtype).kind != CodecKind::kNarrow) {
+        throw WrongType(master_kind_ + adding.name + " must be float32, and its parameter of 16 bits");
+      }
     }
-    codes.scales = reinterpret_cast<float*>(scales.data);
-    return codes;
+    stepper_.add_tensor(group, adding.name, of, states, master);
+    elements_ += step::size_of(of);
+    for (Watched& owned : adding.added) {
+      owned_.push_back(std::move(owned));
+      seals_.push_back(owned_.back().seal());
+    }
+    first_of_.push_back(owned_.size());
   }
 
-  // Runs f, which may wait for a device.
+  // Runs f without the GIL where it may wait for a device.
   template <class F>
   void may_wait(const F& f) {
     if constexpr (Arrays::kOnDevice) {
@@ -294,54 +389,78 @@ class Stepper {
     }
   }
 
-  // At a few of the arrays, in turn, where to look at all would take too long.
+  // Checks a few of the arrays, in turn, where checking all would take too long.
   void spot_check() {
     if constexpr (Arrays::kSpotChecks > 0) {
       const std::size_t count = owned_.size() + bound_.size();
       for (std::size_t i = 0; i < std::min<std::size_t>(Arrays::kSpotChecks, count); ++i) {
         checked_ = (checked_ + 1) % count;
-        const bool owned = checked_ < owned_.size();
-        arrays_.spot_check(owned ? owned_[checked_] : bound_[checked_ - owned_.size()].second);
+        const Watched& watched = checked_ < owned_.size() ? owned_[checked_] : bound_[checked_ - owned_.size()].second;
+        if (!arrays_.is_unmoved(watched)) {
+          throw std::invalid_argument(label(watched) + " was moved or reshaped after the optimizer was made");
+        }
       }
     }
   }
 
-  // Of a tensor's parameter and states.
+  // Checks a tensor's parameter and states.
   void check_unmoved(std::size_t tensor) const {
-    for (std::size_t k = first_of_[tensor]; k < first_of_[tensor + 1]; ++k) owned_[k].check_unmoved();
+    for (std::size_t k = first_of_[tensor]; k < first_of_[tensor + 1]; ++k) {
+      if (!seals_[k].holds()) owned_[k].check_closely(label(owned_[k]));
+    }
   }
 
-  // A copy: another thread may change the caller's list, or drop its arrays while the kernel runs.
-  py::tuple hold(const py::object& grads) const {
+  // Gradients as a new tuple, because another thread may change the caller's containers while the kernel runs.
+  py::tuple flatten(const py::object& grads) const {
+    if (tree_ != nullptr) return tree_->flatten(grads, grads_);
     auto held = py::reinterpret_steal<py::tuple>(PySequence_Tuple(grads.ptr()));
     if (!held) throw py::error_already_set();
-    if (held.size() != stepper_.size()) {
-      throw std::invalid_argument("got " + std::to_string(held.size()) + " gradients for " +
-                                  std::to_string(stepper_.size()) + " parameters");
-    }
+    if (held.size() != stepper_.size()) throw std::invalid_argument("there must be a gradient for each parameter");
     return held;
   }
 
   std::vector<PossibleOverlap> set_gradients(const py::tuple& held) {
     std::vector<PossibleOverlap> possible_overlaps;
     stepper_.begin();
-    for (std::size_t i = 0; i < held.size(); ++i) {
-      const py::handle grad = PyTuple_GET_ITEM(held.ptr(), static_cast<py::ssize_t>(i));
-      if (grad.is_none()) continue;
-      const Array array = arrays_.view(grad, grads_, stepper_.name(i));
+    PyObject** const grads = &PyTuple_GET_ITEM(held.ptr(), 0);
+    for (std::size_t i = 0, size = held.size(); i < size; ++i) {
+      py::handle grad = grads[i];
+      if (grad.is_none() || frozen_[i]) continue;
+      Array array;
+      if (!arrays_.view_like(grad, stepper_.gradient_dtype(i), array)) {
+        grad = replace_number(grads[i], i);
+        array = arrays_.view(grad, grads_, stepper_.name(i));
+      }
       check_unmoved(i);
       if (stepper_.set_gradient(i, array)) add_possible_overlaps(grad, array, stepper_.name(i), possible_overlaps);
     }
     return possible_overlaps;
   }
 
+  // A number stands for the gradient of a parameter without axes; an array takes its place. Returns what is there then.
+  py::handle replace_number(PyObject*& grad, std::size_t tensor) const {
+    if (owned_[first_of_[tensor]].view().rank != 0) return grad;
+    if (py::object array = Arrays::number_as_array(grad)) {
+      Py_DECREF(grad);
+      grad = array.release().ptr();
+    }
+    return grad;
+  }
+
+  void set_bound_gradients() {
+    stepper_.begin();
+    for (const auto& [tensor, grad] : bound_) {
+      if (!frozen_[tensor]) stepper_.set_gradient(tensor, grad.view());
+    }
+  }
+
   void add_possible_overlaps(py::handle grad, const Array& array, const std::string& name,
                              std::vector<PossibleOverlap>& possible_overlaps) const {
     for (const Watched& owned : owned_) {
-      if (step::surely_apart(array, owned.array.view())) continue;
+      if (step::surely_apart(array, owned.view())) continue;
       possible_overlaps.emplace_back(arrays_.to_compare(py::reinterpret_borrow<py::object>(grad), array),
-                                     arrays_.to_compare(owned.object, owned.array.view()),
-                                     grads_ + name + " overlaps " + owned.name + ", which the step writes");
+                                     arrays_.to_compare(owned.object, owned.view()),
+                                     grads_ + name + " overlaps " + label(owned) + ", which the step writes");
     }
   }
 
@@ -349,24 +468,32 @@ class Stepper {
   std::string params_, grads_;
   Arrays arrays_;
   step::Stepper stepper_;
-  std::vector<Watched> owned_;            // each tensor's parameter, then its states
-  std::vector<std::size_t> first_of_{0};  // where in owned_ each tensor begins, and the last ends
-  std::size_t checked_ = 0;               // the last array that was glanced at
+  std::int64_t elements_ = 0;  // of all parameters
+  py::object tree_object_;
+  const Tree* tree_;           // in tree_object_
+  std::vector<int> group_of_;  // of each tensor
+  std::vector<char> frozen_;   // whether each tensor is frozen
+  std::vector<std::string> state_kinds_, scale_kinds_;
+  std::string master_kind_;
+  std::vector<py::str> state_names_, scale_names_;
+  py::str master_name_;
+  std::vector<Watched> owned_;                              // each tensor's parameter, then its states
+  std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
+  std::vector<std::size_t> first_of_{0};                    // where in owned_ each tensor begins, and the last ends
+  std::size_t checked_ = 0;                                 // the last array of a spot check
   bool is_bound_ = false;
+  std::optional<Tree> bound_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
 
-// The norm of all elements of some arrays together, None among them left out; `names` follow "arrays" in messages.
-// seen() is called once it is known where they are.
+// The norm of all elements of a tree of arrays together. seen() is called when their device is known.
 template <class Arrays, class Seen>
-double global_norm(Arrays& arrays, const py::tuple& objects, const std::vector<std::string>& names, const Seen& seen) {
+double global_norm(Arrays& arrays, const Tree& tree, const Seen& seen) {
   auto backend = arrays.backend();
   std::vector<step::KeptArray> kept;
   std::vector<Array> views;
-  for (std::size_t i = 0; i < objects.size(); ++i) {
-    const py::handle object = PyTuple_GET_ITEM(objects.ptr(), static_cast<py::ssize_t>(i));
-    kept.emplace_back(object.is_none() ? step::KeptArray{}
-                                       : step::KeptArray(arrays.view(object, "arrays", names.at(i))));
+  for (std::size_t i = 0; i < tree.size(); ++i) {
+    kept.emplace_back(arrays.view(tree.leaves()[i], tree.what(), tree.suffix(i)));
   }
   for (const step::KeptArray& array : kept) views.push_back(array.view());
   seen();
@@ -378,7 +505,7 @@ double global_norm(Arrays& arrays, const py::tuple& objects, const std::vector<s
   return norm;
 }
 
-// Adds the class to a module, and the look that it takes at a parameter.
+// Adds the class to a module.
 template <class Arrays>
 py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
   using Steps = Stepper<Arrays>;
@@ -390,29 +517,23 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
     }
   });
 
-  m.def(
-      "check_param",
-      [](const py::object& param, const std::string& name) {
-        Arrays arrays;
-        const auto backend = arrays.backend();
-        target_view(arrays, param, "params", name);
-      },
-      py::arg("param"), py::arg("name"));
-
+  register_tree(m);
   py::class_<Steps> stepper(m, "Stepper", py::is_final(), collect_garbage<Steps>());
   stepper
-      .def(py::init<const std::string&, const std::string&, const std::string&>(), py::arg("rule"),
-           py::arg("params") = "params", py::arg("grads") = "grads")
+      .def(py::init<const std::string&, const py::object&, const std::string&, const std::string&>(), py::arg("rule"),
+           py::arg("tree") = py::none(), py::arg("params") = "params", py::arg("grads") = "grads")
       .def("add_group", &Steps::add_group, py::arg("options"))
       .def("check_options", &Steps::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Steps::set_lr, py::arg("group"), py::arg("lr"))
       .def("set_clip_norm", &Steps::set_clip_norm, py::arg("limit"))
+      .def("set_frozen", &Steps::set_frozen, py::arg("group"), py::arg("frozen"))
+      .def_property_readonly("is_captured", &Steps::is_captured)
+      .def("check_params", &Steps::check_params, py::arg("params"))
       .def("set_skip_nonfinite", &Steps::set_skip_nonfinite, py::arg("on"))
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
-      .def("add_tensor", &Steps::add_tensor, py::arg("group"), py::arg("name"), py::arg("param"), py::arg("states"),
-           py::arg("master") = py::none())
+      .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"))
       .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"))
       .def("run", &Steps::run, py::arg("prepared"))

@@ -62,19 +62,19 @@ bool surely_apart(const Array& a, const Array& b);
 // An array that owns its shape and strides, but not its data.
 struct KeptArray {
   std::byte* data = nullptr;
-  DType dtype{};
-  std::vector<std::int64_t> shape, strides;
   float* scales = nullptr;
+  DType dtype{};
+  int rank = 0;
+  std::vector<std::int64_t> axes;  // the shape, then the strides
 
   KeptArray() = default;
-  explicit KeptArray(const Array& a)
-      : data(a.data),
-        dtype(a.dtype),
-        shape(a.shape, a.shape + a.rank),
-        strides(a.strides, a.strides + a.rank),
-        scales(a.scales) {}
+  explicit KeptArray(const Array& a) : data(a.data), scales(a.scales), dtype(a.dtype), rank(a.rank) {
+    axes.reserve(2 * static_cast<std::size_t>(rank));
+    axes.insert(axes.end(), a.shape, a.shape + rank);
+    axes.insert(axes.end(), a.strides, a.strides + rank);
+  }
 
-  Array view() const { return {data, dtype, static_cast<int>(shape.size()), shape.data(), strides.data(), scales}; }
+  Array view() const { return {data, dtype, rank, axes.data(), axes.data() + rank, scales}; }
 };
 
 }  // namespace gradstep::step

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <deque>
 #include <iterator>
+#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -91,10 +91,10 @@ bool same(const rules::Clock& a, const rules::Clock& b) {
   return a.t == b.t && std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
 }
 
-// One job per tensor, and the layouts that jobs point to.
+// One job per tensor, and the layouts of those that kernels cannot work on where they lie.
 struct Jobs {
   std::vector<TensorJob> jobs;
-  std::deque<Layout> layouts;
+  std::vector<std::unique_ptr<Layout>> layouts;
 
   void add() {
     jobs.emplace_back();
@@ -102,8 +102,8 @@ struct Jobs {
   }
 
   void set_layout(std::size_t tensor, Layout layout) {
-    layouts[tensor] = std::move(layout);
-    assign_if_changed<const Layout*>(jobs[tensor].layout, layouts[tensor].plain() ? nullptr : &layouts[tensor]);
+    layouts[tensor] = layout.plain() ? nullptr : std::make_unique<Layout>(std::move(layout));
+    assign_if_changed<const Layout*>(jobs[tensor].layout, layouts[tensor].get());
   }
 };
 

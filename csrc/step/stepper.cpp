@@ -5,8 +5,8 @@
 namespace gradstep::step {
 namespace {
 
-bool aligned(const Array& array) {
-  return reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(item_size(array.dtype)) == 0;
+bool aligned(const Array& array, std::uint8_t misaligned) {
+  return (reinterpret_cast<std::uintptr_t>(array.data) & misaligned) == 0;
 }
 
 Extent extent_of_scales(const Array& array, std::int64_t elements) {
@@ -156,11 +156,19 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad) {
   }
   Layout layout = make_layout(streams, t.compute(), in_order);
   layout.tensor = static_cast<std::uint32_t>(tensor);
-  slot.shape = t.streams[kGradient].shape.data();
-  slot.strides = t.streams[kGradient].strides.data();
+  slot.shape = t.streams[kGradient].axes.data();
+  slot.strides = slot.shape + grad.rank;
   slot.dtype = grad.dtype;
-  slot.aligned = aligned(grad);
+  slot.misaligned = static_cast<std::uint8_t>(item_size(grad.dtype) - 1);
+  slot.aligned = aligned(grad, slot.misaligned);
+  slot.data = nullptr;
   backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad, t.compute()) : Layout{});
+}
+
+void Stepper::reserve(std::size_t tensors) {
+  tensors_.reserve(tensors_.size() + tensors);
+  slots_.reserve(slots_.size() + tensors);
+  gradients_.reserve(gradients_.size() + tensors);
 }
 
 void Stepper::begin() {
@@ -180,7 +188,7 @@ void Stepper::find_owned() {
     }
   }
   owned_ = Ranges(std::move(extents));
-  for (Slot& slot : slots_) slot.free = {0, 0};
+  for (Slot& slot : slots_) slot.free = {0, 0}, slot.data = nullptr;
   owned_is_known_ = true;
 }
 
@@ -191,17 +199,15 @@ void Stepper::refuse_shape(std::size_t tensor, const Array& grad) const {
                               ", but its parameter has shape " + tuple(param.shape, param.rank));
 }
 
-bool Stepper::set_gradient(std::size_t tensor, const Array& grad) {
+bool Stepper::place_gradient(std::size_t tensor, const Array& grad) {
   Slot& slot = slots_[tensor];
   if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank)) refuse_shape(tensor, grad);
-  if (grad.dtype != slot.dtype || !same(slot.strides, grad.strides, grad.rank) || !aligned(grad) || !slot.aligned) {
-    set_layout(tensor, grad);
-  }
-  gradients_[tensor] = grad.data;
-
+  if (!slot.is_like(grad) || !slot.aligned || !aligned(grad, slot.misaligned)) set_layout(tensor, grad);
   const Extent bytes = extent(grad);
   if (bytes.begin < slot.free.begin || bytes.end > slot.free.end) slot.free = owned_.gap_around(bytes);
-  return slot.free.end == 0;
+  const bool apart = slot.free.end != 0;
+  slot.data = apart ? grad.data : nullptr;
+  return !apart;
 }
 
 void Stepper::set_state(const StepState& state) {

@@ -55,11 +55,20 @@ class Stepper {
   void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
                   const Array& master = {});
 
+  // Makes room for so many tensors more.
+  void reserve(std::size_t tensors);
+
   void begin();
-  // Of any type that is supported. Throws where its shape is not the parameter's. Returns whether the gradient lies
-  // among the bytes of parameters and states, so that an exact test is due.
-  bool set_gradient(std::size_t tensor, const Array& grad);
-  // Throws if the backend does: then nothing was written and the step is not counted.
+  // Throws where its shape is not the parameter's, or its dtype none that goes with the parameter's. Returns whether
+  // the gradient lies among the bytes of parameters and states, so that an exact test is due.
+  bool set_gradient(std::size_t tensor, const Array& grad) {
+    const Slot& slot = slots_[tensor];
+    gradients_[tensor] = grad.data;
+    return slot.data != grad.data || !slot.is_like(grad) || !slot.aligned ? place_gradient(tensor, grad) : false;
+  }
+  // The type of the last gradient, which is most likely that of the next.
+  DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
+  // Throws where the backend does: it writes nothing then, and the step is not counted.
   void run();
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
@@ -71,6 +80,9 @@ class Stepper {
   StepState state() { return backend_->state(); }
   void set_state(const StepState& state);
   std::int64_t step_count() { return backend_->step_count(); }
+
+  // Whether a step was captured in a graph, which may take it again without a call.
+  bool is_captured() const { return backend_->is_captured(); }
 
  private:
   struct Tensor {
@@ -87,9 +99,16 @@ class Stepper {
     Extent free{0, 0};  // bytes around the last gradient without parameters or states
     // Properties of the last gradient: if the next has the same and is aligned, the layout is still valid.
     const std::int64_t *shape, *strides;
+    const std::byte* data = nullptr;  // null where it may overlap what the step writes
     DType dtype;
+    std::uint8_t misaligned;  // the bits of an address that are 0 where it is aligned
     bool aligned = true;
     std::int8_t rank;
+
+    bool is_like(const Array& grad) const {
+      return grad.rank == rank && grad.dtype == dtype && same(shape, grad.shape, grad.rank) &&
+             same(strides, grad.strides, grad.rank);
+    }
   };
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
@@ -98,6 +117,7 @@ class Stepper {
   const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
   void set_gradient_pass(const PassOptions& asked);
   void set_layout(std::size_t tensor, const Array& grad);
+  bool place_gradient(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
   void find_owned();
 

@@ -6,6 +6,8 @@
 >>> opt.step({"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)})  # params change in place
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import functional, optimizers, q8, reference
 from ._config import get_num_threads, set_num_threads, show_config
 from ._core import __version__
@@ -13,14 +15,32 @@ from ._norm import global_norm
 from ._optimizer import Optimizer
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
+if TYPE_CHECKING:
+    from ._files import load, save
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`save` and `load`, whose module is imported where they are used: that takes longer than all the rest."""
+        if name not in ("load", "save"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import _files
+
+        return getattr(_files, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), "load", "save"})
+
+
 __all__ = [
     "Optimizer",
     "__version__",
     "functional",
     "get_num_threads",
     "global_norm",
+    "load",
     "q8",
     "reference",
+    "save",
     "set_num_threads",
     "show_config",
 ]

@@ -1,104 +1,233 @@
-"""An optimizer as plain data, and plain data taken over: checked wholly before anything changes."""
+"""State dicts: plain data by the names of parameters, which is checked completely before anything changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from . import _options, _storage
-from ._libraries import library_of
-from ._structure import is_array
+from . import _core, _storage
+from ._libraries import Library, plain
+from ._options import COUNT, UP_TO_ONE, Option, check_all
+from ._types import Array
 
-if TYPE_CHECKING:
-    from ._optimizer import Optimizer
+FORMAT: Final = 2
+"""The version of the layout of state dicts. Version 1, of gradstep 0.1, goes by position and has no "format"."""
+WHAT: Final = "the state dict"
 
 
-def contents(opt: Optimizer) -> dict[str, Any]:
-    """What a later run needs, with the optimizer's own arrays."""
-    clocks = opt._stepper.clocks
-    data: dict[str, Any] = {
-        "rule": opt.rule,
-        "step_count": opt.step_count,
-        "clip_norm": opt.clip_norm,
-        "steps": [t for t, _ in clocks],
-        "groups": [{**group, "lr": None if callable(group["lr"]) else group["lr"]} for group in opt._groups],
-        "state": {name: [states.get(name) for states in opt._states] for name in opt.state_names()},
+class Differences(NamedTuple):
+    """How a state dict differs from an optimizer: names of parameters, with the reasons where they are mismatched."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+    def refuse(self) -> None:
+        """Raises ValueError, which lists all names, unless there are none."""
+        lines = [f"{kind}: {', '.join(names)}" for kind, names in self._asdict().items() if names]
+        if lines:
+            raise ValueError(f"{WHAT} does not fit this optimizer; {'; '.join(lines)}")
+
+
+class Plan:
+    """What a state dict asks an optimizer to take over."""
+
+    def __init__(self, step_count: int, options: dict[str, Any]) -> None:
+        self.step_count = step_count
+        self.options = options
+        self.groups: list[dict[str, Any]] = []
+        self.differences = Differences([], [], [])
+        self.arrays: dict[str, dict[str, Array]] = {}
+        self.clocks: dict[str, tuple[int, list[float]]] = {}
+
+
+def plan(
+    saved: Any,
+    *,
+    rule: str,
+    scalars: Sequence[str],
+    ours: Mapping[str, Mapping[str, Any]],
+    groups: Sequence[Sequence[str]],
+    known: Mapping[str, Option[Any]],
+    library: Library,
+) -> Plan:
+    """What to load. Raises TypeError or ValueError for a state dict that no optimizer of the rule saves.
+
+    `ours` has the state of each tensor, and `groups` the names of each group's tensors.
+    """
+    _expect(saved, Mapping, WHAT)
+    if saved.get("rule", rule) != rule:
+        raise ValueError(f"{WHAT} is for the rule {saved['rule']!r}, but this optimizer has the rule {rule!r}")
+    if "format" not in saved:
+        saved = _from_positions(saved, list(ours), scalars, groups)
+    if COUNT.check(saved["format"], f"{WHAT}['format']") != FORMAT:
+        raise ValueError(f"{WHAT} has the format {saved['format']}; this version of gradstep reads {FORMAT} and older")
+    _expect_entries(saved, {"rule": None, "step_count": None, "options": Mapping, "groups": Sequence, "state": Mapping})
+    result = Plan(
+        COUNT.check(saved["step_count"], f"{WHAT}['step_count']"),
+        check_all(saved["options"], known, f"{WHAT}['options']"),
+    )
+    differences = result.differences
+    differences.missing.extend(name for name in ours if name not in saved["state"])
+    differences.unexpected.extend(name for name in saved["state"] if name not in ours)
+    own_arrays = _Extents(array for own in ours.values() for array in own.values() if isinstance(array, np.ndarray))
+    for name, own in ours.items():
+        if name not in saved["state"]:
+            continue
+        where = f"{WHAT}['state'][{name!r}]"
+        given = saved["state"][name]
+        _expect(given, Mapping, where)
+        wrong = _compare(given, own, library, where, own_arrays)
+        if wrong:
+            differences.mismatched.append(f"{name} ({'; '.join(wrong)})")
+            continue
+        result.arrays[name] = {key: plain(given[key]) for key, value in own.items() if _is_array(value)}
+        result.clocks[name] = (
+            COUNT.check(given["step"], f"{where}['step']"),
+            [UP_TO_ONE.check(given[scalar], f"{where}[{scalar!r}]") for scalar in scalars],
+        )
+    result.groups = _options_of(saved["groups"], groups, known, differences)
+    return result
+
+
+def _compare(
+    given: Mapping[str, Any],
+    own: Mapping[str, Any],
+    library: Library,
+    where: str,
+    own_arrays: _Extents,
+) -> list[str]:
+    """The reasons why the state of a tensor does not fit: keys, dtypes, shapes. Raises where it is not plain arrays."""
+    wrong = [f"lacks {key}" for key in own if key not in given]
+    wrong += [f"has {key}, which is not kept here" for key in given if key not in own]
+    for key, value in own.items():
+        if key not in given or not _is_array(value):
+            continue
+        array, label = given[key], f"{where}[{key!r}]"
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{label} must be a NumPy array, not {type(array).__name__}")
+        _core.check_array_class(array, label)
+        array = plain(array)
+        dtype, shape = library.dtype(value), tuple(value.shape)
+        if array.dtype.name != dtype or not array.dtype.isnative:
+            wrong.append(f"{key} is {array.dtype}, and here {dtype}")
+        elif array.shape != shape:
+            wrong.append(f"{key} has shape {array.shape}, and here {shape}")
+        elif own_arrays.meet(array):
+            raise ValueError(f"{label} shares memory with the optimizer's own arrays; pass a copy")
+        elif isinstance(value, np.ndarray) and not value.flags.writeable:
+            raise ValueError(f"{label} cannot be loaded: the optimizer's own array is read-only")
+        elif _storage.scale_of(key) in own and not wrong and _storage.scale_of(key) in given:
+            scales = plain(given[_storage.scale_of(key)])
+            if getattr(scales, "shape", None) == tuple(own[_storage.scale_of(key)].shape):
+                _storage.check_scales(array, scales, f"{where}[{_storage.scale_of(key)!r}]")
+    return wrong
+
+
+def _options_of(
+    saved: Sequence[Any],
+    groups: Sequence[Sequence[str]],
+    known: Mapping[str, Option[Any]],
+    differences: Differences,
+) -> list[dict[str, Any]]:
+    """The options of each of our groups: those of the saved group that has its tensors.
+
+    Options of storage are left out, because the arrays themselves show how they are stored.
+    """
+    of_names: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, group in enumerate(saved):
+        where = f"{WHAT}['groups'][{number}]"
+        _expect(group, Mapping, where)
+        if not isinstance(group.get("params"), (list, tuple)):
+            raise TypeError(f"{where} must have a list of names as 'params'")
+        options = {name: value for name, value in group.items() if name != "params"}
+        if callable(options.get("lr")):
+            raise TypeError(f"{where}: lr must be a number or None, not a callable")
+        if options.get("lr") is None:
+            options.pop("lr", None)
+        of_names |= dict.fromkeys(group["params"], (number, check_all(options, known, where)))
+    taken = []
+    for number, names in enumerate(groups):
+        found = dict(of_names[name] for name in names if name in of_names)
+        if len({repr(options) for options in found.values()}) > 1:
+            differences.mismatched.append(f"group {number} (its parameters had different options)")
+            found = {}
+        options = next(iter(found.values()), {})
+        taken.append({name: value for name, value in options.items() if name not in _storage.OPTIONS})
+    return taken
+
+
+def _from_positions(
+    saved: Mapping[str, Any], names: Sequence[str], scalars: Sequence[str], groups: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Converts a state dict of format 1 to format 2. Its tensors get these names, in order."""
+    _expect_entries(saved, {"step_count": None, "steps": Sequence, "groups": Sequence, "state": Mapping})
+    lists = {"step": saved["steps"], **{name: saved.get(name, ()) for name in scalars}, **saved["state"]}
+    for key, values in lists.items():
+        _expect(values, Sequence, f"{WHAT}[{key!r}]")
+        if len(values) != len(names):
+            raise ValueError(f"{WHAT} has {len(values)} parameters ({key}), but this optimizer has {len(names)}")
+    if len(saved["groups"]) != len(groups):
+        raise ValueError(f"{WHAT} has {len(saved['groups'])} groups, but this optimizer has {len(groups)}")
+    for number, group in enumerate(saved["groups"]):
+        _expect(group, Mapping, f"{WHAT}['groups'][{number}]")
+    return {
+        "format": FORMAT,
+        "rule": saved.get("rule"),
+        "step_count": saved["step_count"],
+        "options": {"clip_norm": saved.get("clip_norm")},
+        "groups": [{**group, "params": of} for group, of in zip(saved["groups"], groups, strict=True)],
+        "state": {
+            name: {key: values[i] for key, values in lists.items() if values[i] is not None}
+            for i, name in enumerate(names)
+        },
     }
-    for place, name in enumerate(opt.scalar_names()):
-        data[name] = [scalars[place] for _, scalars in clocks]
-    return data
 
 
-def save(opt: Optimizer) -> dict[str, Any]:
-    """The contents, with copies of the arrays for NumPy."""
-    data = contents(opt)
-    for arrays in data["state"].values():
-        arrays[:] = [array if array is None else opt._library.to_numpy(array) for array in arrays]
-    return data
+def _expect_entries(saved: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raises ValueError where an entry is missing, TypeError where it has another type. None allows any type."""
+    for key, kind in kinds.items():
+        if key not in saved:
+            raise ValueError(f"{WHAT} lacks {key!r}")
+        if kind is not None:
+            _expect(saved[key], kind, f"{WHAT}[{key!r}]")
 
 
-def load(opt: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Takes over what `save` gave. Raises TypeError or ValueError, with nothing changed, where it does not fit."""
-    ours = contents(opt)
-    if isinstance(saved, Mapping) and saved.get("rule", opt.rule) != opt.rule:
-        raise ValueError(f"the state dict is of the rule {saved['rule']!r}, this optimizer of {opt.rule!r}")
-    check_like(saved, ours, "the state dict")
-    options = [
-        group.checked({k: v for k, v in given.items() if not (k == "lr" and v is None)})
-        for group, given in zip(opt._groups, saved["groups"], strict=True)
-    ]
-    for name, arrays in saved["state"].items():
-        for i, scales in enumerate(saved["state"].get(_storage.scale_of(name), [])):
-            if scales is not None:
-                _storage.check_scales(arrays[i], scales, f"the state dict['state'][{_storage.scale_of(name)!r}][{i}]")
-    clip_norm = _options.limit(saved["clip_norm"], "the state dict's clip_norm")
-    step_count = _options.whole_number(saved["step_count"], 0, "the state dict's step_count")
-    steps = [_options.whole_number(t, 0, f"the state dict's steps[{i}]") for i, t in enumerate(saved["steps"])]
-    scalars = [
-        [
-            _options.number(saved[name][i], _options.UP_TO_ONE, f"the state dict's {name}[{i}]")
-            for name in opt.scalar_names()
-        ]
-        for i in range(len(steps))
-    ]
-
-    opt._take_clip_norm(clip_norm)  # first, for it may be refused
-    for group, values in zip(opt._groups, options, strict=True):
-        group.apply({k: v for k, v in values.items() if k not in _storage.FIXED})  # the arrays fit, so these do
-    for name, arrays in ours["state"].items():
-        for array, value in zip(arrays, saved["state"][name], strict=True):
-            if array is not None:
-                opt._library.from_numpy(array, value)
-    opt._stepper.set_times(step_count, list(zip(steps, scalars, strict=True)))
+def _expect(value: object, kind: Any, name: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, str):
+        words = {Mapping: "a dict", Sequence: "a list"}[kind]
+        raise TypeError(f"{name} must be {words}, not {type(value).__name__}")
 
 
-def check_like(given: Any, ours: Any, name: str) -> None:
-    """Raises where `given` has not the keys, lengths, shapes and dtypes of `ours`. Nothing is cast or broadcast."""
-    if isinstance(ours, dict):
-        if not isinstance(given, Mapping):
-            raise TypeError(f"{name} must be a dict, not {type(given).__name__}")
-        for key in [*ours, *given]:
-            if (key in ours) != (key in given):
-                raise ValueError(f"{name} {'lacks' if key in ours else 'has an unknown'} {key!r}")
-            check_like(given[key], ours[key], f"{name}[{key!r}]")
-    elif isinstance(ours, list):
-        if not isinstance(given, (list, tuple)):
-            raise TypeError(f"{name} must be a list, not {type(given).__name__}")
-        if len(given) != len(ours):
-            raise ValueError(f"{name} has {len(given)} entries, but this optimizer needs {len(ours)}")
-        for i, (theirs, mine) in enumerate(zip(given, ours, strict=True)):
-            check_like(theirs, mine, f"{name}[{i}]")
-    elif is_array(ours):
-        dtype, shape = library_of(ours).dtype(ours), tuple(ours.shape)
-        if not isinstance(given, np.ndarray) or given.dtype.name != dtype or not given.dtype.isnative:
-            raise TypeError(
-                f"{name} must be a NumPy array of {dtype}, not {getattr(given, 'dtype', type(given).__name__)}"
-            )
-        if given.shape != shape:
-            raise ValueError(f"{name} has shape {given.shape}, but here it has shape {shape}")
-        if isinstance(ours, np.ndarray) and not ours.flags.writeable:
-            raise ValueError(f"{name} cannot be taken over: this optimizer's own array is read-only")
-    elif isinstance(given, np.ndarray):
-        raise ValueError(f"{name} is an array, but this optimizer keeps none there")
+def _is_array(value: object) -> bool:
+    return not isinstance(value, (int, float))
+
+
+class _Extents:
+    """The address ranges of arrays that do not overlap one another."""
+
+    def __init__(self, arrays: Iterable[Array]) -> None:
+        self._ends: list[int] = []
+        self._begins: list[int] = []
+        for begin, end in sorted(_extent(array) for array in arrays if array.size):
+            self._begins.append(begin)
+            self._ends.append(end)
+
+    def meet(self, array: Array) -> bool:
+        """Whether an array's address range intersects one of these."""
+        if array.size == 0:
+            return False
+        begin, end = _extent(array)
+        place = bisect.bisect_right(self._ends, begin)
+        return place < len(self._begins) and self._begins[place] < end
+
+
+def _extent(array: Array) -> tuple[int, int]:
+    begin = end = array.__array_interface__["data"][0]
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        reach = (length - 1) * stride
+        begin, end = (begin + reach, end) if reach < 0 else (begin, end + reach)
+    return begin, end + array.itemsize

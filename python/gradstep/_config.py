@@ -10,18 +10,18 @@ from ._libraries import cuda_missing
 
 
 def get_num_threads() -> int:
-    """The number of threads a step may use, the caller's included."""
+    """The number of threads that a step may use, including the calling thread."""
     return _core.num_threads()
 
 
 def set_num_threads(count: int) -> None:
-    """Sets the number of threads a step may use, for the whole process.
+    """Sets the number of threads that a step may use, for the whole process.
 
-    The default is GRADSTEP_NUM_THREADS or else the cores that this process may use (its affinity and its control
-    group's quota), and no more than OMP_NUM_THREADS, which process pools set. The number changes no bit of any result.
-    Raises ValueError where `count` is not from 1 to 1024.
+    The default is GRADSTEP_NUM_THREADS. Without that variable it is the number of cores that this process may use (its
+    affinity and its control group's quota), limited by OMP_NUM_THREADS, which process pools set. The number does not
+    affect results. Raises ValueError where `count` is not from 1 to 1024.
     """
-    _core.set_num_threads(_options.whole_number(count, 1, "the number of threads", _core.MAX_THREADS))
+    _core.set_num_threads(_options.whole(1, _core.MAX_THREADS).check(count, "the number of threads"))
 
 
 def cuda_info() -> dict[str, Any]:

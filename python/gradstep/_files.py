@@ -5,7 +5,6 @@ A file is replaced as a whole: a reader, also after a crash, finds the old file 
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import json
 import os
@@ -14,12 +13,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ._libraries import library_of, numpy_dtype
-from ._structure import Array
+from ._types import Array
+
+if TYPE_CHECKING:
+    from ._optimizer import Optimizer
 
 FORMAT: Final = 2
 """The version of the layout that is written, and the only one that is read."""
@@ -33,25 +35,7 @@ CHECKSUM: Final = "crc32"
 """The key of the checksum in the metadata: of the JSON, then of the arrays in its order."""
 
 
-class Checkpointed(Protocol):
-    """What `save` and `load` need of an optimizer."""
-
-    @property
-    def _lock(self) -> Any:
-        """A reentrant lock that a step holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
-
-    def _named_params(self, params: Any = None) -> dict[str, Array]:
-        """The optimizer's own arrays by path; or those of `params`, of the same structure, shapes and dtypes."""
-
-    def _wait(self) -> None:
-        """Waits until copies to a GPU are done."""
-
-
-def save(path: str | os.PathLike[str], opt: Checkpointed, params: Any = None) -> None:
+def save(path: str | os.PathLike[str], opt: Optimizer, params: Any = None) -> None:
     """Save an optimizer's state, and parameters, in a file of the safetensors format.
 
     A file at `path` is replaced only when the new one is complete and on the disk, so that one of the two is whole
@@ -73,13 +57,13 @@ def save(path: str | os.PathLike[str], opt: Checkpointed, params: Any = None) ->
     OSError
         Where the file cannot be written. An existing file stays as it is.
     """
-    with opt._lock:
+    with opt._engine.lock:
         data = opt.state_dict()
         named = None if params is None else {n: _as_numpy(a) for n, a in opt._named_params(params).items()}
         write(path, data, named)
 
 
-def load(path: str | os.PathLike[str], opt: Checkpointed) -> None:
+def load(path: str | os.PathLike[str], opt: Optimizer) -> None:
     """Load what `save` wrote: an optimizer's state, and its parameters where the file has them, in place.
 
     All is checked before anything changes. Needs `gradstep[safetensors]`.
@@ -97,7 +81,7 @@ def load(path: str | os.PathLike[str], opt: Checkpointed) -> None:
         Where the file cannot be read.
     """
     data, params = read(path)
-    with opt._lock:
+    with opt._engine.lock:
         try:
             own = {} if params is None else opt._named_params()
             _check_params(params or {}, own)
@@ -107,7 +91,7 @@ def load(path: str | os.PathLike[str], opt: Checkpointed) -> None:
             raise kind(f"{os.fspath(path)}: {error}") from error
         for name, array in own.items():
             library_of(array).from_numpy(array, (params or {})[name])
-        opt._wait()
+        opt._engine.wait()
 
 
 def write(path: str | os.PathLike[str], data: Mapping[str, Any], params: Mapping[str, Array] | None) -> None:
@@ -132,15 +116,15 @@ def write(path: str | os.PathLike[str], data: Mapping[str, Any], params: Mapping
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array] | None]:
-    """The state dict and the parameters by path, or None, as `write` got them; tuples are lists.
+    """The state dict, and the parameters by path or None, as they were given to `write`, with lists for tuples.
 
-    Raises ValueError, which names the file, where it is incomplete, altered, or not of `write`.
+    Raises ValueError, which names the file, where it is incomplete, altered, or was not written by `write`.
     """
     library = _library()
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
-    with path.open("rb"):  # where it cannot be read, this says why, which the library does not
+    with path.open("rb"):  # raises an error with the reason, which the library does not give
         pass
     try:
         with library.safe_open(path, framework="numpy") as file:
@@ -164,7 +148,7 @@ def _library() -> Any:
 
 
 def _tensor_name(*parts: str) -> str:
-    """A tensor's name in the file. The path is the last part, so that it may have any characters.
+    """A tensor's name in the file. The path is the last part, so that it may contain any characters.
 
     Lone surrogates, which UTF-8 does not have, are escaped, and so are backslashes, to keep names distinct.
     """
@@ -182,7 +166,7 @@ def _add(tensors: dict[str, Array], name: str, array: Array) -> dict[str, Any]:
 def _checksum(text: str, arrays: Iterable[Array]) -> str:
     value = zlib.crc32(text.encode())
     for array in arrays:
-        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
     return f"{value:08x}"
 
 
@@ -220,7 +204,7 @@ def _content(file: Any) -> tuple[dict[str, Any], dict[str, Array] | None]:
 
 
 def _check_layout(content: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The state dict and the parameters of the JSON. Raises ValueError where they are not laid out as they must be."""
+    """The state dict and the parameters of the JSON. Raises ValueError where their layout is wrong."""
     if not isinstance(content, dict) or set(content) != {"data", "params"}:
         raise ValueError("its metadata is not that of a checkpoint")
     data, params = content["data"], content["params"]
@@ -243,7 +227,7 @@ def _check_layout(content: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def _check_params(given: Mapping[str, Array], own: Mapping[str, Array]) -> None:
-    """Raises where the saved parameters have not the names, dtypes and shapes of the optimizer's own arrays."""
+    """Raises where the names, dtypes or shapes of the saved parameters differ from those of the optimizer's."""
     if set(given) != set(own):
         name = min(set(given) ^ set(own))
         raise ValueError(f"the saved parameters {'lack' if name in own else 'have an unknown'} {name!r}")
@@ -273,7 +257,7 @@ def _replacing(path: Path) -> Iterator[Path]:
             new = directory / target.name
             new.touch()
             if mode is None:
-                mode = stat.S_IMODE(new.stat().st_mode)  # as the umask has it; the library may make a file of its own
+                mode = stat.S_IMODE(new.stat().st_mode)  # from the umask; the library may create a new file
             yield new
             with new.open("rb") as file:
                 os.fchmod(file.fileno(), mode)
@@ -286,7 +270,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of an existing file, None where there is none. Raises OSError where it cannot be written."""
+    """The permissions of an existing file; None if it does not exist. Raises OSError if it cannot be written."""
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -304,7 +288,7 @@ def _mode(target: Path) -> int | None:
 def _locked(directory: Path) -> Iterator[None]:
     """A directory for temporary files, empty and locked: another writer of the same file waits.
 
-    Its name is always the same, so that what killed processes leave does not accumulate.
+    Its name is always the same, so that files of killed processes do not accumulate.
     """
     descriptor = _lock(directory)
     try:
@@ -321,6 +305,8 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _lock(directory: Path) -> int:
     """The descriptor of a directory, created where it is missing, with an exclusive lock."""
+    import fcntl  # not available on every system
+
     while True:
         with suppress(FileExistsError):
             directory.mkdir(0o700)  # the file that is replaced may be private
@@ -329,11 +315,11 @@ def _lock(directory: Path) -> int:
         except FileNotFoundError:  # removed by another writer
             continue
         try:
-            with suppress(OSError):  # a file system without locks: one writer at a time is up to the caller
+            with suppress(OSError):  # the file system has no locks: the caller must ensure that there is one writer
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(descriptor), directory.stat()):
                 return descriptor
-        except FileNotFoundError:  # removed by the writer that was waited for
+        except FileNotFoundError:  # removed by the writer that held the lock
             pass
         except BaseException:
             os.close(descriptor)

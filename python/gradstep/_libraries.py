@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
 from . import _core
-from ._structure import Array
+from ._types import Array
 
 BFLOAT16_EXTRA: Final = 'pip install "gradstep[bfloat16]"'
 
 
 def bfloat16() -> np.dtype[Any]:
-    """NumPy's bfloat16. Raises ModuleNotFoundError, saying what to install, where it is missing."""
+    """NumPy's bfloat16. Raises ModuleNotFoundError, with what to install, where it is missing."""
     try:
         import ml_dtypes
     except ModuleNotFoundError as error:
@@ -26,6 +28,7 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """NumPy's dtype of that name."""
     return bfloat16() if name == "bfloat16" else np.dtype(name)
@@ -33,20 +36,23 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 LINE, PAGE = 64, 4096
 """Bytes of a cache line, and of the distance at which lines compete for the same sets of an L1 cache."""
-OFFSET = 13 * LINE  # whole lines, so that all begin at the same byte of one
+OFFSET = 13 * LINE  # whole lines, so that all arrays begin at the same byte of a line
 """Bytes between the offsets within a page of a parameter, its states and its master, five arrays at most."""
 OFFSET_FROM = 1 << 16
 """Bytes of the smallest array that gets an offset."""
+SHARED_BELOW = 1024
+"""Elements of the smallest array whose states have an allocation of their own."""
 ZEROS_USE_HUGE_PAGES = np.lib.NumpyVersion(np.__version__) >= "2.2.0"
 """Whether `numpy.zeros` asks Linux for huge pages from 4 MB on, as `numpy.empty` does in all versions."""
 
 
-def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, place: int) -> Array:
-    """NumPy zeros on huge pages where the system has them, `place` times OFFSET further within a page than an address.
+def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array, place: int) -> Array:
+    """NumPy zeros, on huge pages where the system has them, `place` times OFFSET further within a page than an array.
 
     NumPy's large arrays all have the same offset within a page. On AMD processors, arrays with the same offset whose
     addresses are about a power of two apart evict each other from the L1 cache: on an EPYC (Zen 4) a step of Adam on
-    2**24 elements took 1.4 times as long, and a few percent longer at most other sizes. Small arrays are left to NumPy.
+    2**24 elements took 1.4 times as long, and a few percent longer at most other sizes. NumPy allocates
+    small arrays.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < OFFSET_FROM:
@@ -54,17 +60,20 @@ def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, pla
     memory = (np.zeros if ZEROS_USE_HUGE_PAGES else np.empty)(size + PAGE, np.uint8)
     if not ZEROS_USE_HUGE_PAGES:
         memory.fill(0)
+    address = beside.ctypes.data
     first = (address // dtype.itemsize * dtype.itemsize + OFFSET * place - memory.ctypes.data) % PAGE
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def plain(array: Any) -> Any:
-    """A NumPy array as an ndarray of no subclass, which may have overridden attributes; anything else as it is."""
-    return np.ndarray.view(array, np.ndarray) if isinstance(array, np.ndarray) else array
+    """A NumPy array as a plain ndarray, because a subclass may override attributes; anything else unchanged."""
+    if type(array) is np.ndarray or not isinstance(array, np.ndarray):
+        return array
+    return np.ndarray.view(array, np.ndarray)
 
 
 class Library:
-    """NumPy, and what an optimizer asks of a library in its place. Types go by NumPy's names."""
+    """NumPy, and the interface of other array libraries. Types have their NumPy names."""
 
     name = "numpy"
     on_gpu = False
@@ -80,7 +89,7 @@ class Library:
         return np
 
     def own(self, array: Any) -> Array:
-        """An array as one of the library's."""
+        """Converts an array to one of the library's, without a copy."""
         own: Array = plain(array)
         return own
 
@@ -90,13 +99,15 @@ class Library:
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array, place: int = 0) -> Array:
         """Zeros in C order, on the device of another array; `place` sets the offset of large ones within a page."""
-        return offset_zeros(shape, numpy_dtype(dtype), beside.ctypes.data, place)
+        return offset_zeros(shape, numpy_dtype(dtype), beside, place)
 
     def zeros_like(self, array: Array, dtype: str, place: int = 0) -> Array:
-        """Zeros that lie in memory as `array` does, without gaps. No page is touched: the threads of a step do that.
+        """Zeros with the memory order of `array`, without gaps. No page is touched before the threads of a step do.
 
-        (Before NumPy 2.2 the calling thread writes them, because only `numpy.empty` asks for huge pages there.)
+        (Before NumPy 2.2 the calling thread writes them, because only `numpy.empty` requests huge pages there.)
         """
+        if array.ndim <= 1:
+            return self.zeros(array.shape, dtype, array, place)
         axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
         zeros = self.zeros(tuple(array.shape[axis] for axis in axes), dtype, array, place)
         if axes == sorted(axes):
@@ -104,17 +115,25 @@ class Library:
         back: Array = self.module.transpose(zeros, [axes.index(axis) for axis in range(array.ndim)])
         return back
 
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, place: int = 0) -> list[Array]:
+        """`zeros_like` of each; small ones share an allocation."""
+        small = [array for array in arrays if array.size < SHARED_BELOW]
+        together = iter(_core.zeros_like(small, numpy_dtype(dtype)))
+        return [
+            next(together) if array.size < SHARED_BELOW else self.zeros_like(array, dtype, place) for array in arrays
+        ]
+
     def fill(self, array: Array, value: float) -> None:
         """Sets all elements."""
         array[...] = value
 
     def copy(self, array: Array) -> Array:
-        """A copy that lies as the array does."""
+        """A copy with the same memory order."""
         copy: Array = self.own(array).copy(order="K")
         return copy
 
     def assign(self, to: Array, values: Array) -> None:
-        """Overwrites an array with another of the library, whose type may be another."""
+        """Overwrites an array with the values of another of the library, whose type may differ."""
         np.copyto(to, values)
 
     def from_numpy(self, to: Array, values: Array) -> None:
@@ -132,9 +151,12 @@ class Library:
 
 
 class OnGpu(Library):
-    """What is common to libraries of GPU arrays."""
+    """The common base of libraries of GPU arrays."""
 
     on_gpu = True
+
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, place: int = 0) -> list[Array]:
+        return [self.zeros_like(array, dtype, place) for array in arrays]
 
     @property
     def core(self) -> Any:
@@ -146,7 +168,7 @@ class OnGpu(Library):
 
 
 class CuPy(OnGpu):
-    """CuPy, which has NumPy's interface. Arrays of a library that is not known become views of CuPy's."""
+    """CuPy, which has NumPy's interface. Arrays of unknown libraries become CuPy views."""
 
     name = "cupy"
 
@@ -155,7 +177,7 @@ class CuPy(OnGpu):
         try:
             return super().module
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("states of these GPU arrays would be CuPy's, which is not installed") from error
+            raise ModuleNotFoundError("the states of these GPU arrays need CuPy, which is not installed") from error
 
     def own(self, array: Any) -> Array:
         shows = hasattr(array, "__cuda_array_interface__")
@@ -192,13 +214,13 @@ class CuPy(OnGpu):
             return int(self.module.cuda.get_current_stream().ptr)
 
     def _device_of(self, array: Any) -> AbstractContextManager[Any]:
-        """Within which CuPy works on an array's device."""
+        """A context in which CuPy uses an array's device."""
         scope: AbstractContextManager[Any] = self.module.cuda.Device(array.device.id)
         return scope
 
 
 class Torch(OnGpu):
-    """torch, from the version on that shows tensors by DLPack's C interface."""
+    """torch, from the first version with DLPack's C interface."""
 
     name = "torch"
 
@@ -236,20 +258,20 @@ class Torch(OnGpu):
     def to_numpy(self, array: Any) -> Array:
         array = array.detach().to("cpu", copy=True)
         values: Array
-        if self.dtype(array) == "bfloat16":  # which torch does not give to NumPy
+        if self.dtype(array) == "bfloat16":  # torch cannot convert it to NumPy
             values = array.view(self.module.int16).numpy().view(bfloat16())
         else:
             values = array.numpy()
         return values
 
     def _tensor(self, values: Array) -> Any:
-        values = np.require(values, requirements=["C", "W"])  # torch warns of what may not be written
+        values = np.require(values, requirements=["C", "W"])  # torch warns about read-only arrays
         if values.dtype.name != "bfloat16":
             return self.module.from_numpy(values)
         return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
 
     def stream(self, device: int) -> int:
-        # What current_stream() wraps in an object, which takes microseconds.
+        # current_stream() wraps the handle in an object, which takes microseconds.
         raw = getattr(self.module._C, "_cuda_getCurrentRawStream", None)
         if raw is not None and device >= 0 and self.module.cuda.is_initialized():
             return int(raw(device))
@@ -262,7 +284,7 @@ TORCH: Final = Torch()
 
 
 def cuda() -> Any:
-    """The CUDA backend. Raises RuntimeError, saying what is missing, where it cannot be used."""
+    """The CUDA backend. Raises RuntimeError, with what is missing, where it cannot be used."""
     try:
         return importlib.import_module("gradstep._cuda")
     except ImportError as error:
@@ -277,7 +299,7 @@ def cuda_missing(error: ImportError) -> str:
 
 
 def library_of(array: Any) -> Library:
-    """The library of an array; NumPy for what is none, whose core says so."""
+    """The library of an array; NumPy for other objects, which its core refuses."""
     if isinstance(array, np.ndarray):
         return NUMPY
     if TORCH.name in (base.__module__.partition(".")[0] for base in type(array).__mro__):
@@ -286,17 +308,17 @@ def library_of(array: Any) -> Library:
 
 
 def _is_on_cuda(array: Any) -> bool:
-    """Whether DLPack says so."""
+    """Whether DLPack reports a CUDA device."""
     return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) in (2, 13)
 
 
 def use_stream(library: Library, stepper: Any, stream: Any = None) -> None:
-    """Sends a stepper's next step to a stream, by default the library's current one. Raises TypeError for no stream."""
+    """Sets the stream of a stepper's next step, by default the library's current one. Raises TypeError if invalid."""
     stepper.use_stream(stream_handle(library, stream, stepper.device))
 
 
 def refuse_capture(library: Library, stepper: Any, words: str) -> None:
-    """Raises RuntimeError, in these words, where the stepper's stream is captured in a graph."""
+    """Raises RuntimeError with this message where the stepper's stream is captured in a graph."""
     if library.on_gpu and stepper.is_capturing:
         raise RuntimeError(words)
 

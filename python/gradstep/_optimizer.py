@@ -1,435 +1,762 @@
-"""The base of the eight classes: structure, groups, states and checkpoints around the compiled step."""
+"""The base of the optimizers: parameters, groups, states and checkpoints around the compiled step."""
 
 from __future__ import annotations
 
+import copyreg
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final, TypeVar
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import EllipsisType, MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
-from . import _checkpoint, _core, _options, _storage
-from ._libraries import Library, library_of, refuse_capture, use_stream
-from ._options import Rate
-from ._step import check_apart, run_step
-from ._structure import Array, Grads, Params, Structure, first_array, is_groups
-
-RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
-"""The compiled rules by name: the names of their options, states and scalars."""
+from . import _checkpoint, _core, _storage
+from ._groups import RULES, OptionGroup
+from ._libraries import library_of, refuse_capture
+from ._options import (
+    COUNT,
+    FLAG,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Argument,
+    Declared,
+    LearningRate,
+    Number,
+    Option,
+    Schedule,
+    StepOption,
+    check_all,
+    did_you_mean,
+    one_of,
+    optional,
+)
+from ._step import Engine, check_apart, run_apart
+from ._types import Array, Grads, Params, is_groups
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
-
-NO_OPTIONS: Final = ("self", "params", "clip_norm", "grads")
-"""What the classes take besides options of groups."""
 
 REQUIRED: Final = inspect.Parameter.empty
 """In a preset: the framework has no default."""
 
 
-class OptionGroup(Mapping[str, Any]):
-    """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
-
-    def __init__(
-        self,
-        library: Library,
-        stepper: _core.Stepper,
-        lock: threading.RLock,
-        cls: type[Optimizer],
-        options: dict[str, Any],
-    ) -> None:
-        self._library = library
-        self._stepper = stepper
-        self._lock = lock
-        self._cls = cls
-        self._options = options
-        self._number = stepper.add_group(self._for_core(options))
-
-    def __getitem__(self, name: str) -> Any:
-        return self._options[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._options)
-
-    def __len__(self) -> int:
-        return len(self._options)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.update(**{name: value})
-
-    def update(self, **options: Any) -> None:
-        """Sets several options at once, or none where one is bad. Raises TypeError or ValueError."""
-        with self._lock:
-            for name in (*self._cls.initial_state.values(), *_storage.FIXED):
-                if name in options:
-                    what = "determines which state is allocated and cannot change after construction"
-                    raise ValueError(f"{self._cls.__name__}: {name} {what}")
-            self.apply(self.checked(options))
-
-    def apply(self, checked: Mapping[str, Any]) -> None:
-        """Sets options that `checked` gave."""
-        changed = {**self._options, **checked}
-        if self._library.on_gpu:  # where options may be after a capture
-            use_stream(self._library, self._stepper)
-        self._stepper.set_options(self._number, self._for_core(changed))
-        self._options = changed
-
-    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options in their plain types, as this group may take them. Raises TypeError or ValueError."""
-        checked = _options.check_all(options, self._cls.defaults, self._cls.__name__)
-        self._stepper.check_options(self._number, self._for_core({**self._options, **checked}))
-        return checked
-
-    def set_rate(self, rate: float) -> None:
-        """Hands the core the value of a schedule."""
-        self._stepper.set_lr(self._number, rate)
-
-    def kept_states(self) -> list[str]:
-        """The names of the states that this group keeps."""
-        return _core.kept_states(self._cls.rule, self._for_core(self._options))
-
-    def _for_core(self, options: Mapping[str, Any]) -> dict[str, float]:
-        rate = 0.0 if callable(options["lr"]) else options["lr"]  # a schedule's value comes with the step
-        return _options.for_core({**options, "lr": rate}, RULES[self._cls.rule]["options"])
-
-    def __repr__(self) -> str:
-        return f"OptionGroup({self._options})"
+Clock: TypeAlias = tuple[int, list[float]]
+"""A tensor's own step number and the rule's scalars."""
+Key: TypeAlias = tuple[int, tuple[str, ...]]
+"""What identifies a group: the index of the given group, and the patterns that match the names."""
 
 
-class Optimizer:
-    """What all optimizers share. Not made itself; see the eight classes.
+class State(dict[str, Any]):
+    """The state arrays by name, each in the nesting of params; and by a parameter's name, its own arrays by name."""
 
-    Parameters
-    ----------
-    params : array, list or tuple of arrays, dict of arrays, or list of groups
-        NumPy arrays of float32, float64, float16 or `ml_dtypes.bfloat16`, of any shape and strides; or arrays on one
-        GPU, of CuPy, torch, or any library that shows them by `__cuda_array_interface__` or DLPack. They are updated in
-        place; nothing is copied. Those of 16 bits are computed with in float32 and rounded once.
-        A group is a dict with its arrays (array, list or dict) under "params" and options that override the others.
-    lr : float or callable
-        The learning rate, >= 0; or a schedule, called once a step with `step_count` (0 at the first step).
-    l2 : float
-        L2 regularization, added to the gradient: g + l2 * p.
-    weight_decay : float
-        Decoupled weight decay (Loshchilov and Hutter, 2019): p *= 1 - lr * weight_decay, before the update.
-    maximize : bool
-        Ascend instead of descending.
-    flush_subnormals : bool
-        Treat subnormal values, which are slow to compute with, as zero: of the gradient, what is below
-        2**-56 (1.4e-17) in float32 or 2**-500 in float64, before it is clipped, and of the states what became subnormal
-        (below 1.2e-38 or 2.2e-308). For gradients that fade: a moment whose gradient stays zero ends there.
-    state_dtype : str or None
-        What states are stored as: "float32" (None: the same; float64 for float64 parameters), "bfloat16", or "q8", one
-        byte an element and a float32 for each 256; q8 rounds stochastically. `opt.state` has the codes of q8 under
-        the state's name and their scales under that name and `_scale`; `gradstep.q8` reads them.
-    master : bool
-        Keep a float32 `master` (in `opt.state`) of every float16 and bfloat16 parameter: steps update that, and the
-        parameter is its rounding. What you write into the parameter is overwritten by the next step.
-    stochastic_rounding : int or None
-        A seed, from 0 to 2**53: float16 and bfloat16 parameters (without a master) and bfloat16 states are rounded up
-        or down at random, without bias, in place of to nearest. The random bits depend on the seed, the array's place
-        in the optimizer, its step number and the element alone. Not to be turned on or off later.
-    min_8bit_size : int
-        An array of fewer elements keeps float32 states under "q8".
-    clip_norm : float or None
-        The most that the Euclidean norm of all gradients of a step together, groups and all, may be, > 0: where it is
-        more, the step is one with `clip_norm / norm` times the gradients, which stay as they are (Pascanu, Mikolov and
-        Bengio, 2013). By default they are not clipped. A norm that is NaN makes all parameters NaN; an infinite one, of
-        gradients that are infinite or beyond 1e154, counts all finite gradients as zero. `opt.clip_norm` may be set
-        between steps; `opt.grad_norm` is the norm of the last one.
-    grads : the structure of params
-        Gradients that stay where they are: the training loop writes them in place, and `step()` takes no argument. They
-        are validated once, at construction; each step only checks that they have not been moved. `None` in place of an
-        array leaves that parameter as it is, always.
+    def __init__(self, by_name: Mapping[str, Any], kept: Mapping[str, dict[str, Array]]) -> None:
+        super().__init__(by_name)
+        self._kept = kept
+
+    def __missing__(self, name: str) -> dict[str, Array]:
+        if name not in self._kept:
+            raise KeyError(f"{name!r} names neither a state nor a parameter{did_you_mean(name, [*self, *self._kept])}")
+        return dict(self._kept[name])
+
+
+class Optimizer(Declared):
+    """The base class of the optimizers, which have its options and methods. It has no instances of its own.
 
     Raises
     ------
     TypeError
-        For something that is no array, an unsupported dtype, an unknown option, or an option of the wrong type.
+        For an object that is not an array, an ndarray subclass that defines one of NumPy's hooks, an unsupported dtype,
+        an unknown option, or an option of the wrong type.
     ValueError
-        For an option out of range, a read-only parameter, parameters that overlap, or none at all; for an option of
-        storage that has nothing to act on.
+        For an option out of range, a read-only parameter, parameters that overlap, or no parameters; for an option of
+        storage that has no effect.
     ModuleNotFoundError
         For bfloat16 states without the package ml_dtypes.
     RuntimeError
         For arrays on a GPU where the CUDA backend was not built, or CUDA fails.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_arguments",  # as they were given
+        "_engine",
+        "_given",  # the parameters by name, as they were given
+        "_groups",
+        "_kept",  # by name, what is kept for each parameter, by name
+        "_keys",  # what makes each group
+        "_nests",  # of parameters, one for each group that was given
+        "_numbers",  # the number of each parameter's group
+        "_params",  # the parameters by name, as their library has them
+        "_step_options",
+    )
+
     rule: ClassVar[str]
     """The name of the compiled rule."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Defaults and forms of other frameworks; see `preset`."""
     initial_state: ClassVar[dict[str, str]] = {}
-    """States that do not start at zero: the option that holds their first value."""
+    """States that do not start at zero, with the option that has their first value."""
     q8_incompatible: ClassVar[dict[str, str]] = {}
-    """Options under which states of q8 would do harm, and why."""
+    """Options for which q8 states are too coarse, with the reasons."""
 
-    defaults: ClassVar[dict[str, Any]]
-    """The options of groups with their defaults, as the signature of the class has them."""
+    known: ClassVar[dict[str, Option[Any]]] = {}
+    """The options of groups, by name."""
+    step_options: ClassVar[dict[str, Option[Any]]] = {}
+    """The options of the whole step."""
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Their defaults."""
+
+    params: Argument[Params] = Argument(
+        doc="The parameters: an array, any nesting of lists, tuples, named tuples, dicts and dataclasses of "
+        'arrays, or a list of groups. A group is a dict with its parameters under "params" and options that '
+        "override the others. Arrays are NumPy arrays of float32, float64, float16 or `ml_dtypes.bfloat16`, of "
+        "any shape and strides; or arrays on one GPU, of CuPy, torch, or any library with "
+        "`__cuda_array_interface__` or DLPack. They are updated in place; nothing is copied. The arithmetic of "
+        'those of 16 bits is float32, with one rounding. The name of an array is its path, such as "layer1.w" or '
+        '"[0].b". None in place of an array is allowed, and stands for no parameter.',
+    )
+    lr: LearningRate = LearningRate(default=...)
+    l2: Number = Number(
+        default=0.0, kw_only=True, domain=NON_NEGATIVE, doc="L2 regularization, added to the gradient: g + l2 * p."
+    )
+    weight_decay: Number = Number(
+        default=0.0,
+        kw_only=True,
+        domain=NON_NEGATIVE,
+        doc="Decoupled weight decay (Loshchilov and Hutter, 2019): p *= 1 - lr * weight_decay, before the update.",
+    )
+    maximize: Option[bool] = Option(
+        default=False, kw_only=True, domain=FLAG, doc="Whether to ascend instead of descending."
+    )
+    flush_subnormals: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        domain=FLAG,
+        doc="Whether to treat subnormal values, which are slow to compute with, as zero: gradients below 2**-56 "
+        "(1.4e-17) in float32 or 2**-500 in float64, before clipping, and subnormal states (below 1.2e-38 or "
+        "2.2e-308). It is for gradients that vanish: a moment whose gradient stays zero becomes zero.",
+    )
+    state_dtype: Option[str | None] = Option(
+        default=None,
+        kw_only=True,
+        fixed=True,
+        domain=optional(one_of(*_storage.STATE_DTYPES)),
+        doc="The storage type of states: float32 (None: the same, but float64 for float64 parameters), bfloat16, or "
+        "q8, which has one byte for each element and a float32 scale for each 256, and rounds stochastically. "
+        "`state` has the codes of q8 under the state's name, and their scales under that name with `_scale`; "
+        "`gradstep.q8` decodes them.",
+    )
+    master: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        fixed=True,
+        domain=FLAG,
+        doc="Whether to keep a float32 `master` (in `state`) of every float16 and bfloat16 parameter. Steps "
+        "update the master, and the parameter is its rounding: what is written into the parameter is "
+        "overwritten by the next step.",
+    )
+    stochastic_rounding: Option[int | None] = Option(
+        default=None,
+        kw_only=True,
+        domain=optional(SEED),
+        doc="A seed: float16 and bfloat16 parameters (without a master) and bfloat16 states are rounded up or "
+        "down at random, without bias, instead of to nearest. The random bits depend only on the seed, the "
+        "array's place in the optimizer, its step number and the element. It cannot be turned on or off after "
+        "construction.",
+    )
+    min_8bit_size: Option[int] = Option(
+        default=4096,
+        kw_only=True,
+        fixed=True,
+        domain=COUNT,
+        doc="An array of fewer elements has float32 states with q8.",
+    )
+    frozen: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        domain=FLAG,
+        doc="Whether steps leave the parameters, their states and step numbers as they are. Gradients are then "
+        "ignored.",
+    )
+    clip_norm: StepOption[float | None] = StepOption(
+        default=None,
+        kw_only=True,
+        domain=optional(POSITIVE),
+        doc="The maximum of the Euclidean norm of all gradients of a step together, those of all groups. Where the "
+        "norm is greater, the step uses `clip_norm / norm` times the gradients; their arrays do not change "
+        "(Pascanu, Mikolov and Bengio, 2013). A norm that is NaN makes all parameters NaN. With an infinite "
+        "norm, of gradients that are infinite or above 1e154, all finite gradients count as zero. `grad_norm` "
+        "is the norm of the last step.",
+    )
+    options: Argument[Mapping[str, Mapping[str, Any]] | None] = Argument(
+        default=None,
+        kw_only=True,
+        doc='Options of parameters by name: `{"*.bias": {"weight_decay": 0}}`. A key is the name of a parameter, '
+        "or a pattern in which * stands for any characters and ? for any one. Where several match, later ones "
+        "override.",
+    )
+    grads: Argument[Grads] = Argument(
+        default=None,
+        kw_only=True,
+        doc="Bound gradients, in the nesting of params: the training loop writes them in place, and `step()` takes no "
+        "argument. They are validated once, at construction; each step only checks that they have not been "
+        "moved. None in place of an array always skips that parameter.",
+    )
 
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):
             return  # derived from one of the optimizers: the options are those of that
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        cls.defaults = {p.name: p.default for p in parameters if p.name not in NO_OPTIONS}
-
-    def __init__(self, params: Params) -> None:  # noqa: ARG002
-        raise TypeError("Optimizer is the base of the optimizers; make one of them")
-
-    def _begin(self, arguments: dict[str, Any]) -> None:
-        """Set up from the arguments of a class's `__init__`."""
-        owner = type(self).__name__
-        params = arguments["params"]
-        defaults = _options.check_all(
-            {name: value for name, value in arguments.items() if name not in NO_OPTIONS},
-            self.defaults,
-            owner,
+        own, common = (
+            {name: argument for name, argument in vars(of).items() if isinstance(argument, Argument)}
+            for of in (cls, Optimizer)
         )
-        self._grouped = is_groups(params)
-        groups: list[Any] = list(params) if self._grouped else [{"params": params}]
-        self._library = library_of(first_array(groups))
-        self._stepper: _core.Stepper = self._library.core.Stepper(self.rule)
-        self._structures: list[Structure] = []
-        self._groups: list[OptionGroup] = []
-        self._params: list[Array] = []
-        self._states: list[dict[str, Array]] = []
-        self._schedule_cache: list[
-            tuple[Callable[[int], float], int, float]
-        ] = []  # schedules, the step, what they said
-        self._lock = threading.RLock()  # one step, or one checkpoint, at a time
-        self._clip_norm: float | None = None
-        self.clip_norm = arguments["clip_norm"]
-        unused: list[dict[str, Exception]] = []  # of each group, but for what it has of its own
+        first = ("params", "lr")
+        ordered = [
+            *({**common, **own}[name] for name in first),
+            *sorted((a for a in own.values() if a.name not in first), key=lambda a: a.kw_only),
+            *(a for a in common.values() if a.name not in first),
+        ]
+        cls.known = {a.name: a for a in ordered if isinstance(a, Option) and not isinstance(a, StepOption)}
+        cls.step_options = {a.name: a for a in ordered if isinstance(a, StepOption)}
+        cls.defaults = {name: option.default for name, option in cls.known.items()}
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    a.name,
+                    inspect.Parameter.KEYWORD_ONLY if a.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=REQUIRED if a.default is ... else a.default,
+                )
+                for a in ordered
+            ]
+        )
+        cls.__doc__ = _documented(cls.__doc__ or "", ordered)
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        cls = type(self)
+        if not cls.known:
+            raise TypeError("Optimizer is the base class of the optimizers and has no instances of its own")
+        arguments = _bind(cls, args, given)
+        params = arguments["params"]
+        defaults = check_all({name: arguments[name] for name in cls.known}, cls.known, cls.__name__)
+        own = _own_options(cls, params)
+        self._arguments = {name: arguments[name] for name in ("params", "grads")}
+        self._arguments["options"] = _checked_patterns(cls, arguments["options"])
+        self._step_options = check_all(
+            {name: arguments[name] for name in cls.step_options}, cls.step_options, cls.__name__
+        )
+        self._nests = [group["params"] for group in params] if is_groups(params) else [params]
+        self._begin({(base, ()): {**defaults, **options} for base, options in enumerate(own)}, {}, {}, 0, {})
+        self._refuse_unused(own)
+
+    def _begin(
+        self,
+        groups: Mapping[Key, dict[str, Any]],
+        kept: Mapping[str, dict[str, Array]],
+        clocks: Mapping[str, Clock],
+        step_count: int,
+        numbers: Mapping[str, int],
+    ) -> None:
+        """Sets up the engine and the groups, and what `_rebuild` does."""
+        self._engine = Engine(type(self).__name__)
+        self._keys = list(groups)
+        self._groups = [OptionGroup(self._engine, type(self), i, options) for i, options in enumerate(groups.values())]
+        self._rebuild(self._nests, kept, clocks, step_count, numbers)
+        self._engine.wait()
+
+    def _rebuild(
+        self,
+        nests: list[Any],
+        kept: Mapping[str, dict[str, Array]],
+        clocks: Mapping[str, Clock],
+        step_count: int,
+        numbers: Mapping[str, int],
+    ) -> None:
+        """Steps these nests from now on, or raises with nothing changed.
+
+        `kept`, `clocks` and the `numbers` of groups are those of tensors by name; other tensors get new ones.
+        """
+        nest = nests if self._is_grouped else nests[0]
+        tree = _core.Tree(nest)
+        if nest is None:
+            raise TypeError("params must be an array, or a list, tuple, dict or dataclass of arrays, not NoneType")
+        if not tree.leaves:
+            raise ValueError(f"{type(self).__name__} got no parameters")
+        library = library_of(tree.leaves[0])
+        if library.on_gpu:
+            tree = library.core.Tree(nest)
+        keys, groups, group_numbers = self._assign(tree, numbers)
+        stepper: _core.Stepper = library.core.Stepper(self.rule, tree)
+        for group in groups:
+            stepper.add_group(group.for_core(group.raw))
+        leaves, paths = tree.leaves, tree.paths
+        stepper.check_params(leaves)  # before states are allocated
+        params = [library.own(leaf) for leaf in leaves] if library.on_gpu else leaves
+        made = dict(kept)
         for number, group in enumerate(groups):
-            if not isinstance(group, Mapping) or "params" not in group:
-                raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
-            own = {name: value for name, value in group.items() if name != "params"}
-            merged = {**defaults, **_options.check_all(own, self.defaults, f"{owner}, group {number}")}
-            structure = Structure(group["params"], f"[{number}]" if self._grouped else "")
-            errors = self._add_group(structure, group["params"], merged)
-            for name in own:
+            new = [i for i, of in enumerate(group_numbers) if of == number and paths[i] not in kept]
+            for i, states in zip(new, self._make([params[i] for i in new], group), strict=True):
+                made[paths[i]] = states
+        stepper.add_tensors(group_numbers, params, [made[path] for path in paths])
+        check_apart(stepper.possible_overlaps())
+        if self._arguments["grads"] is not None:
+            check_apart(stepper.bind(self._arguments["grads"]))
+        for group in groups:  # gradients of frozen tensors have been validated: they may be used later
+            stepper.set_frozen(group.number, group.raw["frozen"])
+        stepper.set_clip_norm(self._step_options["clip_norm"])
+        first = (0, [value for _, value in RULES[self.rule]["scalars"]])
+        stepper.set_times(step_count, [clocks.get(path, first) for path in paths])
+
+        self._nests, self._keys, self._groups, self._numbers = nests, keys, groups, group_numbers
+        self._given = dict(zip(paths, leaves, strict=True))
+        self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
+        self._kept = {path: made[path] for path in paths}
+        self._engine.begin(library, tree, stepper)
+        if any(group.schedule for group in groups):
+            self._engine.expect_schedule()
+        for group in groups:
+            group.names = []
+        for path, number in zip(paths, group_numbers, strict=True):
+            groups[number].names.append(path)
+
+    def _assign(self, tree: _core.Tree, known: Mapping[str, int]) -> tuple[list[Key], list[OptionGroup], list[int]]:
+        """The groups with their keys, those that patterns ask for added, and the number of each leaf's group.
+
+        Leaves whose group is `known` stay in it: their names may have changed since patterns were matched.
+        """
+        keys, groups = list(self._keys), list(self._groups)
+        bases = [0] * len(tree.leaves)
+        if self._is_grouped:
+            bases = [base for base, size in enumerate(tree.entry_sizes) for _ in range(size)]
+        given = self._arguments["options"]
+        if not given:
+            return keys, groups, bases
+        patterns = {name: _pattern(name) for name in given}
+        of_leaves = [
+            keys[known[path]]
+            if path in known and keys[known[path]][0] == base
+            else (base, tuple(name for name, pattern in patterns.items() if pattern.fullmatch(path)))
+            for base, path in zip(bases, tree.paths, strict=True)
+        ]
+        numbers = {key: number for number, key in enumerate(keys)}
+        for base, names in dict.fromkeys(of_leaves):
+            if (base, names) not in numbers:
+                options = groups[numbers[base, ()]].raw
+                for name in names:
+                    options |= given[name]
+                numbers[base, names] = len(groups)
+                keys.append((base, names))
+                groups.append(OptionGroup(self._engine, type(self), len(groups), options))
+        return keys, groups, [numbers[key] for key in of_leaves]
+
+    def _first_states(self, group: OptionGroup) -> dict[str, float]:
+        """The states that a group keeps, with their first values."""
+        options = group.raw
+        if options["state_dtype"] == "q8":
+            _storage.check_q8(type(self).__name__, options, self.q8_incompatible)
+        return {state: options.get(self.initial_state.get(state, ""), 0.0) for state in group.kept_states()}
+
+    def _make(self, params: Sequence[Array], group: OptionGroup) -> list[dict[str, Array]]:
+        """New states for parameters of a group."""
+        return _storage.make(params, RULES[self.rule], self._first_states(group), group.raw)
+
+    def _refuse_unused(self, own: Sequence[Mapping[str, Any]]) -> None:
+        """Raises where an option has nothing to act on: in the group that it is for, or in all."""
+        owner, patterns = type(self).__name__, self._arguments["options"]
+        for _, names in self._keys:  # a pattern that matches nothing
+            patterns = {name: options for name, options in patterns.items() if name not in names}
+        for name in patterns:
+            raise ValueError(f"{owner}: options[{name!r}] matches no parameter{did_you_mean(name, self._params)}")
+        everywhere: dict[str, Exception] | None = None
+        for (base, patterns_of), group in zip(self._keys, self._groups, strict=True):
+            dtypes = {self._params[path].dtype: path for path in reversed(group.names)}
+            if not dtypes:
+                continue
+            errors = _storage.unused_options(owner, group.raw, dtypes, self._first_states(group))
+            given = [own[base], *(self._arguments["options"][pattern] for pattern in patterns_of)]
+            for name in [name for options in given for name in options]:
                 if name in errors:
                     raise errors[name]
-            unused.append(errors)
-        for name in unused[0] if unused else []:
-            if all(name in errors for errors in unused):
-                raise unused[0][name]
-        if not self._params:
-            raise ValueError(f"{owner} got no parameters")
-        check_apart(self._stepper.possible_overlaps())
-        self._wait()
-        self._bound = arguments["grads"] is not None
-        if self._bound:
-            check_apart(self._stepper.bind(self._flatten(arguments["grads"])))
+            everywhere = {name: e for name, e in errors.items() if everywhere is None or name in everywhere}
+        for error in (everywhere or {}).values():
+            raise error
 
-    def _add_group(self, structure: Structure, params: Any, options: dict[str, Any]) -> dict[str, Exception]:
-        """Adds it, and returns its options that have nothing to act on, with the errors to raise for them."""
-        owner, number = type(self).__name__, len(self._groups)
-        group = OptionGroup(self._library, self._stepper, self._lock, type(self), options)
-        named = dict(zip(structure.names, structure.flatten(params, "params"), strict=True))
-        for name, param in named.items():
-            self._library.core.check_param(param, name)  # before states are allocated
-        if self._library.on_gpu:
-            named = {name: self._library.own(param) for name, param in named.items()}
-        rule = RULES[self.rule]
-        firsts = {
-            state: options[self.initial_state[state]] if state in self.initial_state else 0.0
-            for state in group.kept_states()
-        }
-        if options["state_dtype"] == "q8":
-            _storage.check_q8(owner, options, self.q8_incompatible)
-        for name, param in named.items():
-            states = _storage.make(param, rule, firsts, options)
-            for_core = _storage.for_core(states, rule["states"])
-            self._stepper.add_tensor(number, name, param, for_core, states.get(_storage.MASTER))
-            self._params.append(param)
-            self._states.append(states)
-        self._structures.append(structure)
-        self._groups.append(group)
-        return _storage.unused_options(owner, options, named, firsts)
+    @property
+    def _is_grouped(self) -> bool:
+        return is_groups(self._arguments["params"])
 
-    def step(self, grads: Grads = ..., *, stream: Any = None) -> None:
-        """Takes one step, changing parameters and states in place: wholly, or not at all where an error is raised.
+    # Steps.
+
+    def step(self, grads: Grads | EllipsisType = ..., *, stream: Any = None) -> None:
+        """Takes one step, which changes parameters and states in place; where an error is raised, nothing has changed.
+
+        Ctrl-C does not interrupt a step: KeyboardInterrupt is raised before the step begins or after it was taken
+        wholly.
 
         Parameters
         ----------
-        grads : the structure of params
-            The gradients, each of its parameter's shape, of any strides; float32, float64, float16 or bfloat16,
-            whatever the parameter is: float64 is rounded once to float32 where the parameter is not float64. They are
-            only read. `None` in place of an array leaves that parameter, its states and its own step number as they
-            are. Left out where gradients were bound, as `grads` of the class, and only there.
-        stream : a stream of CUDA, or its handle
-            Where arrays on a GPU are stepped; by default the current stream of their library. It is not waited for. If
-            a CUDA graph is captured there, replays take the step again. From then on step numbers and options are the
-            device's: `lr` may be set between replays, `step_count` waits for the device. The optimizer must live as
-            long as the graph.
+        grads : the nesting of params
+            The gradients, each with its parameter's shape, of any strides and any of the types float64, float32,
+            float16 and bfloat16. They are only read. A number is allowed for a parameter without axes. None in place of
+            an array skips that parameter: its states and its own step number stay as they are. Omitted if and only if
+            gradients were bound, as `grads` of the class.
+        stream : a CUDA stream, or its handle
+            The stream for arrays on a GPU; by default the current stream of their library. The step does not wait for
+            it. If a CUDA graph is captured there, replays take the step again. From then on step numbers and options
+            are on the device: `lr` may be set between replays, and `step_count` waits for the device. The optimizer
+            must exist as long as the graph.
 
         Raises
         ------
         TypeError
-            For another structure, something that is no array, or another dtype; for a stream where there is no GPU.
+            For another nesting, an object that is not an array, or another dtype; for a stream where arrays are not on
+            a GPU.
         ValueError
-            For a wrong shape, too few or too many gradients, a parameter that became read-only, a gradient that
-            overlaps a parameter or state, or a schedule whose value is no rate.
+            For a wrong shape, too few or too many gradients, a parameter that became read-only, a parameter that was
+            replaced in its container, a gradient that overlaps a parameter or state, or a schedule whose value is not a
+            learning rate.
         RuntimeError
             Where CUDA fails, or a step with a schedule is captured in a graph.
         """
-        with self._lock:
-            if self._bound is not (grads is ...):
-                raise TypeError(
-                    f"{type(self).__name__}: step() takes no gradients, for they were bound with the optimizer"
-                    if self._bound
-                    else f"{type(self).__name__}: step() needs gradients, for none were bound with the optimizer"
-                )
-            self._use(stream, self._stepper)
-            flat = None if self._bound else self._flatten(grads)
-            for group in self._groups:
-                if callable(group["lr"]):
-                    words = f"{type(self).__name__}: lr is a schedule, which a replay cannot ask; set lr between them"
-                    refuse_capture(self._library, self._stepper, words)
-                    group.set_rate(self._rate(group))
-            run_step(self._stepper, flat)
+        engine = self._engine
+        with engine.lock:
+            if engine.prepares or stream is not None:
+                self._prepare(stream)
+            held_back = engine.stepper.step(grads)
+            if held_back is not None:
+                run_apart(engine.stepper, *held_back)
 
-    def _use(self, stream: Any, stepper: Any) -> None:
-        """Settles where the next step on a GPU goes."""
-        if self._library.on_gpu:
-            use_stream(self._library, stepper, stream)
-        elif stream is not None:
-            raise TypeError(f"{type(self).__name__}: a stream is for arrays on a GPU, and these are NumPy's")
-
-    def _wait(self) -> None:
-        """Until a GPU is done: states are made and copied in the library's stream, and steps may go to another."""
-        if self._library.on_gpu:
-            self._stepper.wait()  # type: ignore[attr-defined]
-
-    def _rate(self, group: OptionGroup) -> float:
-        """The group's learning rate at the next step. A schedule is asked once a step, whoever shares it."""
-        lr = group["lr"]
-        if not callable(lr):
-            return float(lr)
-        step = self.step_count
-        for schedule, asked_at, rate in self._schedule_cache:
-            if schedule is lr and asked_at == step:
-                return rate
-        rate = _options.number(lr(step), _options.DOMAINS["lr"], f"{type(self).__name__}: lr({step})")
-        self._schedule_cache = [asked for asked in self._schedule_cache if asked[1] == step]
-        self._schedule_cache.append((lr, step, rate))
-        return rate
-
-    def _flatten(self, grads: Grads) -> Any:
-        if not self._grouped:
-            return self._structures[0].flatten(grads, "grads")
-        if not isinstance(grads, (list, tuple)):
-            raise TypeError(f"grads must be a list of groups, as params is, not {type(grads).__name__}")
-        if len(grads) != len(self._structures):
-            raise ValueError(f"grads has {len(grads)} groups, but params has {len(self._structures)}")
-        return [
-            g
-            for structure, group in zip(self._structures, grads, strict=True)
-            for g in structure.flatten(group, "grads")
-        ]
-
-    def _build(self, flat: list[Any]) -> Any:
-        """A flat list in the structure of params."""
-        rest = iter(flat)
-        built = [structure.build(next(rest) for _ in structure.names) for structure in self._structures]
-        return built if self._grouped else built[0]
+    def _prepare(self, stream: Any) -> None:
+        """Prepares a step on a GPU or with schedules."""
+        engine = self._engine
+        engine.use(stream)
+        if not engine.is_scheduled:
+            return
+        rates = [group.raw["lr"] for group in self._groups]
+        engine.is_scheduled = any(map(callable, rates))  # a schedule that sets lr ends with this step
+        if engine.is_scheduled:
+            words = f"{engine.name}: lr is a schedule, which a replay cannot call; set lr between replays"
+            refuse_capture(engine.library, engine.stepper, words)
+        for group, rate in zip(self._groups, [engine.rate(rate) for rate in rates], strict=True):
+            engine.stepper.set_lr(group.number, rate)
 
     @property
     def step_count(self) -> int:
         """The number of steps taken."""
-        with self._lock:
-            return self._stepper.step_count
-
-    @property
-    def lr(self) -> Rate:
-        """The learning rate or schedule, of the first group where they differ. Setting it sets every group's."""
-        rate: Rate = self._groups[0]["lr"]
-        return rate
-
-    @lr.setter
-    def lr(self, value: Rate) -> None:
-        with self._lock:
-            for group in self._groups:
-                group["lr"] = value
-
-    @property
-    def clip_norm(self) -> float | None:
-        """The most that the norm of all gradients of a step together may be; None: they are taken as they are."""
-        return self._clip_norm
-
-    @clip_norm.setter
-    def clip_norm(self, value: float | None) -> None:
-        with self._lock:
-            self._take_clip_norm(_options.limit(value, f"{type(self).__name__}: clip_norm"))
-
-    def _take_clip_norm(self, checked: float | None) -> None:
-        if self._library.on_gpu:  # where the limit may be after a capture
-            use_stream(self._library, self._stepper)
-        self._stepper.set_clip_norm(checked)
-        self._clip_norm = checked
+        with self._engine.lock:
+            return self._engine.stepper.step_count
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm of all gradients of the last step together, before they were clipped. A GPU is waited for.
+        """The norm of all gradients of the last step together, before clipping. Waits for a GPU.
 
-        None without `clip_norm`, and before the first step since `load_state_dict`. NaN where that step was captured in
-        a graph and not replayed yet.
+        None without `clip_norm`, and before the first step since `load_state_dict`. NaN if that step was captured in a
+        graph and has not been replayed.
         """
-        with self._lock:
-            return self._stepper.grad_norm
+        with self._engine.lock:
+            return self._engine.stepper.grad_norm
+
+    # Options.
 
     @property
     def groups(self) -> list[OptionGroup]:
-        """The options of each group of parameters; one group where none were given."""
+        """The options of each group of parameters: the given groups, or one, and those made for patterns of names."""
         return list(self._groups)
 
     @property
-    def state(self) -> dict[str, Any]:
-        """The state arrays by name, each in the structure of params; None in place of an array that is not kept.
+    def schedule(self) -> Schedule | None:
+        """The callable that gives `lr`; None where that is a number. Setting it sets `lr`.
 
-        Beside the rule's states: `<name>_scale`, the scales of q8 codes, and `master`.
+        It is called once a step with `step_count` (0 at the first step). One that sets `lr` itself is replaced by that
+        value, from the next step on.
         """
-        return {name: self._build([states.get(name) for states in self._states]) for name in self.state_names()}
+        first, *rest = [group.schedule for group in self._groups if group.names]
+        if any(schedule is not first for schedule in rest):
+            raise ValueError(f"{type(self).__name__}: groups differ in their schedule; read groups[i].schedule")
+        return first
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self._set_everywhere("lr", value)
+
+    def _common_value(self, name: str) -> Any:
+        """The value of an option that all groups share."""
+        with self._engine.lock:
+            values = {group.number: group[name] for group in self._groups if group.names}
+        first, *rest = values.values()
+        if any(value != first for value in rest):
+            shown = ", ".join(f"{number}: {value!r}" for number, value in values.items())
+            raise ValueError(f"{type(self).__name__}: groups differ in {name} ({shown}); use groups[i][{name!r}]")
+        return first
+
+    def _set_everywhere(self, name: str, value: Any) -> None:
+        with self._engine.lock:
+            checked = [group.checked({name: value}) for group in self._groups]
+            for group, options in zip(self._groups, checked, strict=True):
+                group.apply(options)
+
+    def _set_step_options(self, given: Mapping[str, Any]) -> None:
+        with self._engine.lock:
+            checked = check_all(given, self.step_options, type(self).__name__)
+            self._engine.use()  # after a capture, options are on the GPU
+            if "clip_norm" in checked:
+                self._engine.stepper.set_clip_norm(checked["clip_norm"])
+            self._step_options = {**self._step_options, **checked}
+
+    # Parameters and states.
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the parameters, in order."""
+        return list(self._params)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state arrays by name, each in the nesting of params; None in place of an array that is not kept.
+
+        They include `<name>_scale`, the scales of q8 codes, and `master`. The arrays of one parameter are under its
+        name: `opt.state["layer1.w"]["exp_avg"]`.
+        """
+        shown = {
+            name: self._engine.tree.build([kept.get(name) for kept in self._kept.values()])
+            for name in self.state_names()
+        }
+        return State(shown, self._kept)
 
     def state_names(self) -> list[str]:
-        """The names of the arrays that are kept for some parameter."""
-        known = _storage.names(RULES[self.rule]["states"])
-        return [name for name in known if any(name in states for states in self._states)]
+        """The names of the arrays that are kept for at least one parameter."""
+        present = {name for kept in self._kept.values() for name in kept}
+        return [name for name in _storage.names(RULES[self.rule]["states"]) if name in present]
 
-    def scalar_names(self) -> list[str]:
-        """The names of the numbers that each tensor carries from step to step besides its step number."""
-        return [name for name, _ in RULES[self.rule]["scalars"]]
+    def _named_params(self, params: Any = None) -> dict[str, Array]:
+        """The parameters by name; or the arrays of another nest of the same structure."""
+        if params is None:
+            return dict(self._params)
+        nest = [group["params"] for group in params] if is_groups(params) else params
+        return dict(zip(self._params, self._engine.tree.flatten(nest, "params"), strict=True))
+
+    def rebind(self) -> None:
+        """Takes over what `params` (and bound `grads`) hold now: arrays put in place of others, new ones, fewer ones.
+
+        An array that is still there keeps its states and step number, also under another name; so does one that took
+        the place, by name, of another of the same shape and dtype. A new one begins as at construction; those that are
+        gone are dropped. Raises ValueError, with nothing changed, where an
+        array has another shape or dtype: see `replace`.
+        """
+        with self._engine.lock:
+            self._take_over(self._nests)
+
+    def add_group(self, group: Mapping[str, Any] | None = None, /, **given: Any) -> None:
+        """Adds a group: a dict or keywords, with its parameters as "params" and options that override the first's.
+
+        From then on gradients are a list with one entry for each group. Where the optimizer was made without groups,
+        its parameters become the first one, and their names begin with "[0]". Raises as the class does, with nothing
+        changed; ValueError where gradients are bound.
+        """
+        owner = type(self).__name__
+        with self._engine.lock:
+            if self._arguments["grads"] is not None:
+                raise ValueError(f"{owner}: add_group() cannot be used with bound gradients")
+            spec = {**(group or {}), **given}
+            if "params" not in spec:
+                raise TypeError(f'{owner}: a group needs its parameters as "params"')
+            own = check_all({k: v for k, v in spec.items() if k != "params"}, self.known, f"{owner}, add_group")
+            before = self._arguments, self._keys, self._groups, self._given, self._params, self._kept
+            try:
+                if not self._is_grouped:
+                    self._arguments = {**self._arguments, "params": [{"params": self._nests[0]}]}
+                    self._given, self._params, self._kept = (
+                        {"[0]" + _storage.suffix(path): value for path, value in of.items()}
+                        for of in (self._given, self._params, self._kept)
+                    )
+                self._keys = [*self._keys, (len(self._nests), ())]
+                options = {**self._groups[0].raw, **own}
+                self._groups = [*self._groups, OptionGroup(self._engine, type(self), len(self._groups), options)]
+                self._take_over([*self._nests, spec["params"]])
+            except BaseException:
+                self._arguments, self._keys, self._groups, self._given, self._params, self._kept = before
+                raise
+
+    def replace(self, name: str, array: Any, rows: Any = None) -> None:
+        """Puts an array in place of the parameter `name`, grown or pruned along its first axis, and keeps its states.
+
+        The array is put into the container of params, too. The parameter's step number stays.
+
+        Parameters
+        ----------
+        array : array
+            The new parameter, of the same dtype.
+        rows : array of integers
+            For each row of `array`, the row of the old parameter whose states it takes over; -1: states that begin as
+            at construction. None: the shape is the same, and all states stay.
+
+        Raises
+        ------
+        TypeError
+            For an object that is not an array.
+        ValueError
+            For an unknown name, another dtype or shape, rows out of range, or a container that cannot be changed.
+            Nothing has changed then.
+        """
+        owner = type(self).__name__
+        with self._engine.lock:
+            if name not in self._params:
+                raise ValueError(f"{owner}: there is no parameter {name!r}{did_you_mean(name, self._params)}")
+            if _core.Tree([array], name).paths != ["[0]"]:
+                raise TypeError(f"{owner}: {name} must be an array, not {type(array).__name__}")
+            place = self.names.index(name)
+            group = self._groups[self._numbers[place]]
+            kept = _storage.moved_rows(
+                self._params[name], array, rows, self._kept[name], lambda: self._make([array], group)[0], name
+            )
+            keys = self._engine.tree.keys(place)
+            nests = list(self._nests)
+            undo = _put(nests, keys if self._is_grouped else [0, *keys], array, name)
+            try:
+                self._take_over(nests, {name: kept})
+            except BaseException:
+                undo()
+                raise
+            if not self._is_grouped:
+                self._arguments["params"] = nests[0]
+            elif len(keys) == 1:
+                self._arguments["params"][keys[0]]["params"] = array
+
+    def _take_over(self, nests: list[Any], renewed: Mapping[str, dict[str, Array]] = MappingProxyType({})) -> None:
+        """Steps these nests from now on, with what is kept for each tensor, or `renewed` for it, by name."""
+        engine = self._engine
+        if engine.stepper.is_captured:
+            raise RuntimeError(
+                f"{engine.name}: a step was captured in a graph, which replays it with the arrays it had"
+            )
+        engine.wait()
+        tree = _core.Tree(nests if self._is_grouped else nests[0])
+        names = list(self._params)
+        clocks_now = dict(zip(names, engine.stepper.clocks, strict=True))
+        numbers_now = dict(zip(names, self._numbers, strict=True))
+        name_of = {id(given): name for name, given in self._given.items()}
+        still_there = {name_of.get(id(leaf)) for leaf in tree.leaves}
+        kept: dict[str, dict[str, Array]] = {}
+        clocks: dict[str, Clock] = {}
+        numbers: dict[str, int] = {}
+        for path, leaf in zip(tree.paths, tree.leaves, strict=True):
+            name = name_of.pop(id(leaf), None if path in still_there else path)
+            if name is None or name not in self._params:
+                continue
+            clocks[path], numbers[path] = clocks_now[name], numbers_now[name]
+            if path in renewed:
+                kept[path] = renewed[path]
+            elif leaf is self._given[name]:
+                kept[path] = self._kept[name]
+            else:
+                kept[path] = _storage.for_other(self._params[name], leaf, self._kept[name], path)
+        self._rebuild(nests, kept, clocks, engine.stepper.step_count, numbers)
+        engine.wait()
+
+    # Checkpoints and copies.
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later run needs to go on with the same bits, as plain data with copies of the arrays.
+        """Everything that a later run needs to continue with the same bits, as plain data with copies of the arrays.
 
-        The parameters themselves are not in it. A schedule is saved as None, and the new optimizer's own stays.
+        Parameters are not included. A schedule is saved as None, and the new optimizer keeps its own.
+
+        Returns
+        -------
+        dict
+            "format": 2. "rule": its name. "step_count". "options": those of the whole step. "groups": the options of
+            each group, with the names of its parameters as "params". "state": for each parameter, by name, its own
+            step number as "step", the scalars of the rule (Nadam's "mu_product"), and its state arrays by name.
         """
-        with self._lock:
-            self._wait()
-            return _checkpoint.save(self)
+        with self._engine.lock:
+            self._engine.wait()
+            copied = {
+                path: {
+                    name: self._engine.library.to_numpy(value) if name in self._kept[path] else value
+                    for name, value in own.items()
+                }
+                for path, own in self._own_state().items()
+            }
+            return {
+                "format": _checkpoint.FORMAT,
+                "rule": self.rule,
+                "step_count": self._engine.stepper.step_count,
+                "options": dict(self._step_options),
+                "groups": [
+                    {**group.raw, "lr": None if group.schedule else group.raw["lr"], "params": list(group.names)}
+                    for group in self._groups
+                ],
+                "state": copied,
+            }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave: options, step numbers and states. All is checked before anything changes.
+    def load_state_dict(self, saved: Mapping[str, Any], strict: bool = True) -> _checkpoint.Differences:
+        """Loads what `state_dict` returned: options, step numbers and states, by the names of parameters.
 
-        Raises ValueError where it is of another rule, of other shapes or lacks something, TypeError for other dtypes:
-        nothing is cast or broadcast.
+        Everything is checked before anything changes; nothing is cast or broadcast. Dicts of format 1 (version 0.1),
+        which go by position, can be loaded if they have the same number of parameters.
+
+        Parameters
+        ----------
+        strict : bool
+            Whether all names must be present and fit. False: what fits is loaded, and the rest stays as it is.
+
+        Returns
+        -------
+        Differences
+            The names that are `missing`, `unexpected` and `mismatched`.
+
+        Raises
+        ------
+        TypeError
+            Where it is not a dict of this form.
+        ValueError
+            Where it is for another rule; with `strict`, for the names that are missing, unexpected or mismatched; for
+            values that no step gives, callables, masks, and arrays that share memory with the optimizer's own.
         """
-        with self._lock:
-            self._wait()
-            _checkpoint.load(self, saved)
-            self._wait()
-            self._schedule_cache.clear()
+        with self._engine.lock:
+            engine = self._engine
+            engine.wait()
+            plan = _checkpoint.plan(
+                saved,
+                rule=self.rule,
+                scalars=self.scalar_names(),
+                ours=self._own_state(),
+                groups=[group.names for group in self._groups],
+                known={**self.known, **self.step_options},
+                library=engine.library,
+            )
+            if strict:
+                plan.differences.refuse()
+            options = [
+                group.checked(options, loading=True) for group, options in zip(self._groups, plan.groups, strict=True)
+            ]
+            self._set_step_options(plan.options)  # first, because a device may refuse it
+            for group, checked in zip(self._groups, options, strict=True):
+                group.apply(checked)
+            for path, arrays in plan.arrays.items():
+                for name, array in arrays.items():
+                    engine.library.from_numpy(self._kept[path][name], array)
+            clocks = dict(zip(self._params, engine.stepper.clocks, strict=True)) | plan.clocks
+            engine.stepper.set_times(plan.step_count, list(clocks.values()))
+            engine.wait()
+            engine.rates.clear()
+            return plan.differences
 
-    def _names(self) -> list[tuple[int, str]]:
-        """Each tensor's group and name, in order."""
-        return [(number, name) for number, structure in enumerate(self._structures) for name in structure.names]
+    def scalar_names(self) -> list[str]:
+        """The names of the scalars that each tensor has besides its step number."""
+        return [name for name, _ in RULES[self.rule]["scalars"]]
+
+    def _own_state(self) -> dict[str, dict[str, Any]]:
+        """What each tensor keeps between steps, by name: step number, scalars and arrays."""
+        clocks = self._engine.stepper.clocks
+        return {
+            path: {"step": step, **dict(zip(self.scalar_names(), scalars, strict=True)), **kept}
+            for (path, kept), (step, scalars) in zip(self._kept.items(), clocks, strict=True)
+        }
 
     @classmethod
     def preset(cls: type[Chosen], framework: str, params: Params, **overrides: Any) -> Chosen:
         """This optimizer with a framework's defaults and forms: "torch", "keras", "optax", or the original "paper".
 
-        `overrides` are options by their names here, and stand over the framework's. Raises ValueError for an unknown
-        framework, TypeError where it has no default for an option (optax has none for lr) and none is given.
+        `overrides` are options with gradstep's names, which override the framework's. Raises ValueError for an unknown
+        framework, and TypeError where it has no default for an option (optax has none for lr) and none is given.
         """
         if framework not in cls.presets:
             raise ValueError(f"{cls.__name__} has no preset {framework!r}; it has {', '.join(cls.presets)}")
@@ -441,11 +768,124 @@ class Optimizer:
                 )
         return cls(params, **options)
 
-    def __reduce__(self) -> str:
-        raise TypeError("an optimizer cannot be copied or pickled, for it holds your arrays; use state_dict()")
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the parameters and gradients as they were given, options, states, step numbers."""
+        with self._engine.lock:
+            self._engine.wait()
+            return {
+                "arguments": self._arguments,
+                "nests": self._nests,
+                "step_options": self._step_options,
+                "groups": {key: group.raw for key, group in zip(self._keys, self._groups, strict=True)},
+                "kept": self._kept,
+                "numbers": dict(zip(self._params, self._numbers, strict=True)),
+                "clocks": dict(zip(self._params, self._engine.stepper.clocks, strict=True)),
+                "step_count": self._engine.stepper.step_count,
+                "others": getattr(self, "__dict__", {}),
+            }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._arguments = state["arguments"]
+        self._nests = state["nests"]
+        self._step_options = state["step_options"]
+        self._begin(state["groups"], state["kept"], state["clocks"], state["step_count"], state["numbers"])
+        for name, value in state["others"].items():  # attributes of a derived class
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
+
+    if not TYPE_CHECKING:  # with which type checkers would accept every attribute
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except AttributeError:
+                if hasattr(type(self), name):
+                    raise
+                raise AttributeError(self._unknown(name), name=name, obj=self) from None
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(self._unknown(name), name=name, obj=self)
+
+    def _unknown(self, name: str) -> str:
+        public = [known for known in dir(type(self)) if not known.startswith("_")]
+        return f"{type(self).__name__} has no attribute {name!r}{did_you_mean(name, public)}"
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._groups[0].items())
+        options = {name: value for name, value in self._groups[0].raw.items() if value != self.defaults[name]}
+        options |= {name: value for name, value in self._step_options.items() if value is not None}
+        shown = "".join(f", {name}={value!r}" for name, value in options.items())
         count = len(self._params)
-        clipped = "" if self._clip_norm is None else f", clip_norm={self._clip_norm!r}"
-        return f"{type(self).__name__}({count} array{'s' * (count != 1)}, {options}{clipped})"
+        return f"{type(self).__name__}({count} array{'s' * (count != 1)}{shown})"
+
+
+def _bind(cls: type[Optimizer], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name, with defaults. Raises TypeError as a function of that signature does."""
+    signature: inspect.Signature = cls.__signature__  # type: ignore[attr-defined]
+    for name in given:
+        if name not in signature.parameters:
+            hint = did_you_mean(name, signature.parameters) or f"; it has {', '.join(signature.parameters)}"
+            raise TypeError(f"{cls.__name__} has no option {name!r}{hint}")
+    try:
+        bound = signature.bind(*args, **given)
+    except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _own_options(cls: type[Optimizer], params: Any) -> list[dict[str, Any]]:
+    """The options that each group of params overrides."""
+    if not is_groups(params):
+        return [{}]
+    own = []
+    for number, group in enumerate(params):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f'params[{number}] must be a group, a dict with the key "params", as params[0] is')
+        given = {name: value for name, value in group.items() if name != "params"}
+        own.append(check_all(given, cls.known, f"{cls.__name__}, group {number}"))
+    return own
+
+
+def _checked_patterns(cls: type[Optimizer], options: Any) -> dict[str, dict[str, Any]]:
+    """Options by patterns of names, in their plain types."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(own, Mapping) for own in options.values()):
+        raise TypeError(f"{cls.__name__}: options must be a dict of dicts, options by names of parameters")
+    return {name: check_all(own, cls.known, f"{cls.__name__}, options[{name!r}]") for name, own in options.items()}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """A pattern in which * stands for any characters and ? for any one."""
+    return re.compile(re.escape(name).replace(r"\*", ".*").replace(r"\?", "."), re.DOTALL)
+
+
+def _put(nests: list[Any], keys: Sequence[Any], array: Any, name: str) -> Callable[[], None]:
+    """Puts an array into a nest, and returns a function that undoes it. Raises ValueError if the nest is immutable."""
+    container: Any = nests
+    for key in keys[:-1]:
+        container = getattr(container, key) if _has_fields(container) else container[key]
+    last = keys[-1]
+    try:
+        if _has_fields(container):
+            old = getattr(container, last)
+            setattr(container, last, array)
+            return lambda: setattr(container, last, old)
+        old = container[last]
+        container[last] = array
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{name} is in a {type(container).__name__}, which cannot be changed") from error
+    return lambda: container.__setitem__(last, old)
+
+
+def _has_fields(container: Any) -> bool:
+    """Whether the entries of a container of a nest are its attributes: a dataclass's, or a named tuple's."""
+    return any(hasattr(container, fields) for fields in ("_fields", "__dataclass_fields__"))
+
+
+def _documented(text: str, arguments: Iterable[Argument[Any]]) -> str:
+    """A docstring with a section of parameters."""
+    section = "\n".join(["    Parameters", "    ----------", *(argument.documentation for argument in arguments)])
+    return f"{text.rstrip()}\n\n{section}\n\n    Raises as `Optimizer` does.\n"

@@ -1,115 +1,273 @@
-"""The values that options may take. An error names the optimizer and the option."""
+"""Options: each is declared once, with the values that it may have.
+
+A class of optimizers declares an option as an attribute, `momentum = Number(default=0.9, domain=UP_TO_ONE, doc=...)`.
+The declaration gives its place in the signature, its documentation, its key in groups, its check and its property.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, SupportsFloat, TypeAlias, TypeVar, overload
 
-import numpy as np
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
 
-Rate: TypeAlias = float | Callable[[int], float]
+    def dataclass_transform(**_: Any) -> Callable[[type], type]:
+        """`typing.dataclass_transform`, which needs Python 3.11; it does nothing at run time."""
+        return lambda cls: cls
+
+
+T = TypeVar("T")
+Schedule: TypeAlias = Callable[[int], SupportsFloat]
 
 
 class Domain(NamedTuple):
-    """A test of a number and the words for it."""
+    """The values that an option may have: their description, and a function that converts a value to its plain type.
 
-    holds: Callable[[float], bool]
+    The function raises TypeError or ValueError without a message.
+    """
+
     words: str
+    plain: Callable[[Any], Any]
+
+    def check(self, value: object, name: str) -> Any:
+        """`value` in its plain type. Raises TypeError or ValueError with `name` in the message."""
+        try:
+            return self.plain(scalar(value))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} must be {self.words}, got {value!r}") from None
 
 
-NON_NEGATIVE = Domain(lambda x: x >= 0, "a finite number >= 0")
-POSITIVE = Domain(lambda x: x > 0, "a finite number > 0")
-UP_TO_ONE = Domain(lambda x: 0 <= x <= 1, "a number from 0 to 1")
-BELOW_ONE = Domain(lambda x: 0 <= x < 1, "a number from 0 to below 1")
-
-DOMAINS: dict[str, Domain] = {
-    "lr": NON_NEGATIVE,
-    "l2": NON_NEGATIVE,
-    "weight_decay": NON_NEGATIVE,
-    "momentum": UP_TO_ONE,
-    "dampening": UP_TO_ONE,
-    "rho": UP_TO_ONE,
-    "betas": BELOW_ONE,
-    "eps": NON_NEGATIVE,
-    "eps_root": NON_NEGATIVE,
-    "lr_decay": NON_NEGATIVE,
-    "initial_accumulator": NON_NEGATIVE,
-    "momentum_decay": NON_NEGATIVE,
-}
-"""Of another option, the default tells: a flag, True or False, or else a number >= 0."""
-WHOLE = {"stochastic_rounding": 2**53, "min_8bit_size": 2**62}
-"""Options that are integers from 0 on, with the greatest. A seed reaches the core as a float64."""
-STATE_DTYPES = ("float32", "bfloat16", "q8")
+def scalar(value: Any) -> Any:
+    """A NumPy scalar or an array without axes as a Python number; anything else unchanged."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def number(value: object, domain: Domain, name: str) -> float:
-    """`value` as a float, where it is a number of that domain. Raises TypeError or ValueError."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {domain.words}, got {value!r}")
-    try:
-        x = float(value)
-    except OverflowError:
-        x = math.inf
-    if not (math.isfinite(x) and domain.holds(x)):
-        raise ValueError(f"{name} must be {domain.words}, got {value!r}")
-    return x
+def real(words: str, holds: Callable[[float], bool]) -> Domain:
+    """Finite numbers for which `holds` is true, as float."""
+
+    def plain(value: Any) -> float:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError
+        try:
+            x = float(value)
+        except OverflowError:
+            x = math.inf
+        if not (math.isfinite(x) and holds(x)):
+            raise ValueError
+        return x
+
+    return Domain(words, plain)
 
 
-def whole_number(value: object, least: int, name: str, most: int = 2**62) -> int:
-    """`value` as an int from `least` to `most`. Raises TypeError or ValueError."""
-    words = f"{name} must be an integer from {least} to {most}, got {value!r}"
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(words)
-    if not least <= int(value) <= most:
-        raise ValueError(words)
-    return int(value)
+def whole(least: int, most: int) -> Domain:
+    """Integers from `least` to `most`."""
+
+    def plain(value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError
+        if not least <= int(value) <= most:
+            raise ValueError
+        return int(value)
+
+    return Domain(f"an integer from {least} to {most}", plain)
 
 
-def limit(value: object, name: str) -> float | None:
-    """`value` as a float above 0, or None. Raises TypeError or ValueError."""
-    return None if value is None else number(value, POSITIVE, name)
+def one_of(*names: str) -> Domain:
+    """One of these strings."""
 
-
-def check(name: str, value: Any, default: Any, owner: str) -> Any:
-    """The option's value in its plain type. Raises TypeError or ValueError, naming `owner` and the option."""
-    label = f"{owner}: {name}"
-    if isinstance(default, bool):
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{label} must be True or False, got {value!r}")
-        return bool(value)
-    domain = DOMAINS.get(name, NON_NEGATIVE)
-    if name == "lr" and callable(value):
-        return value
-    if name in ("momentum_decay", "state_dtype", "stochastic_rounding") and value is None:
-        return None
-    if name == "state_dtype":
+    def plain(value: Any) -> str:
         if not isinstance(value, str):
-            raise TypeError(f"{label} must be a name or None, got {value!r}")
-        if value not in STATE_DTYPES:
-            raise ValueError(f"{label} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+            raise TypeError
+        if value not in names:
+            raise ValueError
         return value
-    if name in WHOLE:
-        return whole_number(value, 0, label, WHOLE[name])
-    if name == "betas":
+
+    return Domain(f"one of {', '.join(names)}", plain)
+
+
+def pair_of(domain: Domain) -> Domain:
+    """Tuples or lists of two values of a domain, as a tuple."""
+
+    def plain(value: Any) -> tuple[Any, Any]:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise TypeError(f"{label} must be two numbers, got {value!r}")
-        return tuple(number(beta, domain, f"{label}[{i}]") for i, beta in enumerate(value))
-    return number(value, domain, label)
+            raise TypeError
+        first, second = (domain.plain(scalar(x)) for x in value)
+        return first, second
+
+    return Domain(f"a pair, each {domain.words}", plain)
 
 
-def check_all(options: Mapping[str, Any], defaults: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Options in their plain types. Raises TypeError where one is unknown or mistyped, ValueError out of range."""
-    for name in options:
-        if name not in defaults:
-            raise TypeError(f"{owner} has no option {name!r}; it has {', '.join(defaults)}")
-    return {name: check(name, value, defaults[name], owner) for name, value in options.items()}
+def optional(domain: Domain) -> Domain:
+    """The values of another domain, and None."""
+    return Domain(f"{domain.words}, or None", lambda value: None if value is None else domain.plain(value))
 
 
-def for_core(options: Mapping[str, Any], names: list[str]) -> dict[str, float]:
-    """Options as the core takes them: those of `names`, all floats, None as NaN."""
-    plain = dict(options)
-    if "betas" in plain:
-        plain["beta1"], plain["beta2"] = plain.pop("betas")
-    return {name: math.nan if plain[name] is None else float(plain[name]) for name in names}
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+NON_NEGATIVE = real("a finite number >= 0", lambda x: x >= 0)
+POSITIVE = real("a finite number > 0", lambda x: x > 0)
+UP_TO_ONE = real("a number from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_ONE = real("a number from 0 to below 1", lambda x: 0 <= x < 1)
+FLAG = Domain("True or False", _flag)
+COUNT = whole(0, 2**62)
+SEED = whole(0, 2**53)  # the core gets it as a float64
+RATE = Domain("a finite number >= 0 or a callable", lambda x: x if callable(x) else NON_NEGATIVE.plain(x))
+
+
+class Argument(Generic[T]):
+    """An argument of the classes: its default, its documentation and its place in the signature."""
+
+    name: str
+
+    def __init__(self, *, default: Any = ..., doc: str, kw_only: bool = False) -> None:
+        self.default = default
+        """`...` for a required argument."""
+        self.doc = doc
+        self.kw_only = kw_only
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @property
+    def words(self) -> str:
+        """The description of its values in the documentation."""
+        return "nest of arrays"
+
+    @cached_property
+    def documentation(self) -> str:
+        """Its entry in a docstring's section of parameters."""
+        default = "" if self.default is ... else f", default {self.default!r}"
+        text = textwrap.fill(self.doc, 112, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        return f"    {self.name} : {self.words}{default}\n{text}"
+
+    @overload
+    def __get__(self, opt: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> T: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        return self if opt is None else opt._arguments[self.name]
+
+    def __set__(self, opt: Any, value: T) -> None:
+        raise AttributeError(f"{type(opt).__name__}: {self.name} cannot be set after construction")
+
+
+class Option(Argument[T]):
+    """An option of groups: an attribute of the optimizer that reads the common value of groups, and sets it in all."""
+
+    def __init__(
+        self,
+        *,
+        default: Any,
+        domain: Domain,
+        doc: str,
+        kw_only: bool = False,
+        fixed: bool = False,
+        parts: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(default=default, doc=doc, kw_only=kw_only)
+        self.domain = domain
+        self.fixed = fixed
+        """Whether it determines which state is allocated, and so cannot change after construction."""
+        self.parts = parts
+        """The names of its parts in the core, where its value is a tuple."""
+
+    @property
+    def words(self) -> str:
+        return self.domain.words
+
+    @overload
+    def __get__(self, opt: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> T: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        return self if opt is None else opt._common_value(self.name)
+
+    def __set__(self, opt: Any, value: T) -> None:
+        opt._set_everywhere(self.name, value)
+
+    def for_core(self, value: Any) -> dict[str, float]:
+        """The value in the form of the core: floats, with NaN for None."""
+        values = dict(zip(self.parts, value, strict=True)) if self.parts else {self.name: value}
+        return {name: math.nan if x is None else float(x) for name, x in values.items()}
+
+
+class Number(Option[float]):
+    """An option that is a float; every kind of number is accepted."""
+
+    def __set__(self, opt: Any, value: SupportsFloat) -> None:
+        super().__set__(opt, value)  # type: ignore[arg-type]
+
+
+class LearningRate(Option[float]):
+    """The learning rate: a number or a schedule; reading it gives the number for the next step."""
+
+    def __init__(self, *, default: Any) -> None:
+        doc = "The learning rate; or a schedule, called once a step with `step_count` (0 at the first step)."
+        super().__init__(default=default, domain=RATE, doc=doc)
+
+    def __set__(self, opt: Any, value: SupportsFloat | Schedule) -> None:
+        super().__set__(opt, value)  # type: ignore[arg-type]
+
+
+class StepOption(Option[T]):
+    """An option of the whole step, common to all groups."""
+
+    @overload
+    def __get__(self, opt: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> T: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        return self if opt is None else opt._step_options[self.name]
+
+    def __set__(self, opt: Any, value: T) -> None:
+        opt._set_step_options({self.name: value})
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(Argument, Option, Number, LearningRate, StepOption))
+class Declared:
+    """The base of classes whose arguments are attributes, from which type checkers derive the signature."""
+
+    __slots__ = ()
+
+
+ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "decay": "weight_decay", "epsilon": "eps"}
+"""Names of options in other libraries."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A suggestion for an error about an unknown name; empty where no name is similar."""
+    import difflib
+
+    names = list(names)
+    close = [ELSEWHERE[name]] if ELSEWHERE.get(name) in names else difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_all(given: Mapping[str, Any], known: Mapping[str, Option[Any]], owner: str) -> dict[str, Any]:
+    """Values in their plain types. Raises TypeError for an unknown option or wrong type, ValueError if out of range."""
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; it has {', '.join(known)}"
+            raise TypeError(f"{owner} has no option {name!r}{hint}")
+    return {name: known[name].domain.check(value, f"{owner}: {name}") for name, value in given.items()}
+
+
+def for_core(values: Mapping[str, Any], known: Mapping[str, Option[Any]], names: Sequence[str]) -> dict[str, float]:
+    """The options of the core, `names`, in its form."""
+    parts = {
+        name: x
+        for option, value in values.items()
+        if option in names or known[option].parts
+        for name, x in known[option].for_core(value).items()
+    }
+    return {name: parts[name] for name in names}

@@ -1,32 +1,125 @@
-"""A step of the core, with NumPy's exact test of overlap where the core cannot rule it out."""
+"""A step of the core, with its lock, the values of schedules, and NumPy's exact test of overlap."""
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import _core
+from ._libraries import Library, use_stream
+from ._options import NON_NEGATIVE, Schedule
 
 
 def run_step(stepper: _core.Stepper, grads: Any) -> None:
-    """Takes a step, without `grads` with those bound, or raises TypeError or ValueError with nothing written."""
+    """Takes a step, with `...` for bound gradients, or raises TypeError or ValueError with nothing written."""
     held_back = stepper.step(grads)
     if held_back is not None:
-        prepared, possible_overlaps = held_back
-        check_apart(possible_overlaps)
-        stepper.run(prepared)
+        run_apart(stepper, *held_back)
+
+
+def run_apart(stepper: _core.Stepper, prepared: Any, possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
+    """Takes a step that the core has held back, after the exact test of overlap."""
+    check_apart(possible_overlaps)
+    stepper.run(prepared)
 
 
 def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
-    """Raises ValueError, in the words given, where two arrays share memory or NumPy cannot tell soon."""
+    """Raises ValueError with the given message where two arrays share memory, or where the test would take too long."""
     for a, b, words in possible_overlaps:
         try:
-            # As plain arrays: a subclass might answer for itself. NumPy's stubs know but two values of max_work.
+            # Plain arrays, because a subclass may override the test. NumPy's stubs allow only two values of max_work.
             a, b = np.ndarray.view(a, np.ndarray), np.ndarray.view(b, np.ndarray)
             shared = np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
         except RuntimeError:  # np.exceptions.TooHardError
             shared = True
         if shared:
             raise ValueError(words)
+
+
+class Engine:
+    """The stepper of an optimizer, which its groups share, and the lock that serializes steps and changes."""
+
+    __slots__ = (
+        "__weakref__",
+        "_asking",
+        "is_scheduled",
+        "library",
+        "lock",
+        "name",
+        "prepares",
+        "rates",
+        "stepper",
+        "tree",
+    )
+
+    alive: ClassVar[weakref.WeakSet[Engine]] = weakref.WeakSet()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        """The name of the optimizer, for messages."""
+        self.library: Library
+        self.tree: _core.Tree
+        self.stepper: _core.Stepper
+        self.lock = threading.RLock()
+        self.is_scheduled = False
+        """Whether a group has a schedule, or had one at the last step."""
+        self.prepares = False
+        """Whether each step needs preparation: a stream or the values of schedules."""
+        self.rates: list[tuple[Schedule, int, float]] = []  # schedules, the step, and the rates that they returned
+        self._asking: list[Schedule] = []
+        Engine.alive.add(self)
+
+    def begin(self, library: Library, tree: _core.Tree, stepper: _core.Stepper) -> None:
+        """Steps with another stepper from now on."""
+        self.library, self.tree, self.stepper = library, tree, stepper
+        self.prepares = self.prepares or library.on_gpu
+
+    def expect_schedule(self) -> None:
+        """A group has a schedule from now on."""
+        self.is_scheduled = self.prepares = True
+
+    def use(self, stream: Any = None, stepper: Any = None) -> None:
+        """Selects the stream of the next step on a GPU. Raises TypeError where arrays are not on a GPU."""
+        if self.library.on_gpu:
+            use_stream(self.library, self.stepper if stepper is None else stepper, stream)
+        elif stream is not None:
+            raise TypeError(f"{self.name}: stream is for arrays on a GPU, and these are NumPy's")
+
+    def wait(self) -> None:
+        """Waits for a GPU: the library's stream initializes and copies states, and steps may use another stream."""
+        if self.library.on_gpu:
+            self.stepper.wait()  # type: ignore[attr-defined]
+
+    def rate(self, lr: Any) -> float:
+        """The learning rate of the next step. A schedule is called once a step, also if groups share it."""
+        if not callable(lr):
+            return float(lr)
+        step = self.stepper.step_count
+        for schedule, asked_at, rate in self.rates:
+            if schedule is lr and asked_at == step:
+                return rate
+        if any(schedule is lr for schedule in self._asking):
+            raise RuntimeError(f"{self.name}: the schedule of lr reads lr, whose value it determines")
+        self._asking.append(lr)
+        try:
+            rate = float(NON_NEGATIVE.check(lr(step), f"{self.name}: lr({step})"))
+        finally:
+            self._asking.pop()
+        self.rates = [asked for asked in self.rates if asked[1] == step]
+        self.rates.append((lr, step, rate))
+        return rate
+
+
+def _renew_locks() -> None:
+    """Replaces locks in the child of a fork: threads that held them do not exist there."""
+    for engine in list(Engine.alive):
+        engine.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

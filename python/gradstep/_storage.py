@@ -1,20 +1,27 @@
-"""What arrays an optimizer keeps for a parameter, and as what they are stored."""
+"""The arrays that an optimizer keeps for a parameter, and how they are stored."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from . import _core, q8
-from ._libraries import library_of
-from ._structure import Array
+from ._libraries import NUMPY, Library, library_of
+from ._types import Array
 
-FIXED: Final = ("state_dtype", "master", "min_8bit_size")
-"""Options that settle what is kept: they cannot change afterwards."""
 MASTER: Final = "master"
+OPTIONS: Final = ("state_dtype", "master", "min_8bit_size")
+"""The options that determine which arrays are kept, and their types."""
+STATE_DTYPES: Final = ("float32", "bfloat16", "q8")
+
+
+def suffix(path: str) -> str:
+    """The name of a parameter as it follows "params" in messages."""
+    return path if path.startswith("[") or not path else f".{path}"
 
 
 def scale_of(state: str) -> str:
@@ -23,7 +30,7 @@ def scale_of(state: str) -> str:
 
 
 def names(states: Iterable[str]) -> list[str]:
-    """All that may be kept, in the order in which it is shown."""
+    """The names of all arrays that may be kept, in the order in which they are shown."""
     states = list(states)
     return [*states, *map(scale_of, states), MASTER]
 
@@ -34,68 +41,163 @@ ROUNDED: Final = (
 
 
 def rounds(param: Array, states: Iterable[Any], master: Array | None) -> bool:
-    """Whether a step rounds stochastically, where it is asked to, anything of one parameter."""
+    """Whether stochastic rounding has an effect on a parameter or its states."""
     return (is_narrow(param) and master is None) or any(
         isinstance(state, tuple) or (state is not None and is_narrow(state)) for state in states
     )
 
 
 DTYPES: Final[dict[str, dict[str, Any]]] = _core.dtypes()
-"""What the core's codecs declare of the types of storage, by NumPy's names."""
+"""The properties that the core's codecs declare for storage types, by their NumPy names."""
 
 
-def about(array: Array) -> dict[str, Any]:
-    """What is declared of an array's type, whatever library the array is of: torch says "torch.float16"."""
-    return DTYPES[str(array.dtype).rpartition(".")[2]]
+@cache
+def declared(dtype: Any) -> dict[str, Any]:
+    """The properties of a library's dtype; torch's names begin with "torch."."""
+    return DTYPES[str(dtype).rpartition(".")[2]]
 
 
 def is_narrow(array: Array) -> bool:
-    """Whether each item is narrower than what it is computed with in, as float16 and bfloat16 are."""
-    return bool(about(array)["kind"] == "narrow")
+    """Whether its items are narrower than the type of the computation, as float16 and bfloat16 are."""
+    return bool(declared(array.dtype)["kind"] == "narrow")
 
 
 def is_double(array: Array) -> bool:
-    """Whether it is computed with in float64."""
-    return bool(about(array)["compute"] == "float64")
+    """Whether the type of the computation is float64."""
+    return bool(declared(array.dtype)["compute"] == "float64")
 
 
 def make(
-    param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float], options: Mapping[str, Any]
-) -> dict[str, Array]:
-    """The arrays to keep for a parameter, by name. `firsts` are the states that are kept, with their first values."""
-    kept = {}
-    library = library_of(param)
-    param = library.own(param)
-    double = is_double(param)
-    shape = tuple(param.shape)
-    coded = options["state_dtype"] == "q8" and not double and math.prod(shape) >= options["min_8bit_size"]
-    for place, (state, first) in enumerate(firsts.items(), 1):
-        if coded:
-            signed = state not in rule["non_negative"]
-            kept[state] = library.zeros(shape, "int8" if signed else "uint8", param, place)
-            kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
-            if first:
-                codes, scales = q8.encode(np.full(shape, first, np.float32), signed)
-                library.from_numpy(kept[state], codes)
-                library.from_numpy(kept[scale_of(state)], scales)
+    params: Sequence[Array], rule: Mapping[str, Any], firsts: Mapping[str, float], options: Mapping[str, Any]
+) -> list[dict[str, Array]]:
+    """The arrays to keep for each parameter, by name. `firsts` are the states that are kept, with their first values.
+
+    The parameters are of one library.
+    """
+    library = library_of(params[0]) if params else NUMPY
+    params = [library.own(param) for param in params]
+    kept: list[dict[str, Array]] = [{} for _ in params]
+    columns: dict[str, list[int]] = {}  # the parameters whose states are stored as a type
+    for i, param in enumerate(params):
+        double = is_double(param)
+        if options["state_dtype"] == "q8" and not double and math.prod(param.shape) >= options["min_8bit_size"]:
+            kept[i] = _codes(library, param, rule, firsts)
         else:
-            bfloat = options["state_dtype"] == "bfloat16" and not double
-            kept[state] = library.zeros_like(param, "bfloat16" if bfloat else "float64" if double else "float32", place)
-            if first:
-                library.fill(kept[state], first)
-    if options["master"] and is_narrow(param):
-        kept[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
-        library.assign(kept[MASTER], param)
+            columns.setdefault("float64" if double else _STORED[options["state_dtype"]], []).append(i)
+    for dtype, members in columns.items():
+        of = [params[i] for i in members]
+        for place, (state, first) in enumerate(firsts.items(), 1):
+            for i, array in zip(members, library.zeros_like_each(of, dtype, place), strict=True):
+                if first:
+                    library.fill(array, first)
+                kept[i][state] = array
+    if options["master"]:
+        for param, own in zip(params, kept, strict=True):
+            if is_narrow(param):
+                own[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
+                library.assign(own[MASTER], param)
     return kept
 
 
-def for_core(kept: Mapping[str, Array], states: Iterable[str]) -> list[Any]:
-    """The states as the core takes them: an array, codes with their scales, or None."""
-    return [(kept[s], kept[scale_of(s)]) if scale_of(s) in kept else kept.get(s) for s in states]
+_STORED: Final = {None: "float32", "float32": "float32", "bfloat16": "bfloat16", "q8": "float32"}
+"""The dtype of states that are arrays of numbers."""
+
+
+def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float]) -> dict[str, Array]:
+    """The states of a parameter as q8 codes with their scales."""
+    kept = {}
+    shape = tuple(param.shape)
+    for place, (state, first) in enumerate(firsts.items(), 1):
+        signed = state not in rule["non_negative"]
+        kept[state] = library.zeros(shape, "int8" if signed else "uint8", param, place)
+        kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
+        if first:
+            codes, scales = q8.encode(np.full(shape, first, np.float32), signed)
+            library.from_numpy(kept[state], codes)
+            library.from_numpy(kept[scale_of(state)], scales)
+    return kept
+
+
+def for_other(old: Array, new: Array, kept: Mapping[str, Array], name: str) -> dict[str, Array]:
+    """The kept arrays for another array in place of a parameter. Raises ValueError for another shape or dtype."""
+    library = library_of(new)
+    for what, of_new, of_old in (
+        ("shape", tuple(getattr(new, "shape", ())), tuple(old.shape)),
+        ("dtype", library.dtype(new), library_of(old).dtype(old)),
+    ):
+        if of_new != of_old:
+            raise ValueError(
+                f"params{suffix(name)} has {what} {of_new} now, and had {of_old}; use replace() for another shape"
+            )
+    renewed = dict(kept)
+    if MASTER in renewed:
+        renewed[MASTER] = library.copy(renewed[MASTER])
+        library.assign(renewed[MASTER], new)
+    return renewed
+
+
+def moved_rows(
+    old: Array,
+    new: Array,
+    rows: Any,
+    kept: Mapping[str, Array],
+    make_new: Callable[[], dict[str, Array]],
+    name: str,
+) -> dict[str, Array]:
+    """The kept arrays for a parameter whose rows were rows of an older one; -1 for a row with new states.
+
+    An element of a master is taken over where the new parameter's element is its rounding.
+    """
+    if rows is None:
+        return for_other(old, new, kept, name)
+    library = library_of(new)
+    index = np.asarray(rows)
+    if old.ndim == 0 or new.ndim == 0:
+        raise ValueError(f"{name}: an array without axes has no rows")
+    if index.ndim != 1 or index.dtype.kind not in "iu" or index.shape[0] != new.shape[0]:
+        raise ValueError(f"{name}: rows must be {new.shape[0]} integers, one for each row of the new array")
+    if index.size and (index.min() < -1 or index.max() >= old.shape[0]):
+        raise ValueError(f"{name}: rows must be from -1 to {old.shape[0] - 1}")
+    if tuple(old.shape[1:]) != tuple(new.shape[1:]) or library.dtype(old) != library.dtype(new):
+        raise ValueError(
+            f"{name}: the new array must have the dtype of the old one, and its shape except for the first axis"
+        )
+    made = make_new()
+    taken = index >= 0
+    for state in made:
+        if state == MASTER or state.endswith("_scale"):
+            continue
+        fresh, before = (_numbers(of, state, library) for of in (made, kept))
+        fresh[taken] = before[index[taken]]
+        _set_numbers(made, state, fresh, library)
+    if MASTER in made:
+        fresh, before = library.to_numpy(made[MASTER]), library.to_numpy(kept[MASTER])[index]
+        param = library.to_numpy(new)
+        with np.errstate(all="ignore"):
+            same = taken.reshape(-1, *[1] * (new.ndim - 1)) & (before.astype(param.dtype) == param)
+        library.from_numpy(made[MASTER], np.where(same, before, fresh))
+    return made
+
+
+def _numbers(kept: Mapping[str, Array], state: str, library: Library) -> Array:
+    """The values of a state, as a new NumPy array."""
+    array = library.to_numpy(kept[state])
+    return q8.decode(array, library.to_numpy(kept[scale_of(state)])) if scale_of(state) in kept else array
+
+
+def _set_numbers(kept: Mapping[str, Array], state: str, numbers: Array, library: Library) -> None:
+    """Stores values in a state."""
+    if scale_of(state) not in kept:
+        library.from_numpy(kept[state], numbers.astype(library.to_numpy(kept[state]).dtype, copy=False))
+        return
+    signed = library.dtype(kept[state]) == "int8"
+    codes, scales = q8.encode(numbers, signed)
+    library.from_numpy(kept[state], codes)
+    library.from_numpy(kept[scale_of(state)], scales)
 
 
 def values(kept: Mapping[str, Array], state: str) -> Array:
-    """A state as numbers: itself, or a new array of what its codes stand for."""
+    """The values of a state: the array itself, or a new array of decoded values."""
     if scale_of(state) not in kept:
         return kept[state]
     library = library_of(kept[state])
@@ -108,24 +210,28 @@ def values(kept: Mapping[str, Array], state: str) -> Array:
 
 
 def check_q8(owner: str, options: Mapping[str, Any], incompatible: Mapping[str, str]) -> None:
-    """Raises ValueError where options are on for which states of q8 are too coarse; `incompatible` says why of each."""
+    """Raises ValueError where an option is on for which q8 states are too coarse; `incompatible` has the reasons."""
     for option, why in incompatible.items():
         if options[option]:
             raise ValueError(f"{owner}: {option}=True {why}, for which q8 is too coarse; use bfloat16")
 
 
 def unused_options(
-    owner: str, options: Mapping[str, Any], params: Mapping[str, Array], states: Mapping[str, float]
+    owner: str, options: Mapping[str, Any], dtypes: Mapping[Any, str], states: Mapping[str, float]
 ) -> dict[str, Exception]:
-    """Options that have nothing to act on in a group, each with the error that says so."""
+    """Options that have nothing to act on in a group, each with the error that says so.
+
+    `dtypes` are those of the group's parameters, each with the name of one.
+    """
     errors: dict[str, Exception] = {}
-    chosen, wide = options["state_dtype"], [name for name, param in params.items() if is_double(param)]
+    chosen = options["state_dtype"]
+    wide = [name for dtype, name in dtypes.items() if declared(dtype)["compute"] == "float64"]
     if chosen is not None and not states:
-        errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} has no effect: it keeps no state")
+        errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} has no effect: {owner} keeps no state")
     elif chosen is not None and wide:
-        words = f"params{wide[0]} is float64, whose states are too; leave out state_dtype"
+        words = f"params{suffix(wide[0])} is float64, and so are its states; omit state_dtype"
         errors["state_dtype"] = TypeError(f"{owner}: {words}")
-    halves = any(is_narrow(param) for param in params.values())
+    halves = any(declared(dtype)["kind"] == "narrow" for dtype in dtypes)
     if options["master"] and not halves:
         errors["master"] = ValueError(
             f"{owner}: master=True is for float16 and bfloat16 parameters, and there are none"
@@ -137,7 +243,7 @@ def unused_options(
 
 
 def check_scales(codes: Array, scales: Array, name: str) -> None:
-    """Raises ValueError where scales are not what a step writes: powers of two, or zero where all codes are."""
+    """Raises ValueError where scales are not as a step writes them: powers of two, or zero where all codes are zero."""
     least = np.float32(2.0 ** (-96 if codes.dtype == np.uint8 else -111))
     if np.all((np.frexp(scales)[0] == 0.5) & (scales >= least)):
         return

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 import gradstep
 from gradstep import optimizers, reference
+from gradstep._groups import RULES
 from gradstep._libraries import bfloat16
-from gradstep._optimizer import RULES
-from gradstep._options import STATE_DTYPES
+from gradstep._storage import STATE_DTYPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,9 +1,9 @@
-"""The bare kernels: one update of one array in place, states passed in. Made from the list of rules.
+"""The bare kernels: one update of one array in place, with the states passed in. Made from the list of rules.
 
 `sgd_(p, g)`, `momentum_(p, g, v)`, `nag_(p, g, v)`, `adagrad_(p, g, a)`, `rmsprop_(p, g, s, m, v)`,
 `adadelta_(p, g, a, u)`, `adam_(p, g, m, v, x)` and `nadam_(p, g, m, v)` take the class's states in the order of its
-docstring; one that its options do not keep is left out or None. A state may be bfloat16, or the pair of its q8 codes
-and their scales. The options of the class follow by name; `lr` is a number, and `master` the float32 array of which a
+docstring. A state that its options do not keep is omitted or None. A state may be bfloat16, or a pair of q8 codes and
+their scales. The options of the class follow by name; `lr` is a number, and `master` the float32 array of which a
 16-bit `p` is the rounding.
 
 >>> import numpy as np
@@ -20,40 +20,55 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _core, _options, _storage
+from ._groups import RULES
 from ._libraries import library_of, refuse_capture, use_stream
-from ._optimizer import RULES, Optimizer
+from ._optimizer import Optimizer
 from ._step import check_apart, run_step
 from .optimizers import ALL
+
+
+def options_of(cls: type[Optimizer]) -> dict[str, _options.Option[Any]]:
+    """The options of a class that its function has, too.
+
+    Fixed options determine which arrays are kept, which here are arguments. A frozen parameter would not be passed.
+    """
+    return {name: option for name, option in cls.known.items() if not option.fixed and name != "frozen"}
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     name = cls.rule + "_"
     states = RULES[cls.rule]["states"]
-    settled = {*cls.initial_state.values(), *_storage.FIXED}  # here the arrays that are passed in tell
-    defaults = {key: value for key, value in cls.defaults.items() if key not in settled}
+    known = options_of(cls)
+    defaults = {key: option.default for key, option in known.items()}
     scalars: dict[str, float] = dict(RULES[cls.rule]["scalars"])
 
     def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
         if len(arrays) > len(states):
             raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
-        step = _options.whole_number(given.pop("step", 1), 1, f"{name}: step")
+        step = _options.whole(1, 2**62).check(given.pop("step", 1), f"{name}: step")
         carried = [
-            _options.number(given.pop(scalar, first), _options.UP_TO_ONE, f"{name}: {scalar}")
-            for scalar, first in scalars.items()
+            _options.UP_TO_ONE.check(given.pop(scalar, first), f"{name}: {scalar}") for scalar, first in scalars.items()
         ]
         master = given.pop("master", None)
-        chosen = {**defaults, **_options.check_all(given, defaults, name)}
+        chosen = {**defaults, **_options.check_all(given, known, name)}
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
         library = library_of(p)
-        stepper: _core.Stepper = library.core.Stepper(cls.rule, "p", "g")
-        stepper.add_group(_options.for_core(chosen, RULES[cls.rule]["options"]))
-        stepper.add_tensor(0, "", p, [*arrays, *[None] * (len(states) - len(arrays))], master)
-        coded = {state: array for state, array in zip(states, arrays, strict=False) if isinstance(array, tuple)}
-        if coded:
-            _storage.check_q8(name, chosen, cls.q8_incompatible)
-        for state, (codes, scales) in coded.items():
-            if not library.on_gpu:  # from where it would have to wait for them
+        stepper: _core.Stepper = library.core.Stepper(cls.rule, None, "p", "g")
+        stepper.add_group(_options.for_core({**cls.defaults, **chosen}, cls.known, RULES[cls.rule]["options"]))
+        kept: dict[str, Any] = {} if master is None else {_storage.MASTER: master}
+        for state, array in zip(states, arrays, strict=False):
+            if isinstance(array, tuple):
+                if len(array) != 2:
+                    raise TypeError(f"{name}: {state} must be an array, or a pair of codes and their scales")
+                kept[state], kept[_storage.scale_of(state)] = array
+                _storage.check_q8(name, chosen, cls.q8_incompatible)
+            elif array is not None:
+                kept[state] = array
+        stepper.add_tensors([0], [p], [kept])
+        for state in states:
+            if _storage.scale_of(state) in kept and not library.on_gpu:  # on a GPU this would wait for the device
+                codes, scales = kept[state], kept[_storage.scale_of(state)]
                 _storage.check_scales(codes, scales, f"{name}: the scales of {state}")
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
@@ -61,7 +76,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.set_times(step - 1, [(step - 1, carried)])
         if library.on_gpu:
             use_stream(library, stepper)
-        refuse_capture(library, stepper, f"{name}: a captured step needs an optimizer, which keeps what replays read")
+        words = f"{name}: a step cannot be captured in a graph without an optimizer, which keeps its arrays"
+        refuse_capture(library, stepper, words)
         run_step(stepper, [g])
         return stepper.clocks[0][1][0] if scalars else None
 
@@ -69,15 +85,15 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     positional = inspect.Parameter.POSITIONAL_ONLY
     update.__name__ = update.__qualname__ = name
     update.__doc__ = (
-        f"One update of `p` in place by {cls.__name__}, whose options these are.\n\n"
-        "`p`, `g` and the states are arrays of one shape; `p` and the states all of float64 or none, `g` of any float\n"
-        "type; see the module for others;\n"
+        f"One update of `p` in place by {cls.__name__}, with its options.\n\n"
+        "`p`, `g` and the states are arrays of one shape. `p` and the states are either all float64 or none of them;\n"
+        "`g` is of any float type. The module's documentation describes other types of states.\n"
         "`step` is the number of this step, from 1.\n"
         + "".join(
-            f"`{scalar}` is what the step before returned, {first:g} at the first; returns the next.\n"
+            f"`{scalar}` is what the previous step returned, {first:g} at the first; returns the next value.\n"
             for scalar, first in scalars.items()
         )
-        + "Raises TypeError and ValueError as the class does; nothing is written then."
+        + "Raises TypeError and ValueError as the class does, with nothing written."
     )
     parameters = [
         inspect.Parameter("p", positional),

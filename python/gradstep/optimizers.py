@@ -1,23 +1,29 @@
-"""The eight optimizers. Each class is a signature, its formula and paper, and the defaults of other frameworks.
+"""The eight optimizers. Each class has its formula and paper, its options, and the presets of other frameworks.
 
-Formulas leave out what all share (`l2`, `weight_decay`, `maximize`); `docs/numerics.md` writes every operation.
+Formulas omit what all share (`l2`, `weight_decay`, `maximize`); `docs/numerics.md` writes every operation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from . import _core, _storage
+from ._groups import RULES
 from ._libraries import refuse_capture
-from ._optimizer import REQUIRED, RULES, Optimizer
-from ._options import Rate
+from ._optimizer import REQUIRED, Optimizer
+from ._options import BELOW_ONE, FLAG, NON_NEGATIVE, UP_TO_ONE, LearningRate, Number, Option, optional, pair_of
 from ._step import run_step
-from ._structure import Grads, Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["NAG", "SGD", "AdaDelta", "AdaGrad", "Adam", "Momentum", "Nadam", "RMSProp"]
+
+EPS_DOC = "Added outside the root."
+EPS_ROOT_DOC = "Added inside the root."
 
 
 class SGD(Optimizer):
@@ -26,10 +32,9 @@ class SGD(Optimizer):
     Robbins and Monro, "A Stochastic Approximation Method", 1951.
 
     State: none.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ()
 
     rule = "sgd"
     presets: ClassVar = {
@@ -39,23 +44,7 @@ class SGD(Optimizer):
         "paper": {"lr": REQUIRED},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-3,
-        *,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-3)
 
 
 class Momentum(Optimizer):
@@ -64,22 +53,10 @@ class Momentum(Optimizer):
     Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. `preset("paper")` has the rate in
     the velocity, as Polyak and Sutskever et al. (2013) write it.
 
-    Parameters
-    ----------
-    momentum : float
-        From 0 to 1.
-    dampening : float
-        From 0 to 1. `dampening=momentum` averages: v = momentum * v + (1 - momentum) * g.
-    lr_in_velocity : bool
-        The velocity carries the rate: v = momentum * v + lr * (1 - dampening) * g; p -= v. It differs where lr changes.
-    dampen_first : bool
-        False: the first step is not dampened (v = g), as in torch.
-
     State: `momentum_buffer` (v), zero at first.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ()
 
     rule = "momentum"
     presets: ClassVar = {
@@ -89,27 +66,49 @@ class Momentum(Optimizer):
         "paper": {"lr": REQUIRED, "momentum": REQUIRED, "lr_in_velocity": True},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-3,
-        momentum: float = 0.9,
-        dampening: float = 0.0,
-        lr_in_velocity: bool = False,
-        *,
-        dampen_first: bool = True,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-3)
+    momentum: Number = Number(default=0.9, domain=UP_TO_ONE, doc="The factor of the velocity at each step.")
+    dampening: Number = Number(
+        default=0.0, domain=UP_TO_ONE, doc="`dampening=momentum` averages: v = momentum * v + (1 - momentum) * g."
+    )
+    lr_in_velocity: Option[bool] = Option(
+        default=False,
+        domain=FLAG,
+        doc="Whether the velocity contains the rate: v = momentum * v + lr * (1 - dampening) * g; p -= v. The two "
+        "forms differ where lr changes.",
+    )
+    dampen_first: Option[bool] = Option(
+        default=True, kw_only=True, domain=FLAG, doc="False: the first step is not dampened (v = g), as in torch."
+    )
+
+
+class Ahead(int):
+    """Whether NAG's `lookahead` is on, 1 or 0; calling it gives the context in which the parameters are ahead."""
+
+    opt: NAG
+
+    def __call__(self) -> AbstractContextManager[None]:
+        """Moves the parameters to the point ahead, and restores their exact bits on leaving, also on an exception.
+
+        Groups without `lookahead=True` do not move. Raises RuntimeError where no group has it, within itself, and while
+        a CUDA stream is captured in a graph.
+        """
+        return self.opt._moved()
+
+
+class Lookahead(Option[bool]):
+    """The option `lookahead`, which is also a method."""
+
+    @overload  # type: ignore[override]
+    def __get__(self, opt: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> Ahead: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        if opt is None:
+            return self
+        ahead = Ahead(any(group["lookahead"] for group in opt.groups))
+        ahead.opt = opt
+        return ahead
 
 
 class NAG(Optimizer):
@@ -119,22 +118,10 @@ class NAG(Optimizer):
     Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning", 2013, whose form
     `preset("paper")` has.
 
-    Parameters
-    ----------
-    momentum : float
-        From 0 to 1.
-    lr_in_velocity : bool
-        The velocity carries the rate: v = momentum * v + lr * g; p -= lr * g + momentum * v.
-    lookahead : bool
-        The method as it was written: the gradient is taken at the point ahead, p - lr * momentum * v, and p -= lr * v.
-        Compute the gradient within `with opt.lookahead():`. The default form is the same method in the variable of the
-        point ahead.
-
     State: `momentum_buffer` (v), zero at first.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ("_is_ahead", "_move")
 
     rule = "nag"
     presets: ClassVar = {
@@ -144,89 +131,88 @@ class NAG(Optimizer):
         "paper": {"lr": REQUIRED, "momentum": REQUIRED, "lr_in_velocity": True, "lookahead": True},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-3,
-        momentum: float = 0.9,
-        lr_in_velocity: bool = False,
-        lookahead: bool = False,
-        *,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-3)
+    momentum: Number = Number(default=0.9, domain=UP_TO_ONE, doc="The factor of the velocity at each step.")
+    lr_in_velocity: Option[bool] = Option(
+        default=False,
+        domain=FLAG,
+        doc="Whether the velocity contains the rate: v = momentum * v + lr * g; p -= lr * g + momentum * v.",
+    )
+    lookahead: Lookahead = Lookahead(
+        default=False,
+        domain=FLAG,
+        doc="The method in its original form: the gradient is taken at the point ahead, p - lr * momentum * v, and p "
+        "-= lr * v. Compute the gradient within `with opt.lookahead():`. The default form is the same method "
+        "in the variable of the point ahead.",
+    )
+
+    def _rebuild(self, *args: Any) -> None:
+        super()._rebuild(*args)
+        engine = self._engine
         self._is_ahead = False
         # p -= shift * v is a step of SGD along the velocity.
-        self._move: _core.Stepper = self._library.core.Stepper("sgd")
+        self._move: _core.Stepper = engine.library.core.Stepper("sgd", engine.tree)
         for _ in self._groups:
-            self._move.add_group(self._sgd_options(0.0))
-        for (number, name), param, states in zip(self._names(), self._params, self._states, strict=True):
-            self._move.add_tensor(number, name, param, [], states.get(_storage.MASTER))
+            self._move.add_group(_sgd_options(0.0))
+        masters = [{name: of for name, of in kept.items() if name == _storage.MASTER} for kept in self._kept.values()]
+        self._move.add_tensors(self._numbers, list(self._params.values()), masters)
 
     @contextmanager
-    def lookahead(self) -> Iterator[None]:
-        """Moves the parameters to the point ahead, and gives back their exact bits on leaving, also on an exception.
-
-        Groups without `lookahead=True` stay where they are. Raises RuntimeError where no group has it, within
-        itself, and while a stream of CUDA is captured in a graph.
-        """
-        with self._lock:
-            if not any(group["lookahead"] for group in self._groups):
+    def _moved(self) -> Iterator[None]:
+        """`with opt.lookahead():`."""
+        engine = self._engine
+        with engine.lock:
+            if not self.lookahead:
                 raise RuntimeError("lookahead() is for NAG(lookahead=True)")
             if self._is_ahead:
                 raise RuntimeError("the parameters are already at the point ahead")
-            self._use(None, self._move)
-            refuse_capture(self._library, self._move, "lookahead() cannot be captured in a graph: its shift would stay")
+            engine.use(None, self._move)
+            refuse_capture(
+                engine.library, self._move, "lookahead() cannot be captured: replays would not restore the parameters"
+            )
+            ahead = [group["lookahead"] and not group["frozen"] for group in self._groups]
             for number, group in enumerate(self._groups):
-                shift = group["momentum"] if group["lr_in_velocity"] else self._rate(group) * group["momentum"]
-                self._move.set_options(number, self._sgd_options(shift))
-            velocities = [
-                _storage.values(states, "momentum_buffer") if self._groups[number]["lookahead"] else None
-                for (number, _), states in zip(self._names(), self._states, strict=True)
+                shift = group["momentum"] if group["lr_in_velocity"] else group["lr"] * group["momentum"]
+                self._move.set_options(number, _sgd_options(shift))
+            tensors = [
+                (param, kept, ahead[number])
+                for param, kept, number in zip(self._params.values(), self._kept.values(), self._numbers, strict=True)
             ]
-            moved = [velocity is not None for velocity in velocities]
-            copy, assign = self._library.copy, self._library.assign
-            kept = [(param, copy(param)) for param, move in zip(self._params, moved, strict=True) if move]
-            masters = [
-                (states[_storage.MASTER], copy(states[_storage.MASTER]))
-                for states, move in zip(self._states, moved, strict=True)
-                if move and _storage.MASTER in states
-            ]
-            self._is_ahead = True
+            velocities = [_storage.values(kept, "momentum_buffer") if moves else None for _, kept, moves in tensors]
+            copy, assign = engine.library.copy, engine.library.assign
+            params = [(param, copy(param)) for param, _, moves in tensors if moves]
+            masters = [kept[_storage.MASTER] for _, kept, moves in tensors if moves and _storage.MASTER in kept]
+            kept = [(master, copy(master)) for master in masters]
+            self._is_ahead = engine.prepares = True
         try:
             try:
-                with self._lock:
-                    run_step(self._move, velocities)
-                    for master, bits in masters:  # of which the parameter is now the rounding, but which stays
+                with engine.lock:
+                    run_step(self._move, engine.tree.build(velocities))
+                    for master, bits in kept:  # a step has changed the master; its bits are restored at once
                         assign(master, bits)
             except (TypeError, ValueError):
-                kept = []  # it was refused: nothing has moved
+                params = []  # refused: nothing was moved
                 raise
             yield
         finally:
-            with self._lock, ExitStack() as stack:  # whichever cannot be given back, the others are
-                for param, bits in kept:
+            with engine.lock, ExitStack() as stack:  # restores the others where one fails
+                for param, bits in params:
                     stack.callback(assign, param, bits)
                 self._is_ahead = False
 
-    @staticmethod
-    def _sgd_options(lr: float) -> dict[str, float]:
-        return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "stochastic_rounding": math.nan, "lr": lr}
+    def _take_over(self, *args: Any) -> None:
+        if self._is_ahead:
+            raise RuntimeError("parameters cannot be exchanged within lookahead(): leave it first")
+        super()._take_over(*args)
 
-    def step(self, grads: Grads = ..., *, stream: Any = None) -> None:
-        with self._lock:
-            if self._is_ahead:
-                raise RuntimeError("step() within lookahead(): leave it first, so that the parameters are back")
-            super().step(grads, stream=stream)
+    def _prepare(self, stream: Any) -> None:
+        if self._is_ahead:
+            raise RuntimeError("step() within lookahead(): leave it first, which restores the parameters")
+        super()._prepare(stream)
+
+
+def _sgd_options(lr: float) -> dict[str, float]:
+    return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "stochastic_rounding": math.nan, "lr": lr}
 
 
 class AdaGrad(Optimizer):
@@ -234,20 +220,10 @@ class AdaGrad(Optimizer):
 
     Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", 2011.
 
-    Parameters
-    ----------
-    lr_decay : float
-        The rate falls as 1 / (1 + (t - 1) * lr_decay); `weight_decay` sees the rate before.
-    initial_accumulator : float
-        What `sum` starts at.
-    eps, eps_root : float
-        Added outside and inside the root.
-
     State: `sum` (a).
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ()
 
     rule = "adagrad"
     presets: ClassVar = {
@@ -258,27 +234,15 @@ class AdaGrad(Optimizer):
     }
     initial_state: ClassVar = {"sum": "initial_accumulator"}
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-2,
-        lr_decay: float = 0.0,
-        initial_accumulator: float = 0.0,
-        eps: float = 1e-10,
-        eps_root: float = 0.0,
-        *,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-2)
+    lr_decay: Number = Number(
+        default=0.0,
+        domain=NON_NEGATIVE,
+        doc="The rate falls as 1 / (1 + (t - 1) * lr_decay); `weight_decay` uses the rate before that.",
+    )
+    initial_accumulator: Number = Number(default=0.0, domain=NON_NEGATIVE, fixed=True, doc="The first value of `sum`.")
+    eps: Number = Number(default=1e-10, domain=NON_NEGATIVE, doc=EPS_DOC)
+    eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
 
 
 class RMSProp(Optimizer):
@@ -287,28 +251,14 @@ class RMSProp(Optimizer):
     Tieleman and Hinton, "Lecture 6.5 - RMSProp", 2012. Centered: Graves, "Generating Sequences With Recurrent Neural
     Networks", 2013. `preset("paper")` has the lecture's rho of 0.9; it names no eps, so the default stays.
 
-    Parameters
-    ----------
-    rho : float
-        From 0 to 1: what the average keeps at each step.
-    momentum : float
-        From 0 to 1. Above 0: v = momentum * v + g / (sqrt(...) + eps); p -= lr * v.
-    centered : bool
-        The variance in place of the second moment: m = rho * m + (1 - rho) * g, and s - m**2 under the root (never
-        below 0).
-    eps, eps_root : float
-        Added outside and inside the root.
-    lr_in_velocity : bool
-        With momentum, the velocity carries the rate, as in Keras and optax. It differs where lr changes.
-
     States: `square_avg` (s); `grad_avg` (m) where centered; `momentum_buffer` (v) where momentum > 0. All zero at
-    first.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
+    first, but `square_avg` with `initial_scale`.
     """
 
+    __slots__ = ()
+
     rule = "rmsprop"
+    initial_state: ClassVar = {"square_avg": "initial_scale"}
     q8_incompatible: ClassVar = {"centered": "subtracts one moment from another"}
     presets: ClassVar = {
         "torch": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8},
@@ -317,29 +267,33 @@ class RMSProp(Optimizer):
         "paper": {"lr": REQUIRED, "rho": 0.9},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-2,
-        rho: float = 0.99,
-        momentum: float = 0.0,
-        centered: bool = False,
-        eps: float = 1e-8,
-        eps_root: float = 0.0,
-        *,
-        lr_in_velocity: bool = False,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-2)
+    rho: Number = Number(default=0.99, domain=UP_TO_ONE, doc="The decay factor of the average.")
+    momentum: Number = Number(
+        default=0.0, domain=UP_TO_ONE, doc="Above 0: v = momentum * v + g / (sqrt(...) + eps); p -= lr * v."
+    )
+    centered: Option[bool] = Option(
+        default=False,
+        domain=FLAG,
+        doc="Use the variance instead of the second moment: m = rho * m + (1 - rho) * g, and s - m**2 under the root "
+        "(never below 0).",
+    )
+    eps: Number = Number(default=1e-8, domain=NON_NEGATIVE, doc=EPS_DOC)
+    eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
+    lr_in_velocity: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        domain=FLAG,
+        doc="With momentum, whether the velocity contains the rate, as in Keras and optax. The two forms differ "
+        "where lr changes.",
+    )
+    initial_scale: Number = Number(
+        default=0.0,
+        kw_only=True,
+        fixed=True,
+        domain=NON_NEGATIVE,
+        doc="What `square_avg` starts at: 1 in TensorFlow 1 and HIPS autograd, optax's `initial_scale`.",
+    )
 
 
 class AdaDelta(Optimizer):
@@ -349,18 +303,10 @@ class AdaDelta(Optimizer):
 
     Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, 2012. `preset("paper")` has its rho of 0.95.
 
-    Parameters
-    ----------
-    rho : float
-        From 0 to 1: what both averages keep at each step.
-    eps : float
-        Added to both averages under the root.
-
     States: `square_avg` (a), `acc_delta` (u), zero at first.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ()
 
     rule = "adadelta"
     presets: ClassVar = {
@@ -370,25 +316,9 @@ class AdaDelta(Optimizer):
         "paper": {"lr": 1.0, "rho": 0.95, "eps": 1e-6},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        *,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1.0)
+    rho: Number = Number(default=0.9, domain=UP_TO_ONE, doc="The decay factor of both averages.")
+    eps: Number = Number(default=1e-6, domain=NON_NEGATIVE, doc="Added to both averages under the root.")
 
 
 class Adam(Optimizer):
@@ -398,30 +328,13 @@ class Adam(Optimizer):
     "On the Convergence of Adam and Beyond", 2018. With `weight_decay` it is AdamW: Loshchilov and Hutter,
     arXiv:1711.05101, 2019.
 
-    Parameters
-    ----------
-    betas : (float, float)
-        From 0 to below 1: what the two moments keep at each step.
-    eps, eps_root : float
-        Added outside and inside the root.
-    amsgrad : bool
-        The largest second moment so far in place of the present one.
-    bias_correction : bool
-        m_hat = m / (1 - b1**t), v_hat = v / (1 - b2**t); False: the raw moments.
-    eps_hat : bool
-        eps is added to the root of the raw moment and the rate corrected instead (the paper's second form, and
-        Keras's).
-    amsgrad_corrected : bool
-        AMSGrad takes the maximum of the corrected second moment, as optax does. Without effect under eps_hat.
-
     States: `exp_avg` (m), `exp_avg_sq` (v); `max_exp_avg_sq` where amsgrad. All zero at first.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
 
+    __slots__ = ()
+
     rule = "adam"
-    q8_incompatible: ClassVar = {"amsgrad": "keeps the largest value of a moment that wanders"}
+    q8_incompatible: ClassVar = {"amsgrad": "keeps the maximum of a fluctuating moment"}
     presets: ClassVar = {
         "torch": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
         "keras": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-7, "eps_hat": True},
@@ -429,30 +342,34 @@ class Adam(Optimizer):
         "paper": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        eps_root: float = 0.0,
-        amsgrad: bool = False,
-        bias_correction: bool = True,
-        *,
-        eps_hat: bool = False,
-        amsgrad_corrected: bool = False,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=1e-3)
+    betas: Option[tuple[float, float]] = Option(
+        default=(0.9, 0.999),
+        parts=("beta1", "beta2"),
+        domain=pair_of(BELOW_ONE),
+        doc="The decay factors of the two moments.",
+    )
+    eps: Number = Number(default=1e-8, domain=NON_NEGATIVE, doc=EPS_DOC)
+    eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
+    amsgrad: Option[bool] = Option(
+        default=False, domain=FLAG, doc="Use the maximum of the second moments so far instead of the current one."
+    )
+    bias_correction: Option[bool] = Option(
+        default=True, domain=FLAG, doc="m_hat = m / (1 - b1**t), v_hat = v / (1 - b2**t); False: the raw moments."
+    )
+    eps_hat: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        domain=FLAG,
+        doc="eps is added to the root of the raw moment and the rate corrected instead (the paper's second form, "
+        "and Keras's).",
+    )
+    amsgrad_corrected: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        domain=FLAG,
+        doc="AMSGrad uses the maximum of the corrected second moment, as optax does. No effect with eps_hat.",
+    )
 
 
 class Nadam(Optimizer):
@@ -465,20 +382,10 @@ class Nadam(Optimizer):
     momentum and the settings of its experiments, but for a factor b2 in v_hat that Adam lacks and no implementation
     has.
 
-    Parameters
-    ----------
-    betas : (float, float)
-        From 0 to below 1: what the two moments keep at each step.
-    eps, eps_root : float
-        Added outside and inside the root.
-    momentum_decay : float or None
-        How fast mu_t rises to b1; None: mu_t is b1 throughout.
-
     States: `exp_avg` (m), `exp_avg_sq` (v), zero at first; and the product P of each tensor.
-
-    `params`, `lr`, `l2`, `weight_decay`, `maximize`, `flush_subnormals`, `state_dtype`, `master`,
-    `stochastic_rounding`, `min_8bit_size`, `clip_norm`, `grads` and what is raised: see `Optimizer`.
     """
+
+    __slots__ = ()
 
     rule = "nadam"
     presets: ClassVar = {
@@ -488,27 +395,18 @@ class Nadam(Optimizer):
         "paper": {"lr": REQUIRED, "betas": (0.975, 0.999), "eps": 1e-8, "momentum_decay": None},
     }
 
-    def __init__(
-        self,
-        params: Params,
-        lr: Rate = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        eps_root: float = 0.0,
-        momentum_decay: float | None = 0.004,
-        *,
-        l2: float = 0.0,
-        weight_decay: float = 0.0,
-        maximize: bool = False,
-        flush_subnormals: bool = False,
-        state_dtype: str | None = None,
-        master: bool = False,
-        stochastic_rounding: int | None = None,
-        min_8bit_size: int = 4096,
-        clip_norm: float | None = None,
-        grads: Grads = None,
-    ) -> None:
-        self._begin(locals())
+    lr: LearningRate = LearningRate(default=2e-3)
+    betas: Option[tuple[float, float]] = Option(
+        default=(0.9, 0.999),
+        parts=("beta1", "beta2"),
+        domain=pair_of(BELOW_ONE),
+        doc="The decay factors of the two moments.",
+    )
+    eps: Number = Number(default=1e-8, domain=NON_NEGATIVE, doc=EPS_DOC)
+    eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
+    momentum_decay: Option[float | None] = Option(
+        default=0.004, domain=optional(NON_NEGATIVE), doc="How fast mu_t rises to b1; None: mu_t is b1 throughout."
+    )
 
 
 ALL: tuple[type[Optimizer], ...] = tuple(

@@ -1,6 +1,6 @@
 """The 8-bit code of states: one byte an element, and a float32 scale for each 256 in C order.
 
-int8 has a sign, uint8 has none and one bit more of exponent; `docs/numerics.md` has the format and its error bound.
+int8 has a sign bit; uint8 has one more exponent bit instead. `docs/numerics.md` has the format and its error bound.
 
 >>> import numpy as np
 >>> from gradstep import q8
@@ -14,13 +14,13 @@ from __future__ import annotations
 import numpy as np
 
 from . import _core
-from ._structure import Array
+from ._types import Array
 
 __all__ = ["decode", "encode"]
 
 
 def blocks(size: int) -> int:
-    """How many blocks so many codes have, each with a scale."""
+    """The number of blocks, each with a scale, for a number of codes."""
     return -(-size // _core.BLOCK)
 
 

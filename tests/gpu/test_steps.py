@@ -8,6 +8,7 @@ import pytest
 
 from gradstep import functional, optimizers, show_config
 from tests.table import REFERENCE, RULES, SHORT, leaves, problem, same_bits, schedule
+from tests.test_refusals import steps_of
 
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
@@ -96,7 +97,7 @@ def test_streams(gpu, emulated):
 
 
 def test_a_stream_is_for_a_gpu():
-    with pytest.raises(TypeError, match="a stream is for arrays on a GPU"):
+    with pytest.raises(TypeError, match="SGD: stream is for arrays on a GPU"):
         optimizers.SGD(np.ones(3)).step(np.ones(3), stream=0)
 
 
@@ -176,7 +177,7 @@ def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
         ref.step(at(step))
         check(step)
     saved = opt.state_dict()
-    assert saved["steps"] == [7, 6, 7, 7]
+    assert steps_of(opt) == [7, 6, 7, 7]
     opt.load_state_dict(saved)
     write(7)
     graph.replay()
@@ -188,7 +189,7 @@ def test_what_a_graph_cannot_replay(gpu):
     grad = gpu.array(np.ones(3, np.float32))
     opt = optimizers.SGD(gpu.array(np.ones(3, np.float32)), lr=schedule)
     opt.step(grad)
-    with pytest.raises(RuntimeError, match="lr is a schedule, which a replay cannot ask"):
+    with pytest.raises(RuntimeError, match="lr is a schedule, which a replay cannot call"):
         Graph(gpu, lambda: opt.step(grad))
     opt = optimizers.SGD(gpu.array(np.ones(3, np.float32)))
     Graph(gpu, lambda: opt.step(grad))
@@ -223,7 +224,7 @@ def test_a_captured_step_of_which_all_gradients_are_none_counts(gpu):
         assert opt.step_count == count
     opt.step([None])
     assert opt.step_count == 3
-    assert opt.state_dict()["steps"] == [0]
+    assert steps_of(opt) == [0]
 
 
 def test_a_first_step_may_be_captured(gpu):
@@ -347,7 +348,9 @@ def test_states_are_the_librarys_own(library):
         opt = optimizers.Adam({"w": param}, **options)
         for arrays in opt.state.values():
             assert type(arrays["w"]) is type(param)
-        assert all(isinstance(array, np.ndarray) for [array] in opt.state_dict()["state"].values())
+        saved = opt.state_dict()["state"]["w"]
+        assert set(saved) == {"step", *opt.state}
+        assert all(isinstance(saved[name], np.ndarray) for name in opt.state)
 
 
 @pytest.mark.usefixtures("_cuda")
@@ -376,7 +379,7 @@ def test_a_failure_of_cuda_is_an_error_and_no_step(gpu, emulated):
         refused(RuntimeError, "CUDA: launching a step failed", lambda: opt.step(grad), gpu, param)
     finally:
         emulated.fail(False)
-    assert (opt.step_count, opt.state_dict()["steps"]) == (0, [0])
+    assert (opt.step_count, steps_of(opt)) == (0, [0])
     opt.step(grad)
     assert opt.step_count == 1
 
@@ -391,22 +394,22 @@ def test_arrays_without_elements_or_axes(library):
             cpu.step(np.ones(shape, np.float32))
             saved = pickle.loads(pickle.dumps(opt.state_dict()))
             opt.load_state_dict(saved)
-        assert saved["steps"] == [2]
-        assert saved["state"]["exp_avg"][0].shape == shape
-        assert same_bits(saved["state"]["exp_avg"][0], cpu.state["exp_avg"])
+        assert saved["state"][""]["step"] == 2
+        assert saved["state"][""]["exp_avg"].shape == shape
+        assert same_bits(saved["state"][""]["exp_avg"], cpu.state["exp_avg"])
 
 
 def test_a_checkpoint_that_is_read_only(library):
     opt = optimizers.Adam(library.array(np.ones(3, np.float32)))
     saved = opt.state_dict()
-    for arrays in saved["state"].values():
-        arrays[0].flags.writeable = False
+    for name in opt.state:
+        saved["state"][""][name].flags.writeable = False
     opt.load_state_dict(saved)
 
 
 def test_a_bare_kernel_is_not_captured(gpu):
     param, grad = (gpu.array(np.ones(3, np.float32)) for _ in range(2))
-    with pytest.raises(RuntimeError, match="sgd_: a captured step needs an optimizer"):
+    with pytest.raises(RuntimeError, match="sgd_: a step cannot be captured in a graph without an optimizer"):
         Graph(gpu, lambda: functional.sgd_(param, grad))
 
 

@@ -30,6 +30,7 @@ COMMON = {
     "master": False,
     "stochastic_rounding": None,
     "min_8bit_size": 4096,
+    "frozen": False,
     "clip_norm": None,
     "grads": None,
 }
@@ -131,7 +132,10 @@ class Optimizer:
         grads = self._bound if grads is ... else grads
         trees = grads if self._grouped else [grads]
         with np.errstate(all="ignore"):
-            found = [group.gradients(tree) for group, tree in zip(self._groups, trees, strict=True)]
+            found = [
+                [None] * len(group.slots) if group.options.frozen else group.gradients(tree)
+                for group, tree in zip(self._groups, trees, strict=True)
+            ]
             factor = self._factor([g for flat in found for g in flat])
             for group, flat in zip(self._groups, found, strict=True):
                 o = group.at(self.step_count)

@@ -142,12 +142,13 @@ class RMSProp(Optimizer):
     """
 
     options: ClassVar = {"lr": 1e-2, "rho": 0.99, "momentum": 0.0, "centered": False, "eps": 1e-8, "eps_root": 0.0}
-    keyword_options: ClassVar = {"lr_in_velocity": False}
+    keyword_options: ClassVar = {"lr_in_velocity": False, "initial_scale": 0.0}
     codes: ClassVar = {"square_avg": np.uint8, "grad_avg": np.int8, "momentum_buffer": np.int8}
 
     def states(self, o: Options) -> dict[str, float]:
         kept = {"square_avg": True, "grad_avg": o.centered, "momentum_buffer": o.momentum > 0}
-        return {name: 0.0 for name, keep in kept.items() if keep}
+        firsts = {"square_avg": o.initial_scale}
+        return {name: firsts.get(name, 0.0) for name, keep in kept.items() if keep}
 
     def update(self, p: Array, g: Array, o: Options, s: Slot) -> Any:
         T, square = p.dtype.type, s.square_avg
