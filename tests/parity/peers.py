@@ -1,8 +1,9 @@
-"""Runs the peers on the problem in float64. Each function imports its framework when called."""
+"""Runs the peers on the problem, in float64 where they can. Each function imports its framework when called."""
 
 import importlib.util
 import os
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 
@@ -10,7 +11,13 @@ from . import problem
 from .cases import Case
 from .problem import Trajectory
 
-MODULES = {"torch": ["torch"], "keras": ["keras", "jax"], "optax": ["optax", "jax"]}
+MODULES = {
+    "torch": ["torch"],
+    "keras": ["keras", "jax"],
+    "optax": ["optax", "jax"],
+    "autograd": ["autograd"],
+    "thinc": ["thinc"],
+}
 
 
 def missing(framework: str) -> str | None:
@@ -102,4 +109,56 @@ def optax(case: Case) -> Trajectory:
     return problem.trajectory(update, case.maximize)
 
 
-RUN: dict[str, Callable[[Case], Trajectory]] = {"torch": torch, "keras": keras, "optax": optax}
+def autograd(case: Case) -> Trajectory:
+    """autograd.misc.optimizers, which have a loop of their own and call back before each step."""
+    from autograd.misc import optimizers
+
+    points: list[np.ndarray] = []
+    last = getattr(optimizers, case.peer.name)(
+        problem.gradient,
+        problem.START,
+        callback=lambda p, _step, _g: points.append(p),
+        num_iters=problem.STEPS,
+        **case.theirs,
+    )
+    after = [*points[1:], last]
+    return problem.trajectory(lambda _g, step: after[step])
+
+
+def thinc(case: Case) -> Trajectory:
+    """thinc.optimizers as installed, whose compiled Adam takes only float32.
+
+    The Adam64 variant uses the NumPy form of `Ops`, thinc's base class of backends, with moments in float64.
+    """
+    import thinc.optimizers
+    from thinc.api import Ops
+
+    arguments = dict(case.theirs)
+    if case.schedule:
+        arguments["learn_rate"] = [problem.scheduled(arguments["learn_rate"], k) for k in range(problem.STEPS)]
+    opt = getattr(thinc.optimizers, case.peer.name)(**arguments)
+    key = (0, "p")
+    if case.variant.endswith("64"):
+        p, backend = problem.START.copy(), Ops()
+        opt.mom1[key], opt.mom2[key] = np.zeros_like(p), np.zeros_like(p)
+    else:
+        p = problem.START.astype(np.float32)
+        backend = thinc.optimizers.get_array_ops(p)
+
+    def update(g: np.ndarray, _step: int) -> np.ndarray:
+        nonlocal p
+        with mock.patch.object(thinc.optimizers, "get_array_ops", return_value=backend):
+            p, _ = opt(key, p, g.astype(p.dtype))
+        opt.step_schedules()
+        return p.copy()
+
+    return problem.trajectory(update, case.maximize)
+
+
+RUN: dict[str, Callable[[Case], Trajectory]] = {
+    "torch": torch,
+    "keras": keras,
+    "optax": optax,
+    "autograd": autograd,
+    "thinc": thinc,
+}

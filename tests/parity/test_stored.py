@@ -1,4 +1,4 @@
-"""Every preset reproduces the stored trajectories of torch, Keras and optax."""
+"""Presets reproduce the stored trajectories of torch, Keras and optax, and options those of autograd and thinc."""
 
 import json
 
