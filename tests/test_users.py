@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -11,7 +12,10 @@ import site
 import subprocess
 import sys
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, namedtuple
+from collections.abc import Mapping
+from dataclasses import make_dataclass
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -708,7 +712,7 @@ class TestGrowingAndShrinking:
             dict(
                 opt.state_dict(),
                 step_count=1,
-                groups=[],
+                groups=[{"params": ["w", "b"]}],
                 state={k: opt.state_dict()["state"][f"[0].{k}"] for k in "wb"},
             )
         )
@@ -1251,3 +1255,219 @@ class TestAReferenceCycle:
         del model
         gc.collect()
         assert gone() is None
+
+
+class Lazy(dict):
+    """A mapping whose second answer for a key is another."""
+
+    def __init__(self, entries, key, then):
+        super().__init__(entries)
+        self.asked, self.key, self.then = 0, key, then
+
+    def __getitem__(self, key):
+        self.asked += key == self.key
+        return self.then if self.asked > 1 and key == self.key else super().__getitem__(key)
+
+
+class TestHostileUse:
+    """What a reader of the code tried: nothing is lost, half-written or silently ignored."""
+
+    def test_a_step_within_a_step_that_was_held_back(self, monkeypatch):
+        buffer = np.zeros((8, 7))
+        p, g = buffer[::2, ::3][:, :2], buffer[1::2, 1::3][:, :2]
+        g[...] = 1
+        opt = gs.SGD([p], lr=1.0)
+        apart, inner = gs._step.check_apart, [np.full(p.shape, 7.0)]
+
+        def check_apart(overlaps):
+            if inner:
+                opt.step([inner.pop()])
+            apart(overlaps)
+
+        monkeypatch.setattr(gs._step, "check_apart", check_apart)
+        opt.step([g])
+        assert np.all(p == -8)
+        assert opt.step_count == 2
+
+    @pytest.mark.parametrize("rows", [None, [0, 1, 2, 3]])
+    def test_replace_by_an_array_of_another_library(self, rows):
+        torch = pytest.importorskip("torch")
+        opt = gs.Adam({"w": np.ones((4, 2), np.float32)})
+        with pytest.raises(TypeError, match="w must be"):
+            opt.replace("w", torch.ones((4, 2)), rows)
+        with pytest.raises(TypeError, match="byte-swapped"):
+            opt.replace("w", np.ones((4, 2), ">f4"), rows)
+
+    def test_a_group_whose_params_were_replaced(self):
+        groups = [{"params": np.ones(2)}, {"params": np.ones(3)}]
+        opt = gs.SGD(groups, lr=1.0)
+        groups[0]["params"] = new = np.zeros(2)
+        with pytest.raises(ValueError, match=r"group 0 have been replaced; call rebind"):
+            opt.step([np.ones(2), np.ones(3)])
+        opt.rebind()
+        opt.step([np.ones(2), np.ones(3)])
+        assert np.all(new == -1)
+        groups.append({"params": np.ones(1)})
+        with pytest.raises(ValueError, match=r"params has 3 groups, but had 2"):
+            opt.rebind()
+        groups.clear()
+        opt.step([np.ones(2), np.ones(3)])
+        assert opt.names == ["[0]", "[1]"]
+
+    def test_params_have_the_groups_that_were_added(self):
+        w, b = np.ones((4, 2)), np.ones(4)
+        opt = gs.Adam({"w": w})
+        opt.add_group(params={"b": b})
+        assert [list(group["params"]) for group in opt.params] == [["w"], ["b"]]
+        opt.add_group(params=b.copy())
+        opt.replace("[2]", new := np.zeros(4))
+        assert opt.params[2]["params"] is new
+        opt.step([{"w": w + 1}, {"b": b + 1}, b + 1])
+        assert np.all(new != 0)
+        fixed = gs.Adam([MappingProxyType({"params": w})])
+        with pytest.raises(ValueError, match="cannot be changed"):
+            fixed.replace("[0]", w.copy())
+        fixed.step([w + 1])
+
+    def test_gradients_in_a_defaultdict(self):
+        opt = gs.SGD({"w": np.ones(2), "b": np.ones(2)})
+        grads = defaultdict(lambda: None, w=np.ones(2), bb=np.ones(2))
+        with pytest.raises(ValueError, match="grads lacks 'b'"):
+            opt.step(grads)
+        assert sorted(grads) == ["bb", "w"]
+
+    def test_an_array_is_no_dataclass(self):
+        opt = gs.SGD(make_dataclass("Transposed", ["T"])(np.ones((2, 2))))
+        with pytest.raises(TypeError, match="must be a dataclass"):
+            opt.step(np.ones((2, 2)))
+
+    def test_copies_and_files_within_the_lookahead(self, tmp_path):
+        params = {"w": np.ones(2)}
+        opt = gs.NAG(params, lookahead=True)
+        opt.step({"w": np.ones(2)})
+        saved = opt.state_dict()
+        with opt.lookahead():
+            for call in (
+                lambda: copy.deepcopy(opt),
+                lambda: opt.load_state_dict(saved),
+                lambda: gs.save(tmp_path / "a", opt, params),
+            ):
+                with pytest.raises(RuntimeError, match="lookahead"):
+                    call()
+
+    def test_parameters_are_not_loaded_into_arrays_that_were_replaced(self, tmp_path):
+        pytest.importorskip("safetensors")
+        params = {"w": np.ones(2)}
+        opt = gs.Adam(params)
+        gs.save(tmp_path / "a", opt, params)
+        params["w"] = np.zeros(2)
+        with pytest.raises(ValueError, match="is another array"):
+            gs.load(tmp_path / "a", opt)
+
+    def test_a_change_of_parameters_within_a_step(self):
+        class Hostile(Mapping):
+            def __init__(self, entries):
+                self.entries = entries
+
+            def __getitem__(self, key):
+                opt.rebind()
+                return self.entries[key]
+
+            def __iter__(self):
+                return iter(self.entries)
+
+            def __len__(self):
+                return len(self.entries)
+
+            def __contains__(self, key):
+                return key in self.entries
+
+        opt = gs.Adam({"w": np.ones(2)})
+        with pytest.raises(RuntimeError, match="not allowed in code that a step"):
+            opt.step(Hostile({"w": np.ones(2)}))
+        assert opt.step_count == 0
+        other = gs.SGD({"w": np.ones(2)}, lr=lambda _: other.add_group(params=np.ones(1)) or 0.5)
+        with pytest.raises(RuntimeError, match="not allowed in code that a step"):
+            other.step({"w": np.ones(2)})
+        assert other.names == ["w"]
+
+    def test_a_state_dict_is_read_once(self):
+        opt = gs.Adam(np.ones(4), lr=0.1)
+        saved = opt.state_dict()
+        saved["state"][""] = Lazy(saved["state"][""], "exp_avg_sq", np.ones(3))
+        opt.load_state_dict(saved)
+        opt.step(np.ones(4))
+
+    def test_groups_of_a_state_dict(self):
+        opt = gs.Adam({"w": np.ones(4)}, lr=0.1)
+        saved = opt.state_dict()
+        [group] = saved["groups"]
+        for groups, error, words in (
+            ([], ValueError, "missing: the group of w"),
+            ([group, {**group, "lr": 0.5}], ValueError, "'w' in two groups"),
+            ([{**group, "params": [["w"]]}], TypeError, "must have names"),
+        ):
+            refused(opt, [], error, words, lambda groups=groups: opt.load_state_dict({**saved, "groups": groups}))
+        bad = {**saved, "state": {"w": {**saved["state"]["w"], "exp_avg_sq": np.full(4, -1.0)}}}
+        refused(opt, [], ValueError, "negative values", lambda: opt.load_state_dict(bad))
+
+    def test_nothing_is_loaded_where_nothing_fits(self):
+        opt, other = gs.Adam({"x": np.ones(4)}, clip_norm=1.0), gs.Adam({"w": np.ones(4)}, lr=0.5)
+        opt.step({"x": np.ones(4)})
+        assert other.load_state_dict(opt.state_dict(), strict=False).missing == ["w"]
+        assert (other.step_count, other.clip_norm, other.lr) == (0, None, 0.5)
+
+    def test_options_by_name_are_read_as_a_copy(self):
+        opt = gs.SGD({"w": np.ones(2)}, lr=1.0, options={"w": {"lr": 0.5}})
+        opt.options["w"]["lr"] = 9.0
+        assert opt.options == {"w": {"lr": 0.5}}
+        assert [group.names for group in opt.groups] == [["w"]]
+        assert repr(opt) == "SGD(1 array, lr=0.5)"
+
+    def test_the_option_lookahead(self):
+        opt = gs.NAG(np.ones(2), lookahead=True)
+        assert repr(opt.lookahead) == "True"
+        assert gs.NAG(np.ones(2), lookahead=opt.lookahead).groups[0]["lookahead"] is True
+
+    def test_a_named_tuple_with_a_constructor_of_its_own(self):
+        class Layer(namedtuple("Layer", "w b")):
+            def __new__(cls, size):
+                return super().__new__(cls, np.ones(size), np.ones(size))
+
+        opt = gs.Adam(Layer(3))
+        opt.step([np.ones(3), np.ones(3)])
+        assert type(opt.state["exp_avg"]) is Layer
+
+    def test_an_error_of_a_schedule_is_its_own(self):
+        with pytest.raises(AttributeError, match="'NoneType' object"):
+            _ = gs.SGD(np.ones(1), lr=lambda _: None.foo).lr
+
+    def test_odd_mappings_and_keys(self):
+        class NoLength(dict):
+            def items(self):
+                return [["w", np.ones(1)]]
+
+        with pytest.raises(TypeError, match="pairs"):
+            gs.SGD(NoLength(w=np.ones(1)))
+        key = Enum("Key", {"W": "w"}, type=str).W
+        assert gs.SGD({key: np.ones(1), "\ud800": np.ones(1)}).names == ["w", r"['\ud800']"]
+
+    def test_small_habits(self):
+        opt = gs.Adam({"w": np.ones((2, 2))}, betas=np.array([0.5, 0.75]))
+        assert opt.betas == (0.5, 0.75)
+        opt.groups[0].update({"lr": 0.25}, l2=0.5)
+        assert (opt.lr, opt.l2) == (0.25, 0.5)
+        assert "w" in opt.state
+        assert opt.state.get("w").keys() == {"exp_avg", "exp_avg_sq"}
+        assert opt.state.get("v") is None
+        with pytest.raises(TypeError, match="deepcopy"):
+            copy.copy(opt)
+        opt.replace("w", np.ones((0, 2)), rows=[])
+        assert opt.state["w"]["exp_avg"].shape == (0, 2)
+
+        class AdamW(gs.Adam):
+            def __init__(self, params, lr=1e-3):
+                super().__init__(params, lr, weight_decay=0.01)
+
+        assert list(inspect.signature(AdamW).parameters) == ["params", "lr"]
+        assert AdamW(np.ones(1)).weight_decay == 0.01

@@ -142,6 +142,9 @@ py::list NumPyArrays::zeros_like(const py::list& arrays, const py::dtype& dtype)
     return (at + size + kAlignment - 1) / kAlignment * kAlignment;
   };
   py::ssize_t size = 0;
+  for (const py::handle array : arrays) {
+    if (!py::isinstance<py::array>(array)) throw WrongType("zeros_like needs NumPy arrays");
+  }
   for (const py::handle array : arrays) size = next(fields_of(array.ptr()), size);
   const py::object memory = py::module_::import("numpy").attr("zeros")(size, "u1");
   char* const data = fields_of(memory.ptr()).data;

@@ -89,6 +89,18 @@ class Stepper {
   Stepper(const Stepper&) = delete;
   Stepper& operator=(const Stepper&) = delete;
 
+  // Sets a flag as long as it lives.
+  class Flag {
+   public:
+    explicit Flag(bool& flag) : flag_(flag), before_(std::exchange(flag, true)) {}
+    ~Flag() { flag_ = before_; }
+    Flag(const Flag&) = delete;
+    Flag& operator=(const Flag&) = delete;
+
+   private:
+    bool &flag_, before_;
+  };
+
   // For the garbage collector. The vectors change only while the GIL is held, and steps without it leave them alone.
   int traverse(visitproc visit, void* arg) const {
     for (const Watched& owned : owned_) {
@@ -202,6 +214,7 @@ class Stepper {
   // with the gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
   // a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
   std::optional<std::pair<py::tuple, std::vector<PossibleOverlap>>> step(const py::object& grads) {
+    const Flag stepping(is_stepping_);
     spot_check();
     if (tree_ != nullptr) tree_->check_unchanged();
     py::tuple held;
@@ -223,7 +236,17 @@ class Stepper {
     return std::nullopt;
   }
 
-  // Takes the step that step() prepared. The argument keeps its gradients alive.
+  // Takes the step that step() prepared, with the gradients that it returned. They are set again, because other steps
+  // may have been taken since then, by a signal handler or a finalizer.
+  void run_prepared(const py::tuple& held) {
+    set_gradients(held);
+    run(held);
+  }
+
+  // Whether code of the user's that was called by a step is running.
+  bool is_stepping() const { return is_stepping_; }
+
+  // The argument keeps its gradients alive.
   void run(const py::tuple&) {
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
       stepper_.run();
@@ -481,7 +504,7 @@ class Stepper {
   std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
   std::vector<std::size_t> first_of_{0};                    // where in owned_ each tensor begins, and the last ends
   std::size_t checked_ = 0;                                 // the last array of a spot check
-  bool is_bound_ = false;
+  bool is_bound_ = false, is_stepping_ = false;
   std::optional<Tree> bound_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
@@ -536,7 +559,8 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"))
       .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"))
-      .def("run", &Steps::run, py::arg("prepared"))
+      .def("run", &Steps::run_prepared, py::arg("prepared"))
+      .def_property_readonly("is_stepping", &Steps::is_stepping)
       .def_property_readonly("step_count", &Steps::step_count)
       .def_property_readonly("clocks", &Steps::clocks)
       .def("set_times", &Steps::set_times, py::arg("step_count"), py::arg("clocks"));

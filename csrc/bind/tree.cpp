@@ -29,6 +29,20 @@ std::string type_name(py::handle value) { return Py_TYPE(value.ptr())->tp_name; 
 
 std::string text(py::handle value) { return py::cast<std::string>(py::str(value)); }
 
+// A string itself, whatever a subclass shows; empty for what is no string, or not one of UTF-8.
+std::string name_of(py::handle key) {
+  if (!PyUnicode_Check(key.ptr())) return "";
+  py::ssize_t size = 0;
+  const char* const name = PyUnicode_AsUTF8AndSize(key.ptr(), &size);
+  if (name == nullptr) PyErr_Clear();
+  return name == nullptr ? "" : std::string(name, static_cast<std::size_t>(size));
+}
+
+// Whether entries of a dict can be looked up as those of a plain one, without code of a subclass.
+bool is_plain_dict(PyObject* value) {
+  return PyDict_Check(value) && Py_TYPE(value)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
+}
+
 py::object fields_of(py::handle value) {
   py::list names;
   for (py::handle field : py::module_::import("dataclasses").attr("fields")(value)) names.append(field.attr("name"));
@@ -95,9 +109,13 @@ void Tree::add(py::handle value, std::size_t parent, std::size_t index, py::obje
     }
   } else if (kind == Kind::kMapping) {
     for (py::handle pair : py::list(value.attr("items")())) {
+      if (!PyTuple_Check(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) {
+        throw WrongType(label(what_, number) + " must have items() that are pairs of a key and an entry");
+      }
       const auto item = py::reinterpret_borrow<py::tuple>(pair);
       const py::object name = item[0];
-      const bool plain = PyUnicode_Check(name.ptr()) && text(name).find_first_of(".[") == std::string::npos;
+      const std::string of = name_of(name);
+      const bool plain = !of.empty() && of.find_first_of(".[") == std::string::npos;
       has_odd_keys_ = has_odd_keys_ || !plain;
       add_entry(item[1], name);
     }
@@ -127,7 +145,7 @@ std::string Tree::path_of(std::size_t number) const {
   std::string of = path_of(node.parent);
   const py::object& key = keys_[number];
   if (!key) return of + "[" + std::to_string(node.index) + "]";
-  const std::string name = PyUnicode_Check(key.ptr()) ? text(key) : "";
+  const std::string name = name_of(key);
   if (name.empty() || name[0] == '[') return of + "[" + text(py::repr(key)) + "]";
   return of + (of.empty() ? "" : ".") + name;
 }
@@ -218,12 +236,12 @@ std::size_t Tree::walk_list(std::size_t number, py::handle value, const std::str
 template <class Visit>
 std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::string& what, const Visit& visit) const {
   PyObject* const dict = value.ptr();
-  const bool is_dict = PyDict_CheckExact(dict);
+  const bool is_dict = is_plain_dict(dict);
   if (!is_dict && !is_mapping(value)) refuse(number, value, what);
   const std::size_t size = nodes_[number].size;
-  if (static_cast<std::size_t>(is_dict ? PyDict_GET_SIZE(dict) : PyObject_Size(dict)) != size) {
-    refuse(number, value, what);
-  }
+  const py::ssize_t given_size = is_dict ? PyDict_GET_SIZE(dict) : PyObject_Size(dict);
+  if (given_size < 0) throw py::error_already_set();
+  if (static_cast<std::size_t>(given_size) != size) refuse(number, value, what);
   // Most dicts have the keys in the same order.
   py::ssize_t place = 0;
   bool in_order = is_dict;
@@ -237,6 +255,8 @@ std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::str
       if (entry == nullptr) refuse_missing(PyExc_KeyError, number, value, what);
       entries.walk(entry, what, visit);
     } else {
+      const int has_key = PySequence_Contains(dict, key);  // before a lookup, which may make the entry
+      if (has_key <= 0) refuse_missing(PyExc_KeyError, number, value, what);
       const auto item = py::reinterpret_steal<py::object>(PyObject_GetItem(dict, key));
       if (!item) refuse_missing(PyExc_KeyError, number, value, what);
       entries.walk(item, what, visit);
@@ -247,6 +267,8 @@ std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::str
 
 template <class Visit>
 std::size_t Tree::walk_fields(std::size_t number, py::handle value, const std::string& what, const Visit& visit) const {
+  const bool is_same_type = value.get_type().is(nodes_[number].type);
+  if (!is_same_type && !has(value.get_type(), "__dataclass_fields__")) refuse(number, value, what);
   Entries entries(*this, number);
   for (std::size_t i = 0; i < nodes_[number].size; ++i) {
     const auto entry = py::reinterpret_steal<py::object>(PyObject_GetAttr(value.ptr(), entries.key()));
@@ -349,7 +371,7 @@ py::object Tree::build_from(std::size_t& number, const py::sequence& leaves) con
     for (const auto& [key, entry] : named) set(made, key, entry);
     return made;
   }
-  if (has(node.type, "_fields")) return node.type(*py::tuple(entries));
+  if (has(node.type, "_fields")) return node.type.attr("_make")(entries);  // without __new__, as above
   const bool is_tuple = PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(node.type.ptr()), &PyTuple_Type) != 0;
   return is_tuple ? py::object(py::tuple(entries)) : py::object(entries);
 }

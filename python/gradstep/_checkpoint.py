@@ -49,6 +49,7 @@ def plan(
     *,
     rule: str,
     scalars: Sequence[str],
+    non_negative: Sequence[str],
     ours: Mapping[str, Mapping[str, Any]],
     groups: Sequence[Sequence[str]],
     known: Mapping[str, Option[Any]],
@@ -59,6 +60,7 @@ def plan(
     `ours` has the state of each tensor, and `groups` the names of each group's tensors.
     """
     _expect(saved, Mapping, WHAT)
+    saved = dict(saved)  # everything is read once: a mapping may give another value the next time
     if saved.get("rule", rule) != rule:
         raise ValueError(f"{WHAT} is for the rule {saved['rule']!r}, but this optimizer has the rule {rule!r}")
     if "format" not in saved:
@@ -71,25 +73,38 @@ def plan(
         check_all(saved["options"], known, f"{WHAT}['options']"),
     )
     differences = result.differences
-    differences.missing.extend(name for name in ours if name not in saved["state"])
-    differences.unexpected.extend(name for name in saved["state"] if name not in ours)
+    state = dict(saved["state"])
+    _expect_names(state, f"{WHAT}['state']")
+    differences.missing.extend(name for name in ours if name not in state)
+    differences.unexpected.extend(name for name in state if name not in ours)
     own_arrays = _Extents(array for own in ours.values() for array in own.values() if isinstance(array, np.ndarray))
     for name, own in ours.items():
-        if name not in saved["state"]:
+        if name not in state:
             continue
         where = f"{WHAT}['state'][{name!r}]"
-        given = saved["state"][name]
-        _expect(given, Mapping, where)
+        _expect(state[name], Mapping, where)
+        given = dict(state[name])
         wrong = _compare(given, own, library, where, own_arrays)
         if wrong:
             differences.mismatched.append(f"{name} ({'; '.join(wrong)})")
             continue
+        for key in non_negative:
+            if key in given and given[key].dtype.kind != "u" and np.any(given[key] < 0):
+                raise ValueError(f"{where}[{key!r}] has negative values, which no step gives")
         result.arrays[name] = {key: plain(given[key]) for key, value in own.items() if _is_array(value)}
         result.clocks[name] = (
             COUNT.check(given["step"], f"{where}['step']"),
             [UP_TO_ONE.check(given[scalar], f"{where}[{scalar!r}]") for scalar in scalars],
         )
-    result.groups = _options_of(saved["groups"], groups, known, differences)
+    of_names = _options_of_names(saved["groups"], known)
+    differences.missing.extend(f"the group of {name}" for name in result.clocks if name not in of_names)
+    for number, names in enumerate(groups):
+        found = dict(of_names[name] for name in names if name in of_names and name in result.clocks)
+        if len({repr(options) for options in found.values()}) > 1:
+            differences.mismatched.append(f"group {number} (its parameters had different options)")
+            found = {}
+        options = next(iter(found.values()), {})
+        result.groups.append({name: value for name, value in options.items() if name not in _storage.OPTIONS})
     return result
 
 
@@ -127,37 +142,27 @@ def _compare(
     return wrong
 
 
-def _options_of(
-    saved: Sequence[Any],
-    groups: Sequence[Sequence[str]],
-    known: Mapping[str, Option[Any]],
-    differences: Differences,
-) -> list[dict[str, Any]]:
-    """The options of each of our groups: those of the saved group that has its tensors.
-
-    Options of storage are left out, because the arrays themselves show how they are stored.
-    """
+def _options_of_names(saved: Sequence[Any], known: Mapping[str, Option[Any]]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """The number and the options of the group that each parameter was in, by name."""
     of_names: dict[str, tuple[int, dict[str, Any]]] = {}
     for number, group in enumerate(saved):
         where = f"{WHAT}['groups'][{number}]"
         _expect(group, Mapping, where)
-        if not isinstance(group.get("params"), (list, tuple)):
+        options = dict(group)
+        names = options.pop("params", None)
+        if not isinstance(names, (list, tuple)):
             raise TypeError(f"{where} must have a list of names as 'params'")
-        options = {name: value for name, value in group.items() if name != "params"}
+        _expect_names(names, f"{where}['params']")
         if callable(options.get("lr")):
             raise TypeError(f"{where}: lr must be a number or None, not a callable")
         if options.get("lr") is None:
             options.pop("lr", None)
-        of_names |= dict.fromkeys(group["params"], (number, check_all(options, known, where)))
-    taken = []
-    for number, names in enumerate(groups):
-        found = dict(of_names[name] for name in names if name in of_names)
-        if len({repr(options) for options in found.values()}) > 1:
-            differences.mismatched.append(f"group {number} (its parameters had different options)")
-            found = {}
-        options = next(iter(found.values()), {})
-        taken.append({name: value for name, value in options.items() if name not in _storage.OPTIONS})
-    return taken
+        checked = check_all(options, known, where)
+        for name in names:
+            if name in of_names:
+                raise ValueError(f"{WHAT} has {name!r} in two groups, {of_names[name][0]} and {number}")
+            of_names[name] = number, checked
+    return of_names
 
 
 def _from_positions(
@@ -200,6 +205,12 @@ def _expect(value: object, kind: Any, name: str) -> None:
     if not isinstance(value, kind) or isinstance(value, str):
         words = {Mapping: "a dict", Sequence: "a list"}[kind]
         raise TypeError(f"{name} must be {words}, not {type(value).__name__}")
+
+
+def _expect_names(names: Iterable[object], where: str) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{where} must have names of parameters, not {name!r}")
 
 
 def _is_array(value: object) -> bool:

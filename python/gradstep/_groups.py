@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from . import _core
@@ -54,10 +55,10 @@ class OptionGroup(Mapping[str, Any]):
     def schedule(self, value: Schedule) -> None:
         self["lr"] = value
 
-    def update(self, **options: Any) -> None:
+    def update(self, given: Mapping[str, Any] = MappingProxyType({}), /, **options: Any) -> None:
         """Sets several options at once, or none if one is invalid. Raises TypeError or ValueError."""
         with self._engine.lock:
-            self.apply(self.checked(options))
+            self.apply(self.checked({**given, **options}))
 
     def checked(self, options: Mapping[str, Any], loading: bool = False) -> dict[str, Any]:
         """Validated options, in their plain types. Raises TypeError or ValueError.

@@ -19,6 +19,7 @@ from ._options import (
     POSITIVE,
     SEED,
     Argument,
+    ByName,
     Declared,
     LearningRate,
     Number,
@@ -51,6 +52,16 @@ class State(dict[str, Any]):
     def __init__(self, by_name: Mapping[str, Any], kept: Mapping[str, dict[str, Array]]) -> None:
         super().__init__(by_name)
         self._kept = kept
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._kept
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def __missing__(self, name: str) -> dict[str, Array]:
         if name not in self._kept:
@@ -86,6 +97,7 @@ class Optimizer(Declared):
         "_nests",  # of parameters, one for each group that was given
         "_numbers",  # the number of each parameter's group
         "_params",  # the parameters by name, as their library has them
+        "_specs",  # the groups that were given, None without groups
         "_step_options",
     )
 
@@ -104,6 +116,9 @@ class Optimizer(Declared):
     """The options of the whole step."""
     defaults: ClassVar[dict[str, Any]] = {}
     """Their defaults."""
+    signature: ClassVar[inspect.Signature]
+    """The arguments of the class. Those of a derived class may be others."""
+    __signature__: ClassVar[inspect.Signature]
 
     params: Argument[Params] = Argument(
         doc="The parameters: an array, any nesting of lists, tuples, named tuples, dicts and dataclasses of "
@@ -187,7 +202,7 @@ class Optimizer(Declared):
         "norm, of gradients that are infinite or above 1e154, all finite gradients count as zero. `grad_norm` "
         "is the norm of the last step.",
     )
-    options: Argument[Mapping[str, Mapping[str, Any]] | None] = Argument(
+    options: ByName = ByName(
         default=None,
         kw_only=True,
         doc='Options of parameters by name: `{"*.bias": {"weight_decay": 0}}`. A key is the name of a parameter, '
@@ -204,7 +219,10 @@ class Optimizer(Declared):
 
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):
-            return  # derived from one of the optimizers: the options are those of that
+            if "__init__" in vars(cls):  # derived from one of the optimizers: the options are those of that
+                arguments = list(inspect.signature(vars(cls)["__init__"]).parameters.values())
+                cls.__signature__ = inspect.Signature(arguments[1:])
+            return
         own, common = (
             {name: argument for name, argument in vars(of).items() if isinstance(argument, Argument)}
             for of in (cls, Optimizer)
@@ -218,7 +236,7 @@ class Optimizer(Declared):
         cls.known = {a.name: a for a in ordered if isinstance(a, Option) and not isinstance(a, StepOption)}
         cls.step_options = {a.name: a for a in ordered if isinstance(a, StepOption)}
         cls.defaults = {name: option.default for name, option in cls.known.items()}
-        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        cls.__signature__ = cls.signature = inspect.Signature(
             [
                 inspect.Parameter(
                     a.name,
@@ -243,7 +261,7 @@ class Optimizer(Declared):
         self._step_options = check_all(
             {name: arguments[name] for name in cls.step_options}, cls.step_options, cls.__name__
         )
-        self._nests = [group["params"] for group in params] if is_groups(params) else [params]
+        self._specs = list(params) if is_groups(params) else None
         self._begin({(base, ()): {**defaults, **options} for base, options in enumerate(own)}, {}, {}, 0, {})
         self._refuse_unused(own)
 
@@ -259,8 +277,14 @@ class Optimizer(Declared):
         self._engine = Engine(type(self).__name__)
         self._keys = list(groups)
         self._groups = [OptionGroup(self._engine, type(self), i, options) for i, options in enumerate(groups.values())]
-        self._rebuild(self._nests, kept, clocks, step_count, numbers)
+        self._rebuild(self._read(), kept, clocks, step_count, numbers)
         self._engine.wait()
+
+    def _read(self) -> list[Any]:
+        """The nests of parameters that were given, as they are now: one for each group."""
+        if self._specs is None:
+            return [self._arguments["params"]]
+        return [spec["params"] for spec in self._specs]
 
     def _rebuild(
         self,
@@ -309,7 +333,7 @@ class Optimizer(Declared):
         self._given = dict(zip(paths, leaves, strict=True))
         self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
         self._kept = {path: made[path] for path in paths}
-        self._engine.begin(library, tree, stepper)
+        self._engine.begin(library, tree, stepper, prepares=self._is_grouped)
         if any(group.schedule for group in groups):
             self._engine.expect_schedule()
         for group in groups:
@@ -381,7 +405,7 @@ class Optimizer(Declared):
 
     @property
     def _is_grouped(self) -> bool:
-        return is_groups(self._arguments["params"])
+        return self._specs is not None
 
     # Steps.
 
@@ -427,6 +451,12 @@ class Optimizer(Declared):
     def _prepare(self, stream: Any) -> None:
         """Prepares a step on a GPU or with schedules."""
         engine = self._engine
+        for number, (spec, nest) in enumerate(zip(self._specs or (), self._nests, strict=False)):
+            if spec["params"] is not nest:
+                raise ValueError(
+                    f'{engine.name}: the "params" of group {number} have been replaced; '
+                    "call rebind() to step the new ones"
+                )
         engine.use(stream)
         if not engine.is_scheduled:
             return
@@ -459,7 +489,7 @@ class Optimizer(Declared):
     @property
     def groups(self) -> list[OptionGroup]:
         """The options of each group of parameters: the given groups, or one, and those made for patterns of names."""
-        return list(self._groups)
+        return [group for group in self._groups if group.names or self._is_grouped]
 
     @property
     def schedule(self) -> Schedule | None:
@@ -480,7 +510,7 @@ class Optimizer(Declared):
     def _common_value(self, name: str) -> Any:
         """The value of an option that all groups share."""
         with self._engine.lock:
-            values = {group.number: group[name] for group in self._groups if group.names}
+            values = {number: group[name] for number, group in enumerate(self.groups) if group.names}
         first, *rest = values.values()
         if any(value != first for value in rest):
             shown = ", ".join(f"{number}: {value!r}" for number, value in values.items())
@@ -528,7 +558,9 @@ class Optimizer(Declared):
 
     def _named_params(self, params: Any = None) -> dict[str, Array]:
         """The parameters by name; or the arrays of another nest of the same structure."""
+        self._check_settled("saving or loading parameters")
         if params is None:
+            self._engine.tree.check_unchanged()
             return dict(self._params)
         nest = [group["params"] for group in params] if is_groups(params) else params
         return dict(zip(self._params, self._engine.tree.flatten(nest, "params"), strict=True))
@@ -542,7 +574,10 @@ class Optimizer(Declared):
         array has another shape or dtype: see `replace`.
         """
         with self._engine.lock:
-            self._take_over(self._nests)
+            given = self._arguments["params"]
+            if self._specs is not None and len(given) != len(self._specs):
+                raise ValueError(f"params has {len(given)} groups, but had {len(self._specs)}; add_group() adds one")
+            self._take_over(self._read())
 
     def add_group(self, group: Mapping[str, Any] | None = None, /, **given: Any) -> None:
         """Adds a group: a dict or keywords, with its parameters as "params" and options that override the first's.
@@ -559,20 +594,23 @@ class Optimizer(Declared):
             if "params" not in spec:
                 raise TypeError(f'{owner}: a group needs its parameters as "params"')
             own = check_all({k: v for k, v in spec.items() if k != "params"}, self.known, f"{owner}, add_group")
-            before = self._arguments, self._keys, self._groups, self._given, self._params, self._kept
+            before = self._arguments, self._specs, self._keys, self._groups, self._given, self._params, self._kept
             try:
-                if not self._is_grouped:
-                    self._arguments = {**self._arguments, "params": [{"params": self._nests[0]}]}
+                if self._specs is None:
+                    self._specs = [{"params": self._nests[0]}]
                     self._given, self._params, self._kept = (
                         {"[0]" + _storage.suffix(path): value for path, value in of.items()}
                         for of in (self._given, self._params, self._kept)
                     )
-                self._keys = [*self._keys, (len(self._nests), ())]
+                self._keys = [*self._keys, (len(self._specs), ())]
+                self._specs = [*self._specs, spec]
+                self._arguments = {**self._arguments, "params": self._specs}
                 options = {**self._groups[0].raw, **own}
                 self._groups = [*self._groups, OptionGroup(self._engine, type(self), len(self._groups), options)]
-                self._take_over([*self._nests, spec["params"]])
+                self._take_over(self._read())
             except BaseException:
-                self._arguments, self._keys, self._groups, self._given, self._params, self._kept = before
+                self._arguments, self._specs, self._keys, self._groups, *maps = before
+                self._given, self._params, self._kept = maps
                 raise
 
     def replace(self, name: str, array: Any, rows: Any = None) -> None:
@@ -600,28 +638,31 @@ class Optimizer(Declared):
         with self._engine.lock:
             if name not in self._params:
                 raise ValueError(f"{owner}: there is no parameter {name!r}{did_you_mean(name, self._params)}")
-            if _core.Tree([array], name).paths != ["[0]"]:
-                raise TypeError(f"{owner}: {name} must be an array, not {type(array).__name__}")
+            engine = self._engine
+            if _core.Tree([array], name).paths != ["[0]"] or library_of(array) is not engine.library:
+                raise TypeError(
+                    f"{owner}: {name} must be an array of {engine.library.name}, not {type(array).__name__}"
+                )
+            engine.library.core.Stepper(self.rule, None, f"params{_storage.suffix(name)}").check_params([array])
             place = self.names.index(name)
             group = self._groups[self._numbers[place]]
             kept = _storage.moved_rows(
                 self._params[name], array, rows, self._kept[name], lambda: self._make([array], group)[0], name
             )
-            keys = self._engine.tree.keys(place)
-            nests = list(self._nests)
-            undo = _put(nests, keys if self._is_grouped else [0, *keys], array, name)
+            keys = engine.tree.keys(place)
+            if self._specs is not None:
+                undo = _put(self._specs, [keys[0], "params", *keys[1:]], array, name)
+            else:
+                undo = _put(self._arguments, ["params", *keys], array, name)
             try:
-                self._take_over(nests, {name: kept})
+                self._take_over(self._read(), {name: kept})
             except BaseException:
                 undo()
                 raise
-            if not self._is_grouped:
-                self._arguments["params"] = nests[0]
-            elif len(keys) == 1:
-                self._arguments["params"][keys[0]]["params"] = array
 
     def _take_over(self, nests: list[Any], renewed: Mapping[str, dict[str, Array]] = MappingProxyType({})) -> None:
         """Steps these nests from now on, with what is kept for each tensor, or `renewed` for it, by name."""
+        self._check_settled("a change of parameters")
         engine = self._engine
         if engine.stepper.is_captured:
             raise RuntimeError(
@@ -651,12 +692,18 @@ class Optimizer(Declared):
         self._rebuild(nests, kept, clocks, engine.stepper.step_count, numbers)
         engine.wait()
 
+    def _check_settled(self, what: str) -> None:
+        """Raises RuntimeError where parameters and states are not those that a step has left."""
+        if self._engine.is_busy:
+            raise RuntimeError(f"{self._engine.name}: {what} is not allowed in code that a step or a schedule calls")
+
     # Checkpoints and copies.
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later run needs to continue with the same bits, as plain data with copies of the arrays.
 
-        Parameters are not included. A schedule is saved as None, and the new optimizer keeps its own.
+        Parameters are not included. A schedule is saved as None, and the new optimizer keeps its own; a
+        number as lr replaces a schedule.
 
         Returns
         -------
@@ -711,12 +758,14 @@ class Optimizer(Declared):
             values that no step gives, callables, masks, and arrays that share memory with the optimizer's own.
         """
         with self._engine.lock:
+            self._check_settled("load_state_dict()")
             engine = self._engine
             engine.wait()
             plan = _checkpoint.plan(
                 saved,
                 rule=self.rule,
                 scalars=self.scalar_names(),
+                non_negative=RULES[self.rule]["non_negative"],
                 ours=self._own_state(),
                 groups=[group.names for group in self._groups],
                 known={**self.known, **self.step_options},
@@ -724,17 +773,19 @@ class Optimizer(Declared):
             )
             if strict:
                 plan.differences.refuse()
-            options = [
+            checked = [
                 group.checked(options, loading=True) for group, options in zip(self._groups, plan.groups, strict=True)
             ]
-            self._set_step_options(plan.options)  # first, because a device may refuse it
-            for group, checked in zip(self._groups, options, strict=True):
-                group.apply(checked)
+            if plan.clocks:
+                self._set_step_options(plan.options)  # first, because a device may refuse it
+            for group, options in zip(self._groups, checked, strict=True):
+                group.apply(options)
             for path, arrays in plan.arrays.items():
                 for name, array in arrays.items():
                     engine.library.from_numpy(self._kept[path][name], array)
             clocks = dict(zip(self._params, engine.stepper.clocks, strict=True)) | plan.clocks
-            engine.stepper.set_times(plan.step_count, list(clocks.values()))
+            if plan.clocks:
+                engine.stepper.set_times(plan.step_count, list(clocks.values()))
             engine.wait()
             engine.rates.clear()
             return plan.differences
@@ -771,10 +822,11 @@ class Optimizer(Declared):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the parameters and gradients as they were given, options, states, step numbers."""
         with self._engine.lock:
+            self._check_settled("a copy or pickle")
             self._engine.wait()
             return {
                 "arguments": self._arguments,
-                "nests": self._nests,
+                "specs": self._specs,
                 "step_options": self._step_options,
                 "groups": {key: group.raw for key, group in zip(self._keys, self._groups, strict=True)},
                 "kept": self._kept,
@@ -786,11 +838,14 @@ class Optimizer(Declared):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._arguments = state["arguments"]
-        self._nests = state["nests"]
+        self._specs = state["specs"]
         self._step_options = state["step_options"]
         self._begin(state["groups"], state["kept"], state["clocks"], state["step_count"], state["numbers"])
         for name, value in state["others"].items():  # attributes of a derived class
             setattr(self, name, value)
+
+    def __copy__(self) -> None:
+        raise TypeError("a shallow copy would share the states, but not the step numbers; use copy.deepcopy()")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
@@ -806,6 +861,8 @@ class Optimizer(Declared):
                 raise AttributeError(self._unknown(name), name=name, obj=self) from None
 
         def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property, or a slot of a derived class, that raised an AttributeError
+                return object.__getattribute__(self, name)
             raise AttributeError(self._unknown(name), name=name, obj=self)
 
     def _unknown(self, name: str) -> str:
@@ -813,7 +870,8 @@ class Optimizer(Declared):
         return f"{type(self).__name__} has no attribute {name!r}{did_you_mean(name, public)}"
 
     def __repr__(self) -> str:
-        options = {name: value for name, value in self._groups[0].raw.items() if value != self.defaults[name]}
+        first = next(group for group in self._groups if group.names)
+        options = {name: value for name, value in first.raw.items() if value != self.defaults[name]}
         options |= {name: value for name, value in self._step_options.items() if value is not None}
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
         count = len(self._params)
@@ -822,7 +880,7 @@ class Optimizer(Declared):
 
 def _bind(cls: type[Optimizer], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, with defaults. Raises TypeError as a function of that signature does."""
-    signature: inspect.Signature = cls.__signature__  # type: ignore[attr-defined]
+    signature = cls.signature
     for name in given:
         if name not in signature.parameters:
             hint = did_you_mean(name, signature.parameters) or f"; it has {', '.join(signature.parameters)}"
@@ -862,7 +920,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\*", ".*").replace(r"\?", "."), re.DOTALL)
 
 
-def _put(nests: list[Any], keys: Sequence[Any], array: Any, name: str) -> Callable[[], None]:
+def _put(nests: Any, keys: Sequence[Any], array: Any, name: str) -> Callable[[], None]:
     """Puts an array into a nest, and returns a function that undoes it. Raises ValueError if the nest is immutable."""
     container: Any = nests
     for key in keys[:-1]:

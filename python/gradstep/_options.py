@@ -95,6 +95,7 @@ def pair_of(domain: Domain) -> Domain:
     """Tuples or lists of two values of a domain, as a tuple."""
 
     def plain(value: Any) -> tuple[Any, Any]:
+        value = value.tolist() if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist") else value
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise TypeError
         first, second = (domain.plain(scalar(x)) for x in value)
@@ -159,6 +160,17 @@ class Argument(Generic[T]):
 
     def __set__(self, opt: Any, value: T) -> None:
         raise AttributeError(f"{type(opt).__name__}: {self.name} cannot be set after construction")
+
+
+class ByName(Argument[Mapping[str, Mapping[str, Any]] | None]):
+    """Options of parameters by name, which are read as a copy."""
+
+    @overload
+    def __get__(self, opt: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> Mapping[str, Mapping[str, Any]] | None: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        return self if opt is None else {name: dict(own) for name, own in opt._arguments[self.name].items()}
 
 
 class Option(Argument[T]):
@@ -233,7 +245,7 @@ class StepOption(Option[T]):
         opt._set_step_options({self.name: value})
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(Argument, Option, Number, LearningRate, StepOption))
+@dataclass_transform(eq_default=False, field_specifiers=(Argument, ByName, Option, Number, LearningRate, StepOption))
 class Declared:
     """The base of classes whose arguments are attributes, from which type checkers derive the signature."""
 

@@ -74,10 +74,15 @@ class Engine:
         self._asking: list[Schedule] = []
         Engine.alive.add(self)
 
-    def begin(self, library: Library, tree: _core.Tree, stepper: _core.Stepper) -> None:
+    def begin(self, library: Library, tree: _core.Tree, stepper: _core.Stepper, prepares: bool) -> None:
         """Steps with another stepper from now on."""
         self.library, self.tree, self.stepper = library, tree, stepper
-        self.prepares = self.prepares or library.on_gpu
+        self.prepares = self.prepares or prepares or library.on_gpu
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the caller is code that a step or a schedule has called."""
+        return bool(self._asking) or getattr(getattr(self, "stepper", None), "is_stepping", False)
 
     def expect_schedule(self) -> None:
         """A group has a schedule from now on."""

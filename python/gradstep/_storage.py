@@ -152,6 +152,7 @@ def moved_rows(
         return for_other(old, new, kept, name)
     library = library_of(new)
     index = np.asarray(rows)
+    index = index if index.size else index.astype(np.intp)
     if old.ndim == 0 or new.ndim == 0:
         raise ValueError(f"{name}: an array without axes has no rows")
     if index.ndim != 1 or index.dtype.kind not in "iu" or index.shape[0] != new.shape[0]:

@@ -83,9 +83,17 @@ class Momentum(Optimizer):
 
 
 class Ahead(int):
-    """Whether NAG's `lookahead` is on, 1 or 0; calling it gives the context in which the parameters are ahead."""
+    """Whether NAG's `lookahead` is on; calling it gives the context in which the parameters are ahead."""
 
     opt: NAG
+    ndim = 0
+
+    def item(self) -> bool:
+        """As a bool, as of NumPy's scalars."""
+        return bool(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
 
     def __call__(self) -> AbstractContextManager[None]:
         """Moves the parameters to the point ahead, and restores their exact bits on leaving, also on an exception.
@@ -200,10 +208,10 @@ class NAG(Optimizer):
                     stack.callback(assign, param, bits)
                 self._is_ahead = False
 
-    def _take_over(self, *args: Any) -> None:
+    def _check_settled(self, what: str) -> None:
+        super()._check_settled(what)
         if self._is_ahead:
-            raise RuntimeError("parameters cannot be exchanged within lookahead(): leave it first")
-        super()._take_over(*args)
+            raise RuntimeError(f"{what} cannot be used within lookahead(): leave it first")
 
     def _prepare(self, stream: Any) -> None:
         if self._is_ahead:
