@@ -89,7 +89,7 @@ def plan(
             differences.mismatched.append(f"{name} ({'; '.join(wrong)})")
             continue
         for key in non_negative:
-            if key in given and given[key].dtype.kind != "u" and np.any(given[key] < 0):
+            if key in given and _has_negative(given[key]):
                 raise ValueError(f"{where}[{key!r}] has negative values, which no step gives")
         result.arrays[name] = {key: plain(given[key]) for key, value in own.items() if _is_array(value)}
         result.clocks[name] = (
@@ -205,6 +205,12 @@ def _expect(value: object, kind: Any, name: str) -> None:
     if not isinstance(value, kind) or isinstance(value, str):
         words = {Mapping: "a dict", Sequence: "a list"}[kind]
         raise TypeError(f"{name} must be {words}, not {type(value).__name__}")
+
+
+def _has_negative(array: Array) -> bool:
+    """Whether a number is below zero; codes without a sign are not, and NaN is not either."""
+    with np.errstate(invalid="ignore"):
+        return array.dtype.kind != "u" and bool(np.any(plain(array) < 0))
 
 
 def _expect_names(names: Iterable[object], where: str) -> None:
