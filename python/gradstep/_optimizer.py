@@ -758,7 +758,7 @@ class Optimizer(Declared):
             values that no step gives, callables, masks, and arrays that share memory with the optimizer's own.
         """
         with self._engine.lock:
-            self._check_settled("load_state_dict()")
+            Optimizer._check_settled(self, "load_state_dict()")  # states alone: within lookahead() it is fine
             engine = self._engine
             engine.wait()
             plan = _checkpoint.plan(
