@@ -82,7 +82,7 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether the caller is code that a step or a schedule has called."""
-        return bool(self._asking) or getattr(getattr(self, "stepper", None), "is_stepping", False)
+        return bool(self._asking) or self.stepper.is_stepping
 
     def expect_schedule(self) -> None:
         """A group has a schedule from now on."""

@@ -112,9 +112,7 @@ def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapp
         kept[state] = library.zeros(shape, "int8" if signed else "uint8", param, place)
         kept[scale_of(state)] = library.zeros((q8.blocks(math.prod(shape)),), "float32", param)
         if first:
-            codes, scales = q8.encode(np.full(shape, first, np.float32), signed)
-            library.from_numpy(kept[state], codes)
-            library.from_numpy(kept[scale_of(state)], scales)
+            _set_numbers(kept, state, np.full(shape, first, np.float32), library)
     return kept
 
 
@@ -202,7 +200,7 @@ def values(kept: Mapping[str, Array], state: str) -> Array:
     if scale_of(state) not in kept:
         return kept[state]
     library = library_of(kept[state])
-    numbers = q8.decode(library.to_numpy(kept[state]), library.to_numpy(kept[scale_of(state)]))
+    numbers = _numbers(kept, state, library)
     if not library.on_gpu:
         return numbers
     there = library.zeros(numbers.shape, "float32", kept[state])
