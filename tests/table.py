@@ -18,7 +18,15 @@ DTYPES = ("float32", "float64")
 ISAS = _core.supported_isas()
 PREFETCHES = _core.prefetch_choices()
 THREADS = (1, 2, 3, 8)
-WHOLE = ("params", "clip_norm", "options", "grads")  # what the classes take besides options of groups
+WHOLE = (
+    "params",
+    "clip_norm",
+    "clip_per_tensor",
+    "on_nonfinite",
+    "loss_scale",
+    "options",
+    "grads",
+)  # what the classes take besides options of groups
 NOT_IN_REFERENCE = ("options",)  # what says which steps to take, and not how one is computed
 STEPS = 24
 SHORT = 3  # the number of steps in tests that cross storage with everything else
@@ -37,6 +45,7 @@ COMMON = [
     {"l2": 0.01},
     {"weight_decay": 0.1},
     {"flush_subnormals": True},
+    {"clip_value": 0.5},
     {"lr": schedule, "l2": 0.3, "weight_decay": 0.2, "maximize": True},
 ]
 ALMOST_1 = 1 - 1e-12  # 1 in float32, but 1 - ALMOST_1 is not 0

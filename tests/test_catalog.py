@@ -32,8 +32,9 @@ CONTRACT = {
 }
 COMMON = (
     "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "
-    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, frozen=False, "
-    "clip_norm=None, options=None, grads=None"
+    "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, clip_value=None, "
+    "frozen=False, clip_norm=None, clip_per_tensor=None, on_nonfinite='propagate', loss_scale=None, options=None, "
+    "grads=None"
 )
 
 
@@ -89,7 +90,7 @@ def test_every_rule_has_its_bare_kernel(rule):
 
 
 # Options documented before and after the sections of the rules.
-AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals", "stochastic_rounding"}
+AROUND = {"l2", "weight_decay", "maximize", "flush_subnormals", "stochastic_rounding", "clip_value"}
 
 
 @pytest.mark.parametrize("rule", CORE)

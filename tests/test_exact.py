@@ -100,7 +100,7 @@ def settings_of_a_rule(draw):
         elif isinstance(value, bool):
             drawn = st.booleans()
         elif isinstance(value, float):
-            drawn = fraction
+            drawn = fraction if name != "clip_value" else fraction.filter(bool)
         else:
             continue
         if draw(st.booleans()):

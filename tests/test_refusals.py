@@ -417,6 +417,7 @@ PAIRS = [0.9, (0.9,), (0.9, 0.9, 0.9), "ab", None, {0.9, 0.5}, (0.9, "a"), (None
 BAD_OPTIONS = {
     "lr": (NOT_NUMBERS[:-1], NEGATIVE),
     **dict.fromkeys(["l2", "weight_decay", "eps", "eps_root", "lr_decay"], (NOT_NUMBERS, NEGATIVE)),
+    "clip_value": (["1", [], True], [0.0, -1.0, float("inf"), float("nan")]),
     "initial_accumulator": (NOT_NUMBERS, NEGATIVE),
     "initial_scale": (NOT_NUMBERS, NEGATIVE),
     "momentum_decay": ([x for x in NOT_NUMBERS if x is not None], NEGATIVE),

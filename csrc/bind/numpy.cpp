@@ -1,5 +1,6 @@
 #include "bind/bind.h"
 #include "bind/numpy_arrays.h"
+#include "bind/step_result.h"
 #include "bind/stepper.h"
 #include "cpu/isa.h"
 
@@ -62,6 +63,7 @@ void register_numpy(py::module_& m) {
   m.def("zeros_like", &NumPyArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
+  register_step_result(m);
   register_stepper<NumPyArrays>(m);
   m.def(
       "global_norm",

@@ -145,9 +145,16 @@ class Stepper {
   }
   void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
 
-  // None: no clipping.
-  void set_clip_norm(const std::optional<double>& limit) { stepper_.set_clip_norm(limit); }
-  void set_skip_nonfinite(bool on) { stepper_.set_skip_nonfinite(on); }
+  // None: no such limit; at most one of the limits is given.
+  void set_gradient_pass(const std::optional<double>& clip_norm, const std::optional<double>& clip_per_tensor,
+                         const std::string& on_nonfinite) {
+    PassOptions asked{};
+    asked.clipping = clip_norm ? Clipping::kGlobal : clip_per_tensor ? Clipping::kPerTensor : Clipping::kNone;
+    asked.limit = clip_norm ? *clip_norm : clip_per_tensor.value_or(0);
+    asked.skips_nonfinite = on_nonfinite != "propagate";
+    stepper_.set_gradient_pass(asked);
+    raises_ = on_nonfinite == "raise";
+  }
 
   // Sets whether steps leave the group's tensors as they are.
   void set_frozen(int group, bool frozen) {
@@ -166,10 +173,25 @@ class Stepper {
     }
   }
 
+  // The last step's result. Waits for a device.
+  py::object result() {
+    std::optional<GradientPass> pass;
+    std::int64_t step_count = 0;
+    may_wait([&] {
+      pass = stepper_.gradient_pass();
+      step_count = stepper_.step_count();
+    });
+    std::string name;
+    const bool names = pass && pass->nonfinite.exists();
+    if (names) name = stepper_.name(pass->nonfinite.tensor);
+    if (!name.empty() && name[0] == '.') name.erase(0, 1);
+    return Arrays::make_result(step_count, pass, names ? &name : nullptr);
+  }
+
   std::optional<double> grad_norm() {
-    std::optional<double> norm;
-    without_gil([&] { norm = stepper_.grad_norm(); });
-    return norm;
+    std::optional<GradientPass> pass;
+    without_gil([&] { pass = stepper_.gradient_pass(); });
+    return pass ? std::optional(pass->norm) : std::nullopt;
   }
 
   // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
@@ -209,11 +231,12 @@ class Stepper {
     return found;
   }
 
-  // Takes a step and returns None; `...` stands for bound gradients. If the address ranges of gradients and of arrays
-  // that steps write intersect, it only prepares the step and returns the gradients and their possible overlaps; run()
-  // with the gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
+  // Takes a step with gradients that are divided by `grad_scale`; `...` stands for bound ones. Returns its result, or
+  // None where that would wait for a device. If the address ranges of gradients and of arrays that steps write
+  // intersect, it only prepares the step and returns the gradients and their possible overlaps; run() with the
+  // gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
   // a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
-  std::optional<std::pair<py::tuple, std::vector<PossibleOverlap>>> step(const py::object& grads) {
+  py::object step(const py::object& grads, double grad_scale) {
     const Flag stepping(is_stepping_);
     spot_check();
     if (tree_ != nullptr) tree_->check_unchanged();
@@ -230,29 +253,49 @@ class Stepper {
       if (is_bound_) throw WrongType("step() takes no gradients, because they were bound with the optimizer");
       held = flatten(grads);
       std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
-      if (!possible_overlaps.empty()) return std::pair{std::move(held), std::move(possible_overlaps)};
+      if (!possible_overlaps.empty()) return py::make_tuple(std::move(held), std::move(possible_overlaps));
     }
-    run(held);
-    return std::nullopt;
+    return run(held, grad_scale);
   }
 
   // Takes the step that step() prepared, with the gradients that it returned. They are set again, because other steps
   // may have been taken since then, by a signal handler or a finalizer.
-  void run_prepared(const py::tuple& held) {
+  py::object run_prepared(const py::tuple& held, double grad_scale) {
     set_gradients(held);
-    run(held);
+    return run(held, grad_scale);
   }
 
   // Whether code of the user's that was called by a step is running.
   bool is_stepping() const { return is_stepping_; }
 
   // The argument keeps its gradients alive.
-  void run(const py::tuple&) {
+  py::object run(const py::tuple&, double grad_scale) {
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
-      stepper_.run();
+      stepper_.run(grad_scale);
     } else {
-      without_gil([this] { stepper_.run(); });
+      without_gil([&] { stepper_.run(grad_scale); });
     }
+    if (raises_) refuse_nonfinite();
+    if constexpr (Arrays::kOnDevice) return py::none();
+    return result();
+  }
+
+  // Raises FloatingPointError if the last step was skipped. Waits for a device.
+  void refuse_nonfinite() {
+    std::optional<GradientPass> pass;
+    may_wait([&] { pass = stepper_.gradient_pass(); });
+    if (!pass || !pass->skip) return;
+    const auto [tensor, element] = pass->nonfinite;
+    const Array array = owned_[first_of_[tensor]].view();
+    std::string index;
+    std::int64_t rest = element;
+    for (int axis = array.rank; axis-- > 0; rest /= array.shape[axis]) {
+      index = std::to_string(rest % array.shape[axis]) + (index.empty() ? "" : ", ") + index;
+    }
+    PyErr_SetString(PyExc_FloatingPointError, (grads_ + stepper_.name(tensor) + " is not finite at [" + index +
+                                               "], flat index " + std::to_string(element) + "; the step was not taken")
+                                                  .c_str());
+    throw py::error_already_set();
   }
 
   // Binds gradients for every later step; returns their possible overlaps.
@@ -505,6 +548,7 @@ class Stepper {
   std::vector<std::size_t> first_of_{0};                    // where in owned_ each tensor begins, and the last ends
   std::size_t checked_ = 0;                                 // the last array of a spot check
   bool is_bound_ = false, is_stepping_ = false;
+  bool raises_ = false;  // whether gradients that are not finite raise an error
   std::optional<Tree> bound_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
@@ -549,17 +593,18 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("check_options", &Steps::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
       .def("set_lr", &Steps::set_lr, py::arg("group"), py::arg("lr"))
-      .def("set_clip_norm", &Steps::set_clip_norm, py::arg("limit"))
+      .def("set_gradient_pass", &Steps::set_gradient_pass, py::arg("clip_norm"), py::arg("clip_per_tensor"),
+           py::arg("on_nonfinite"))
       .def("set_frozen", &Steps::set_frozen, py::arg("group"), py::arg("frozen"))
       .def_property_readonly("is_captured", &Steps::is_captured)
       .def("check_params", &Steps::check_params, py::arg("params"))
-      .def("set_skip_nonfinite", &Steps::set_skip_nonfinite, py::arg("on"))
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"))
       .def("possible_overlaps", &Steps::possible_overlaps)
-      .def("step", &Steps::step, py::arg("grads"))
-      .def("run", &Steps::run_prepared, py::arg("prepared"))
+      .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0)
+      .def("run", &Steps::run_prepared, py::arg("prepared"), py::arg("grad_scale") = 1.0)
+      .def_property_readonly("result", &Steps::result)
       .def_property_readonly("is_stepping", &Steps::is_stepping)
       .def_property_readonly("step_count", &Steps::step_count)
       .def_property_readonly("clocks", &Steps::clocks)

@@ -158,14 +158,14 @@ struct KernelOf<ElementUpdate, Codecs, Indices<k...>> {
   }
 };
 
-// Updates in double, and those that flush subnormals, have only the native kernel; other storage goes through tiles. So
+// Updates in double, and those that bound values, have only the native kernel; other storage goes through tiles. So
 // do all updates with 16-byte registers: with SSE2 the combinations of bfloat16 and float16 took 8 to 25 % longer than
 // tiles (an EPYC of Zen 4), because few elements are in flight at a time; NEON has not been measured.
 template <class ElementUpdate, class... AllCodecs>
 constexpr Kernels kernels_of(CombinationList<AllCodecs...>) {
   if constexpr (sizeof(typename ElementUpdate::T) == sizeof(double)) {
     return {&KernelOf<ElementUpdate, Native<codecs::Float64>>::run, {}};
-  } else if constexpr (ElementUpdate::kFlushes || kRegister == 16) {
+  } else if constexpr (ElementUpdate::kBounded || kRegister == 16) {
     return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {}};
   } else {
     return {&KernelOf<ElementUpdate, Native<codecs::Float32>>::run, {KernelOf<ElementUpdate, AllCodecs>::stored()...}};

@@ -211,6 +211,16 @@ class Tiles {
     add(values, size_, lanes, prefetches && values == place(kGradient));  // a tile is in L1
   }
 
+  // The number of gradients before the first that is not finite.
+  std::int64_t count_finite(std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    size_ = end - begin;
+    const auto* const values = reinterpret_cast<const T*>(load(kGradient));
+    std::int64_t i = 0;
+    while (i < size_ && is_finite(values[i])) ++i;
+    return i;
+  }
+
  private:
   DType dtype(int s) const { return job_.layout == nullptr ? native_of(kCompute) : job_.layout->dtypes[s]; }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
@@ -296,7 +306,23 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
   return fold(lanes);
 }
 
+template <class T>
+std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end) {
+  Tiles<T> tiles(job);
+  for (; begin < end; begin += kTile) {
+    const std::int64_t tile_end = std::min(begin + kTile, end);
+    const std::int64_t found = begin + tiles.count_finite(begin, tile_end);
+    if (found < tile_end) return found;
+  }
+  return end;
+}
+
 }  // namespace
+
+std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end) {
+  return job.update->key.compute == Compute::kDouble ? first_nonfinite<double>(job, begin, end)
+                                                     : first_nonfinite<float>(job, begin, end);
+}
 
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   return job.update->key.compute == Compute::kDouble ? sum_of_squares<double>(job, begin, end, prefetches)

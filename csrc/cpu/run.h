@@ -14,6 +14,9 @@ void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin
 // The sum of the gradient's squares over elements [begin, end), which is one chunk; the tensor's last may be shorter.
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches);
 
+// The first gradient in [begin, end), which is one chunk, that is infinite or NaN; `end` if there is none.
+std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end);
+
 // The number of elements of a packed stream from `begin` to the next cache line.
 inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_size, std::int64_t begin) {
   constexpr std::int64_t kCacheLine = 64;

@@ -35,11 +35,17 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Adva
   __shared__ GradientPass pass;
   const DeviceState& state = args.state;
   const bool passes = args.sums.of_tensors != nullptr;
+  const PassOptions asked = args.captured == nullptr ? args.asked : args.captured->asked;
   if (warp_of_thread() == 0) {
-    const double norm = passes ? sqrt(sum(args.sums.of_tensors, args.sums.tensors, lane_of_thread(), lanes)) : 0;
-    if (lane_of_thread() == 0) {
-      pass = passes ? evaluate_norm(norm, args.captured == nullptr ? args.asked : args.captured->asked) : kNoPass;
+    GradientPass result = no_pass(args.grad_scale);
+    if (passes) {
+      const Sums& sums = args.sums;
+      const double squares = sum(sums.of_tensors, sums.tensors, lane_of_thread(), lanes);
+      const std::uint32_t bad = first_of(sums.tensors, [&](std::uint32_t n) { return sums.nonfinite[n] >= 0; });
+      const Position nonfinite = bad == sums.tensors ? kNowhere : Position{bad, sums.nonfinite[bad]};
+      result = evaluate_pass(squares, largest(sums.of_tensors, sums.tensors), nonfinite, asked, args.grad_scale);
     }
+    if (lane_of_thread() == 0) pass = result;
   }
   __syncthreads();
   const std::uint32_t place = blockIdx.x * kThreads + threadIdx.x, tensor = args.first + place;
@@ -55,8 +61,8 @@ __global__ void __launch_bounds__(kThreads) advance(const __grid_constant__ Adva
   key.compute = state.computes[tensor];
   rules::Clock& clock = state.clocks[tensor];
   ++clock.t;
-  rules::visit<rules::Flushing::kAlways>(key,
-                                         Prepare{group->options, clock, pass.factor, state.steps + tensor * kMaxStep});
+  const double factor = pass.factor_of(passes ? args.sums.of_tensors[tensor] : 0, asked, args.grad_scale);
+  rules::visit<rules::Bounding::kAlways>(key, Prepare{group->options, clock, factor, state.steps + tensor * kMaxStep});
 }
 
 struct Values {
@@ -74,7 +80,7 @@ __global__ void set(const __grid_constant__ Values values) {
 
 void launch_advance(const AdvanceWork& work) {
   static_assert(sizeof(AdvanceArgs) <= kMostBytes);
-  AdvanceArgs args{work.state, work.captured, work.asked, work.sums, true, 0, 0, 0, {}, {}};
+  AdvanceArgs args{work.state, work.captured, work.asked, work.grad_scale, work.sums, true, 0, 0, 0, {}, {}};
   std::uint32_t tensor = 0;
   do {
     args.first = tensor;

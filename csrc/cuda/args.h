@@ -66,10 +66,12 @@ struct Captured {
   GS_INLINE Group* groups() { return reinterpret_cast<Group*>(this + 1); }  // they follow this object in memory
 };
 
-// Sums of squares from which a norm is computed.
+// Sums of squares from which a norm is computed, and where gradients are not finite.
 struct Sums {
-  double *of_chunks, *of_tensors;    // need not be initialized
-  const std::uint32_t* first_chunk;  // of each tensor, then the number of chunks
+  double *of_chunks, *of_tensors;     // need not be initialized, nor do the next two
+  std::int64_t* nonfinite;            // the first element of each tensor that is not finite; -1: none
+  std::uint32_t* nonfinite_from_end;  // of each chunk: how far before kChunk the first such element is; 0: none
+  const std::uint32_t* first_chunk;   // of each tensor, then the number of chunks
   std::uint32_t tensors;
 };
 
@@ -80,6 +82,7 @@ struct AdvanceArgs {
   DeviceState state;
   Captured* captured;  // null: the options are in these arguments
   PassOptions asked;
+  double grad_scale;
   Sums sums;                   // of the gradient pass; null: there is no pass
   bool is_first;               // whether this is the step's first launch
   std::uint32_t first, count;  // of tensors

@@ -55,6 +55,7 @@ struct AdvanceWork {
   DeviceState state;
   Captured* captured;
   PassOptions asked;
+  double grad_scale;
   Sums sums;
   void* stream;
 };

@@ -3,7 +3,7 @@
 namespace gradstep::cuda {
 
 void launch_native_double(const Work& work) {
-  rules::visit<rules::Flushing::kAlways>(work.key, LaunchNative<double>{work});
+  rules::visit<rules::Bounding::kAlways>(work.key, LaunchNative<double>{work});
 }
 
 }  // namespace gradstep::cuda

@@ -3,7 +3,7 @@
 namespace gradstep::cuda {
 
 void launch_native_float(const Work& work) {
-  rules::visit<rules::Flushing::kAlways>(work.key, LaunchNative<float>{work});
+  rules::visit<rules::Bounding::kAlways>(work.key, LaunchNative<float>{work});
 }
 
 }  // namespace gradstep::cuda

@@ -37,34 +37,47 @@ GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Bl
   for (int i = 0; i < kItems; ++i) x[i] = values[i];
 }
 
-// A warp's sum of the squares of a chunk's elements. `tile` and `lanes` are scratch memory of the warp.
-GS_DEVICE double sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
-                                std::byte* tile, double (&lanes)[kSumLanes]) {
+// A warp's sum of the squares of a chunk's elements, and the number of elements from the first that is not finite to
+// kChunk, 0 if there is none. `tile` and `lanes` are scratch memory of the warp.
+struct ChunkSum {
+  double squares;
+  std::uint32_t nonfinite_from_end;
+};
+GS_DEVICE ChunkSum sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
+                                  std::byte* tile, double (&lanes)[kSumLanes]) {
   const bool doubles = desc.compute == Compute::kDouble && is_native(desc.dtypes[kGradient], Compute::kDouble);
   double own[kOwn] = {};
+  std::uint32_t from_end = 0;
 #pragma unroll 1
   for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const Block block(chunk, begin, lane, tile);
     double x[kItems] = {};
     doubles ? load_doubles(desc, gradient, block, x) : load_others(desc, gradient, block, x);
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) own[i % kOwn] = own[i % kOwn] + x[i] * x[i];
+    for (int i = 0; i < kItems; ++i) {
+      own[i % kOwn] = own[i % kOwn] + x[i] * x[i];
+      if (is_finite(x[i])) continue;
+      const int place = doubles ? LaneSlice<double>::place(lane, i) : LaneSlice<float>::place(lane, i);
+      const auto here = static_cast<std::uint32_t>(kChunk - (begin - chunk.begin) - place);
+      from_end = here > from_end ? here : from_end;
+    }
   }
 #pragma unroll
   for (int k = 0; k < kOwn; ++k)
     lanes[doubles ? LaneSlice<double>::place(lane, k) : LaneSlice<float>::place(lane, k)] = own[k];
-  return fold(lanes, lane);
+  return {fold(lanes, lane), warp_max(from_end)};
 }
 
 // Arguments of a launch: the gradients of consecutive tensors.
 template <int kTensors>
 struct Gradients {
-  const TensorDesc* descs;  // of all tensors
-  const Chunk* chunks;      // starting with this launch's first
-  double* sums;             // starting with this launch's first
-  std::uint32_t count;      // of chunks
-  std::uint32_t first;      // index of the first tensor
-  std::byte* of[kTensors];  // null: the tensor takes no part
+  const TensorDesc* descs;            // of all tensors
+  const Chunk* chunks;                // starting with this launch's first
+  double* sums;                       // starting with this launch's first
+  std::uint32_t* nonfinite_from_end;  // likewise
+  std::uint32_t count;                // of chunks
+  std::uint32_t first;                // index of the first tensor
+  std::byte* of[kTensors];            // null: the tensor takes no part
 };
 
 GS_DEVICE std::uint32_t warp_of_grid() { return blockIdx.x * kWarps + threadIdx.x / kWarp; }
@@ -77,13 +90,15 @@ __global__ void __launch_bounds__(kThreads) add_chunks(const __grid_constant__ G
   if (n >= gradients.count) return;
   const Chunk chunk = *global(gradients.chunks + n);
   std::byte* const gradient = gradients.of[chunk.tensor - gradients.first];
-  double total = 0;
+  ChunkSum total{0, 0};
   if (gradient != nullptr) {
     const int warp = warp_of_thread();
     const TensorDesc& desc = *global(gradients.descs + chunk.tensor);
     total = sum_of_squares(desc, gradient, chunk, lane_of_thread(), tiles[warp], lanes[warp]);
   }
-  if (lane_of_thread() == 0) gradients.sums[n] = total;
+  if (lane_of_thread() != 0) return;
+  gradients.sums[n] = total.squares;
+  gradients.nonfinite_from_end[n] = total.nonfinite_from_end;
 }
 
 __global__ void __launch_bounds__(kThreads) add_tensors(const Sums sums) {
@@ -92,7 +107,13 @@ __global__ void __launch_bounds__(kThreads) add_tensors(const Sums sums) {
   if (tensor >= sums.tensors) return;
   const std::uint32_t first = sums.first_chunk[tensor], end = sums.first_chunk[tensor + 1];
   const double total = sum(sums.of_chunks + first, end - first, lane_of_thread(), lanes[warp_of_thread()]);
-  if (lane_of_thread() == 0) sums.of_tensors[tensor] = total;
+  const std::uint32_t chunk =
+      first_of(end - first, [&](std::uint32_t n) { return sums.nonfinite_from_end[first + n] != 0; });
+  if (lane_of_thread() != 0) return;
+  sums.of_tensors[tensor] = total;
+  sums.nonfinite[tensor] =
+      chunk == end - first ? -1
+                           : (chunk + 1) * kChunk - static_cast<std::int64_t>(sums.nonfinite_from_end[first + chunk]);
 }
 
 constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }
@@ -115,6 +136,7 @@ void launch_chunks(const NormWork& work) {
     args.count = static_cast<std::uint32_t>(work.first_chunk[last] - begin);
     args.chunks = work.chunks + begin;
     args.sums = work.sums.of_chunks + begin;
+    args.nonfinite_from_end = work.sums.nonfinite_from_end + begin;
     launch(&add_chunks<kTensors>, args, args.count, work);
   }
 }

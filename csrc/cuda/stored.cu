@@ -2,6 +2,6 @@
 
 namespace gradstep::cuda {
 
-void launch_stored(const Work& work) { rules::visit<rules::Flushing::kAlways>(work.key, LaunchStored{work}); }
+void launch_stored(const Work& work) { rules::visit<rules::Bounding::kAlways>(work.key, LaunchStored{work}); }
 
 }  // namespace gradstep::cuda

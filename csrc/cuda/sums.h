@@ -23,6 +23,25 @@ GS_DEVICE double fold(double (&lanes)[kSumLanes], int lane) {
   return lanes[0];
 }
 
+// The first number below `count` for which holds(n) is true, by a warp; `count` if there is none.
+template <class Holds>
+GS_DEVICE std::uint32_t first_of(std::uint32_t count, const Holds& holds) {
+  std::uint32_t n = static_cast<std::uint32_t>(lane_of_thread());
+  while (n < count && !holds(n)) n += kWarp;
+  const std::uint32_t most = warp_max(n < count ? count - n : 0);
+  return count - most;
+}
+
+// The largest of sums of squares, by a warp; NaN if any is NaN.
+GS_DEVICE double largest(const double* sums, std::uint32_t count) {
+  double most = 0;
+  for (std::uint32_t n = static_cast<std::uint32_t>(lane_of_thread()); n < count; n += kWarp) {
+    most = larger_sum(most, sums[n]);
+  }
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) most = larger_sum(most, __shfl_xor_sync(0xffffffffu, most, lanes));
+  return most;
+}
+
 // The sum of numbers, by a warp. `lanes` is scratch memory.
 GS_DEVICE double sum(const double* numbers, std::int64_t count, int lane, double (&lanes)[kSumLanes]) {
   double own[kOwn] = {};

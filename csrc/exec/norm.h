@@ -1,5 +1,7 @@
 #pragma once
 
+#include <math.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -33,29 +35,59 @@ inline double sum(const double* numbers, std::size_t count) {
   return fold(lanes);
 }
 
+GS_INLINE bool is_finite(double x) { return x - x == 0; }
+
+// The larger of two sums of squares; NaN if either is NaN.
+GS_INLINE double larger_sum(double a, double b) { return a >= b || a != a ? a : b; }
+
+// The norm that is bounded.
+enum class Clipping : std::uint8_t { kNone, kGlobal, kPerTensor };
+
 // What a step requires of the gradient pass; there is no pass if it requires nothing.
 struct PassOptions {
-  bool clips;
-  double clip_norm;  // upper bound of the norm
+  Clipping clipping;
+  double limit;  // upper bound of the norm
   bool skips_nonfinite;
 
-  GS_INLINE bool asks() const { return clips || skips_nonfinite; }
+  GS_INLINE bool asks() const { return clipping != Clipping::kNone || skips_nonfinite; }
+
+  // A NaN norm gives a NaN factor, so that NaN is not hidden.
+  GS_INLINE double clip(double norm) const { return norm <= limit ? 1 : limit / norm; }
 };
 
-// The result of the gradient pass.
+// An element of a tensor; element -1: none.
+struct Position {
+  std::uint32_t tensor;
+  std::int64_t element;
+
+  GS_INLINE bool exists() const { return element >= 0; }
+};
+inline constexpr Position kNowhere{0, -1};
+
+// The result of the gradient pass, after the division by the scale of the gradients.
 struct GradientPass {
   double norm;
-  bool finite;    // whether the norm is
-  double factor;  // multiplies the gradients
-  bool skip;      // the step leaves parameters, states and clocks unchanged
-};
-inline constexpr GradientPass kNoPass{0, true, 1, false};
+  double clip_factor;  // with kPerTensor, the smallest
+  double factor;       // multiplies the gradients; with kPerTensor, if they are not clipped
+  Position nonfinite;  // the first gradient that is infinite or NaN
+  bool skip;           // the step leaves parameters, states and clocks unchanged
 
-// A NaN norm gives a NaN factor, so that NaN is not hidden.
-GS_INLINE GradientPass evaluate_norm(double norm, const PassOptions& asked) {
-  const bool finite = norm - norm == 0;
-  const double factor = !asked.clips || norm <= asked.clip_norm ? 1 : asked.clip_norm / norm;
-  return {norm, finite, factor, asked.skips_nonfinite && !finite};
+  // Multiplies the gradients of a tensor whose squares have this sum.
+  GS_INLINE double factor_of(double squares, const PassOptions& asked, double grad_scale) const {
+    return asked.clipping == Clipping::kPerTensor ? asked.clip(sqrt(squares) / grad_scale) / grad_scale : factor;
+  }
+};
+
+GS_INLINE GradientPass no_pass(double grad_scale) { return {0, 1, 1 / grad_scale, kNowhere, false}; }
+
+// The result, from the sum of all squares and the largest of the tensors' sums.
+GS_INLINE GradientPass evaluate_pass(double squares, double largest, Position nonfinite, const PassOptions& asked,
+                                     double grad_scale) {
+  const double norm = sqrt(squares) / grad_scale;
+  const bool per_tensor = asked.clipping == Clipping::kPerTensor;
+  const double clip =
+      asked.clipping == Clipping::kNone ? 1 : asked.clip(per_tensor ? sqrt(largest) / grad_scale : norm);
+  return {norm, clip, (per_tensor ? 1 : clip) / grad_scale, nonfinite, asked.skips_nonfinite && nonfinite.exists()};
 }
 
 }  // namespace gradstep

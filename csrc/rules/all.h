@@ -15,15 +15,15 @@ namespace gradstep::rules {
 // THE list of rules. Dispatch, bindings, tests, benchmarks and docs enumerate it; a rule's number is its index here.
 using All = List<Sgd, Momentum, Nag, AdaGrad, RMSProp, AdaDelta, Adam, Nadam>;
 
-// Identifies one compiled update: rule, variant, L2, flushing and compute type.
+// Identifies one compiled update: rule, variant, L2, bounds of values and compute type.
 struct Key {
   int rule;
   unsigned variant;
-  bool l2, flush;
+  bool l2, bounds;
   Compute compute;
 
   bool operator==(const Key& other) const {
-    return rule == other.rule && variant == other.variant && l2 == other.l2 && flush == other.flush &&
+    return rule == other.rule && variant == other.variant && l2 == other.l2 && bounds == other.bounds &&
            compute == other.compute;
   }
 };
@@ -37,10 +37,10 @@ GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
   return f.template visit<First>();
 }
 
-// What visit() instantiates. On devices, where code size is limited, one flushing instantiation serves both cases.
-enum class Flushing { kAsKeyed, kAlways };
+// What visit() instantiates. On devices, where code size is limited, the instantiation with bounds serves both cases.
+enum class Bounding { kAsKeyed, kAlways };
 
-template <Flushing kFlushing, class F>
+template <Bounding kBounding, class F>
 struct VisitElementUpdate {
   const Key& key;
   const F& f;
@@ -61,17 +61,17 @@ struct VisitElementUpdate {
 
   GS_HOST_FUNCTIONS template <class Rule, class T, unsigned kVariant, bool kL2>
   GS_INLINE auto choose() const {
-    if constexpr (kFlushing == Flushing::kAsKeyed) {
-      if (!key.flush) return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, false>>();
+    if constexpr (kBounding == Bounding::kAsKeyed) {
+      if (!key.bounds) return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, false>>();
     }
     return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, true>>();
   }
 };
 
 // Dispatches a run-time key to the compile-time update: returns f.visit<ElementUpdate<...>>().
-GS_HOST_FUNCTIONS template <Flushing kFlushing = Flushing::kAsKeyed, class F>
+GS_HOST_FUNCTIONS template <Bounding kBounding = Bounding::kAsKeyed, class F>
 GS_INLINE auto visit(const Key& key, const F& f) {
-  return visit_rule(key.rule, VisitElementUpdate<kFlushing, F>{key, f}, All{});
+  return visit_rule(key.rule, VisitElementUpdate<kBounding, F>{key, f}, All{});
 }
 
 }  // namespace gradstep::rules

@@ -28,6 +28,12 @@ GS_INLINE V larger(V kept, V newcomer) {
   return select(kept >= newcomer, kept, newcomer);
 }
 
+// x between -limit and limit; NaN stays NaN.
+template <class T, class V>
+GS_INLINE V clipped(V x, T limit) {
+  return select(x > V(limit), V(limit), select(x < V(-limit), V(-limit), x));
+}
+
 template <class V>
 GS_INLINE V non_negative(V x) {
   return select(x < V(0), V(0), x);

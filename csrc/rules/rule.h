@@ -72,25 +72,29 @@ struct Clock {
 
 // Options common to all rules.
 struct Common {
-  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding);
+  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding, clip_value);
+
+  // Whether gradients or states are bounded: flushed to zero, or clipped by value.
+  static bool bounds(const Options& o) { return o.flush_subnormals != 0 || o.clip_value == o.clip_value; }
 };
 
-inline constexpr std::size_t kMaxElementUpdate = 128;  // upper bound on sizeof(ElementUpdate)
+inline constexpr std::size_t kMaxElementUpdate = 144;  // upper bound on sizeof(ElementUpdate)
 inline constexpr int kMaxOptions = 24;                 // of a rule, the common ones included
 
 // The complete update of one element. `Compute` is the type of its scalars; V is Compute or a vector of it.
-template <class Rule, class Compute, unsigned kVariant, bool kL2, bool kFlush>
+template <class Rule, class Compute, unsigned kVariant, bool kL2, bool kBounds>
 struct ElementUpdate {
   using T = Compute;
   using Options = typename Rule::Options;
   static constexpr int kStates =
       Rule::kStates[0].name == nullptr ? 0 : sizeof(Rule::kStates) / sizeof(Rule::kStates[0]);
-  static constexpr bool kFlushes = kFlush;
+  static constexpr bool kBounded = kBounds;
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
   static constexpr bool non_negative(int state) { return Rule::kStates[state].non_negative; }
 
   T scale, l2, decay;
   T least_gradient, least_state;  // 0 disables flushing
+  T most_gradient;                // infinity disables clipping
   typename Rule::template Update<T, kVariant> update;
 
   // Gradients are multiplied by `factor` before anything else.
@@ -100,16 +104,18 @@ struct ElementUpdate {
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
         least_gradient(c.flush_subnormals != 0 ? kLeastGradient<T> : T(0)),
         least_state(c.flush_subnormals != 0 ? kLeastState<T> : T(0)),
+        most_gradient(c.clip_value == c.clip_value ? static_cast<T>(c.clip_value) : static_cast<T>(HUGE_VAL)),
         update(o, clock) {}
 
   template <class V, class... States>
   GS_INLINE void operator()(V& p, V g, States&... states) const {
-    if constexpr (kFlush) g = flushed(g, least_gradient);
+    if constexpr (kBounds) g = flushed(g, least_gradient);
     g = scale * g;
+    if constexpr (kBounds) g = clipped(g, most_gradient);
     if constexpr (kL2) g = g + l2 * p;
     p = decay * p;
     update(p, g, states...);
-    if constexpr (kFlush) ((states = flushed(states, least_state)), ...);
+    if constexpr (kBounds) ((states = flushed(states, least_state)), ...);
   }
 };
 

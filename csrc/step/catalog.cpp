@@ -112,7 +112,7 @@ int rule_number(const std::string& name) {
 rules::Key key_of(int rule, const std::vector<double>& options, Compute compute) {
   const rules::Common::Options of_all = common(options);
   const unsigned variant = rules::visit_rule(rule, Variant{options.data()}, rules::All{});
-  return {rule, variant, of_all.l2 != 0, of_all.flush_subnormals != 0, compute};
+  return {rule, variant, of_all.l2 != 0, rules::Common::bounds(of_all), compute};
 }
 
 std::int64_t bytes_moved(const rules::Key& key) {

@@ -137,19 +137,21 @@ class OnCpu : public Backend {
     norms_.set_layout(tensor, std::move(gradient));
   }
 
-  void run(std::byte* const* gradients) override {
+  void run(std::byte* const* gradients, double grad_scale) override {
     const cpu::NoFork whole;
     finish_plan();
-    pass_ = asked_.asks() ? pass_over(gradients, asked_) : kNoPass;
+    pass_ = asked_.asks() ? pass_over(gradients, asked_, grad_scale) : no_pass_for(grad_scale);
     if (pass_.skip) return;
     prepared_.clear();
     std::int64_t bytes = 0;
     const Prepared* prepared = nullptr;
     TensorJob* job = steps_.jobs.data();
+    const double* factor = asked_.clipping == Clipping::kPerTensor ? of_tensors_.data() : nullptr;
     for (Tensor& tensor : tensors_) {
       std::byte* const gradient = *gradients++;
+      const double scale = factor == nullptr ? pass_.factor : *factor++;
       if (gradient != nullptr) {
-        if (prepared == nullptr || !prepared->fits(tensor)) prepared = &prepare(tensor);
+        if (prepared == nullptr || !prepared->fits(tensor, scale)) prepared = &prepare(tensor, scale);
         assign_if_changed(job->streams[kGradient], gradient);
         tensor.clock = prepared->after;
         bytes += tensor.info.size * prepared->bytes;
@@ -172,7 +174,7 @@ class OnCpu : public Backend {
 
   double norm(std::byte* const* gradients) override {
     finish_plan();
-    return pass_over(gradients, {}).norm;
+    return pass_over(gradients, {}, 1).norm;
   }
 
   StepState state() override {
@@ -200,10 +202,12 @@ class OnCpu : public Backend {
   struct Prepared : PreparedUpdate {
     int group;
     std::int64_t bytes;  // read and written per element
+    double factor;       // of the gradients
     rules::Clock before, after;
 
-    bool fits(const Tensor& tensor) const {
-      return group == tensor.info.group && key.compute == tensor.info.compute && same(before, tensor.clock);
+    bool fits(const Tensor& tensor, double asked_factor) const {
+      return group == tensor.info.group && factor == asked_factor && key.compute == tensor.info.compute &&
+             same(before, tensor.clock);
     }
   };
 
@@ -218,21 +222,21 @@ class OnCpu : public Backend {
 
   // Returns the tensor's update. Tensors of a group usually share it, so the last few are searched before another is
   // made.
-  const Prepared& prepare(const Tensor& tensor) {
+  const Prepared& prepare(const Tensor& tensor, double factor) {
     constexpr std::size_t kLookBack = 4;
     const auto& [clock, info] = tensor;
     for (std::size_t i = prepared_.size(); i-- > 0 && i + kLookBack >= prepared_.size();) {
-      if (prepared_[i].fits(tensor)) return prepared_[i];
+      if (prepared_[i].fits(tensor, factor)) return prepared_[i];
     }
     const GroupOptions& options = groups_[static_cast<std::size_t>(info.group)];
     rules::Clock after = clock;
     ++after.t;
-    const PreparedUpdate update = make_update(options.key(info.compute), options.values, after, pass_.factor);
-    prepared_.push_back({update, info.group, bytes_moved(update.key), clock, after});
+    const PreparedUpdate update = make_update(options.key(info.compute), options.values, after, factor);
+    prepared_.push_back({update, info.group, bytes_moved(update.key), factor, clock, after});
     return prepared_.back();
   }
 
-  GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked) {
+  GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
     of_chunks_.resize(plan_.first_chunk.back());
     of_tensors_.resize(tensors_.size());
     std::int64_t bytes = 0;
@@ -253,16 +257,43 @@ class OnCpu : public Backend {
     };
     for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
     const IeeeMode ieee;
-    return add_up(gradients, asked);
+    return add_up(gradients, asked, grad_scale);
   }
 
-  // A separate function, as is all arithmetic that depends on the floating-point mode.
-  [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked) {
+  // Separate functions, as is all arithmetic that depends on the floating-point mode.
+  [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
+    double largest = 0;
     for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
       const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
       of_tensors_[i] = gradients[i] == nullptr ? 0 : sum(of_chunks_.data() + first, count);
+      largest = larger_sum(largest, of_tensors_[i]);
     }
-    return evaluate_norm(std::sqrt(sum(of_tensors_.data(), of_tensors_.size())), asked);
+    const double squares = sum(of_tensors_.data(), of_tensors_.size());
+    const Position nonfinite = is_finite(squares) ? kNowhere : first_nonfinite(gradients);
+    const GradientPass pass = evaluate_pass(squares, largest, nonfinite, asked, grad_scale);
+    for (double& of_tensor : of_tensors_) of_tensor = pass.factor_of(of_tensor, asked, grad_scale);
+    return pass;
+  }
+  [[gnu::noinline]] static GradientPass compute_no_pass(double grad_scale) { return no_pass(grad_scale); }
+  static GradientPass no_pass_for(double grad_scale) {
+    if (grad_scale == 1) return no_pass(1);
+    const IeeeMode ieee;
+    return compute_no_pass(grad_scale);
+  }
+
+  // Only chunks whose sum is not finite are searched: a sum of finite float64 squares may overflow.
+  Position first_nonfinite(std::byte* const* gradients) const {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      if (gradients[i] == nullptr) continue;
+      const std::int64_t size = tensors_[i].info.size;
+      for (std::int64_t begin = 0; begin < size; begin += kChunk) {
+        if (is_finite(of_chunks_[plan_.first_chunk[i] + static_cast<std::size_t>(begin / kChunk)])) continue;
+        const std::int64_t end = std::min(begin + kChunk, size);
+        const std::int64_t found = cpu::first_nonfinite(norms_.jobs[i], begin, end);
+        if (found != end) return {static_cast<std::uint32_t>(i), found};
+      }
+    }
+    return kNowhere;
   }
 
   std::vector<GroupOptions> groups_;
@@ -272,9 +303,9 @@ class OnCpu : public Backend {
   std::int64_t taken_ = 0;
   std::vector<Prepared> prepared_;
   PassOptions asked_{};
-  GradientPass pass_ = kNoPass;
+  GradientPass pass_ = no_pass(1);
   PreparedUpdate norm_updates_[2];              // by compute type; only key.compute is used
-  std::vector<double> of_chunks_, of_tensors_;  // sums of squares
+  std::vector<double> of_chunks_, of_tensors_;  // sums of squares; after the pass the tensors' factors
 };
 
 }  // namespace

@@ -31,12 +31,12 @@ void OnCuda::set_options(std::size_t group, const GroupOptions& options) {
   if (is_captured()) set_captured(captured()->groups()[group].options, options.values.data(), options.values.size());
   groups_.resize(std::max(groups_.size(), group + 1));
   groups_[group].key = options.key(Compute::kFloat);
-  groups_[group].key.flush = true;  // one kernel serves both
+  groups_[group].key.bounds = true;  // one kernel serves both
   std::copy(options.values.begin(), options.values.end(), groups_[group].options);
 }
 
 void OnCuda::set_gradient_pass(const PassOptions& options) {
-  if (is_captured() && options.clips) set_captured(&captured()->asked.clip_norm, &options.clip_norm, 1);
+  if (is_captured() && options.clipping != Clipping::kNone) set_captured(&captured()->asked.limit, &options.limit, 1);
   asked_ = options;
 }
 
@@ -78,13 +78,16 @@ void OnCuda::upload(bool with_sums) {
   for (const Piece& piece : plan_.pieces) chunks.push_back({piece.tensor, piece.begin, piece.end});
   const std::vector<std::uint32_t> first_chunk(plan_.first_chunk.begin(), plan_.first_chunk.end());
   const std::vector<double> sums(has_sums_ ? tensors + count : 0);
+  const std::vector<std::int64_t> nonfinite(has_sums_ ? tensors : 0);
+  const std::vector<std::uint32_t> from_end(has_sums_ ? count : 0);
   std::size_t strided_layouts = 0;
   for (const std::vector<Tensor>* descs : {&std::as_const(tensors_), &gradients}) {
     for (const Tensor& t : *descs) strided_layouts += t.strided_layout.size();
   }
   std::vector<std::byte> bytes(strided_layouts * sizeof(std::int64_t) +
                                (tensors + gradients.size()) * sizeof(cuda::TensorDesc) + count * sizeof(cuda::Chunk) +
-                               sums.size() * sizeof(double) + first_chunk.size() * sizeof(std::uint32_t));
+                               sums.size() * sizeof(double) + nonfinite.size() * sizeof(std::int64_t) +
+                               (first_chunk.size() + from_end.size()) * sizeof(std::uint32_t));
   cuda::Memory tables(bytes.size());
 
   std::size_t end = 0;
@@ -109,7 +112,9 @@ void OnCuda::upload(bool with_sums) {
   chunks_ = add(chunks);
   sums_.of_chunks = add(sums);
   sums_.of_tensors = sums_.of_chunks + count;
+  sums_.nonfinite = add(nonfinite);
   sums_.first_chunk = add(first_chunk);
+  sums_.nonfinite_from_end = add(from_end);
   sums_.tensors = static_cast<std::uint32_t>(tensors);
   cuda::copy_to_device(tables.data(), bytes.data(), bytes.size());
   if (is_captured()) replaced_.push_back(std::move(tables_));
@@ -119,7 +124,8 @@ void OnCuda::upload(bool with_sums) {
 
 // Uploads the options that captured steps read from the device instead of their launch arguments.
 void OnCuda::capture() {
-  const cuda::Captured head{asked_, {std::numeric_limits<double>::quiet_NaN(), false, 1, false}};
+  cuda::Captured head{asked_, no_pass(1)};
+  head.pass.norm = std::numeric_limits<double>::quiet_NaN();
   const std::size_t groups = groups_.size() * sizeof(cuda::Group);
   std::vector<std::byte> bytes(sizeof head + groups);
   std::memcpy(bytes.data(), &head, sizeof head);
@@ -171,7 +177,7 @@ void OnCuda::load(const std::vector<cuda::Work>& works) {
   }
 }
 
-void OnCuda::run(std::byte* const* gradients) {
+void OnCuda::run(std::byte* const* gradients, double grad_scale) {
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
   upload(asked_.asks());
@@ -186,6 +192,7 @@ void OnCuda::run(std::byte* const* gradients) {
                                   state,
                                   capturing ? captured() : nullptr,
                                   asked_,
+                                  grad_scale,
                                   asked_.asks() ? sums_ : cuda::Sums{},
                                   stream_};
   load(works);
@@ -211,7 +218,7 @@ double OnCuda::norm(std::byte* const* gradients) {
   cuda::DeviceState state{};
   state.pass = state_.on_device().pass;
   cuda::launch_sums(norm_work(gradients));
-  cuda::launch_advance({nullptr, nullptr, 0, groups_, state, nullptr, {}, sums_, stream_});
+  cuda::launch_advance({nullptr, nullptr, 0, groups_, state, nullptr, {}, 1, sums_, stream_});
   return gradient_pass().norm;
 }
 

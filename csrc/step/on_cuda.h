@@ -23,7 +23,7 @@ class OnCuda : public Backend {
   void add_tensor(const TensorInfo& info, const rules::Clock& clock) override;
   void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override;
 
-  void run(std::byte* const* gradients) override;
+  void run(std::byte* const* gradients, double grad_scale) override;
   GradientPass gradient_pass() override;
   double norm(std::byte* const* gradients) override;
 

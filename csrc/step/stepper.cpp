@@ -48,7 +48,7 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
           std::string(states[s].name) + " is kept");
     }
   }
-  before.flush = after.flush;  // one kernel serves both on a device
+  before.bounds = after.bounds;  // one kernel serves both on a device
   if (backend_->is_captured() && !(before == after)) {
     throw std::invalid_argument(
         "these options need another kernel than the captured step; create a new optimizer and capture its step");
@@ -76,28 +76,15 @@ void Stepper::set_lr(int group, double lr) {
   backend_->set_options(static_cast<std::size_t>(group), options);
 }
 
-void Stepper::set_clip_norm(std::optional<double> limit) {
-  PassOptions asked = asked_;
-  asked.clips = limit.has_value();
-  asked.clip_norm = limit.value_or(0);
-  if (backend_->is_captured() && asked.clips != asked_.clips) {
+void Stepper::set_gradient_pass(const PassOptions& asked) {
+  if (backend_->is_captured() && asked.clipping != asked_.clipping) {
     throw std::invalid_argument(
         "clipping cannot be turned on or off after a step was captured; create a new optimizer and capture its step");
   }
-  set_gradient_pass(asked);
-}
-
-void Stepper::set_skip_nonfinite(bool on) {
-  PassOptions asked = asked_;
-  asked.skips_nonfinite = on;
   if (backend_->is_captured() && asked.skips_nonfinite != asked_.skips_nonfinite) {
     throw std::invalid_argument(
         "skipping cannot be turned on or off after a step was captured; create a new optimizer and capture its step");
   }
-  set_gradient_pass(asked);
-}
-
-void Stepper::set_gradient_pass(const PassOptions& asked) {
   const bool begins = asked.asks() && !asked_.asks();
   backend_->set_gradient_pass(asked);
   has_pass_ = has_pass_ && asked.asks();
@@ -108,8 +95,8 @@ void Stepper::set_gradient_pass(const PassOptions& asked) {
   }
 }
 
-std::optional<double> Stepper::grad_norm() {
-  return has_pass_ ? std::optional(backend_->gradient_pass().norm) : std::nullopt;
+std::optional<GradientPass> Stepper::gradient_pass() {
+  return has_pass_ ? std::optional(backend_->gradient_pass()) : std::nullopt;
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
@@ -216,9 +203,9 @@ void Stepper::set_state(const StepState& state) {
   backend_->set_state(state);
 }
 
-void Stepper::run() {
+void Stepper::run(double grad_scale) {
   has_pass_ = false;
-  backend_->run(gradients_.data());
+  backend_->run(gradients_.data(), grad_scale);
   has_pass_ = asked_.asks();
 }
 

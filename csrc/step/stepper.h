@@ -42,13 +42,11 @@ class Stepper {
   void set_options(int group, std::vector<double> options);
   void set_lr(int group, double lr);
 
-  // Later steps scale their gradients so that their global norm is at most `limit`; None disables clipping. Throws if a
-  // captured step does otherwise, or if the backend throws; then nothing has changed.
-  void set_clip_norm(std::optional<double> limit);
-  // Later steps whose gradients' norm is not finite change nothing. Throws as set_clip_norm() does.
-  void set_skip_nonfinite(bool on);
-  // The norm of the last step's gradients before clipping, if the step computed it.
-  std::optional<double> grad_norm();
+  // Sets the gradient pass of later steps. Throws if a captured step has another one, which differs in more than the
+  // limit, or if the backend throws; then nothing has changed.
+  void set_gradient_pass(const PassOptions& asked);
+  // The result of the last step's gradient pass, if it had one.
+  std::optional<GradientPass> gradient_pass();
 
   // `name` is appended to the name of the arrays: "[3]", "['w']". A state that is not kept, or an absent master, has
   // null data. With a master, steps update the master and round it to the parameter.
@@ -68,8 +66,9 @@ class Stepper {
   }
   // The type of the last gradient, which is most likely that of the next.
   DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
-  // Throws where the backend does: it writes nothing then, and the step is not counted.
-  void run();
+  // The gradients are divided by `grad_scale`. Throws where the backend does: it writes nothing then, and the step is
+  // not counted.
+  void run(double grad_scale);
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
   void release() { backend_.reset(); }
@@ -115,7 +114,6 @@ class Stepper {
 
   void check_group(int group) const;
   const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
-  void set_gradient_pass(const PassOptions& asked);
   void set_layout(std::size_t tensor, const Array& grad);
   bool place_gradient(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;

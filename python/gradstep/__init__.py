@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from . import functional, optimizers, q8, reference
 from ._config import get_num_threads, set_num_threads, show_config
 from ._core import __version__
+from ._loss_scale import LossScale
 from ._norm import global_norm
-from ._optimizer import Optimizer
+from ._optimizer import Optimizer, StepResult
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ else:
 
 
 __all__ = [
+    "LossScale",
     "Optimizer",
+    "StepResult",
     "__version__",
     "functional",
     "get_num_threads",

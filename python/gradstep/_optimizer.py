@@ -7,11 +7,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import EllipsisType, MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, SupportsFloat, TypeAlias, TypeVar
 
 from . import _checkpoint, _core, _storage
 from ._groups import RULES, OptionGroup
 from ._libraries import library_of, refuse_capture
+from ._loss_scale import LOSS_SCALE, LossScale
 from ._options import (
     COUNT,
     FLAG,
@@ -31,7 +32,7 @@ from ._options import (
     one_of,
     optional,
 )
-from ._step import Engine, check_apart, run_apart
+from ._step import Engine, PendingResult, check_apart, finish_step
 from ._types import Array, Grads, Params, is_groups
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
@@ -40,6 +41,10 @@ REQUIRED: Final = inspect.Parameter.empty
 """In a preset: the framework has no default."""
 
 
+StepResult: TypeAlias = _core.StepResult
+"""What a step returns."""
+UNSCALED: Final = 1.0
+"""The scale of gradients where none is given."""
 Clock: TypeAlias = tuple[int, list[float]]
 """A tensor's own step number and the rule's scalars."""
 Key: TypeAlias = tuple[int, tuple[str, ...]]
@@ -185,6 +190,13 @@ class Optimizer(Declared):
         domain=COUNT,
         doc="An array of fewer elements has float32 states with q8.",
     )
+    clip_value: Option[float | None] = Option(
+        default=None,
+        kw_only=True,
+        domain=optional(POSITIVE),
+        doc="The largest magnitude of an element of the gradients, after they were scaled and clipped by norm: larger "
+        "ones become `clip_value` with their sign. NaN stays NaN.",
+    )
     frozen: Option[bool] = Option(
         default=False,
         kw_only=True,
@@ -201,6 +213,27 @@ class Optimizer(Declared):
         "(Pascanu, Mikolov and Bengio, 2013). A norm that is NaN makes all parameters NaN. With an infinite "
         "norm, of gradients that are infinite or above 1e154, all finite gradients count as zero. `grad_norm` "
         "is the norm of the last step.",
+    )
+    clip_per_tensor: StepOption[float | None] = StepOption(
+        default=None,
+        kw_only=True,
+        domain=optional(POSITIVE),
+        doc="As clip_norm, but of the norm of each array's gradient alone. Only one of the two can be given.",
+    )
+    on_nonfinite: StepOption[str] = StepOption(
+        default="propagate",
+        kw_only=True,
+        domain=one_of("propagate", "skip", "raise"),
+        doc="What a step does where any element of the gradients is infinite or NaN, as values of the type of the "
+        "computation: propagate it into the parameters, skip the step (parameters, states, step numbers and random "
+        "numbers stay as they are), or raise FloatingPointError, with nothing changed. The latter waits for a GPU.",
+    )
+    loss_scale: StepOption[LossScale | None] = StepOption(
+        default=None,
+        kw_only=True,
+        domain=LOSS_SCALE,
+        doc="The `LossScale` by whose value the loss is multiplied: steps divide the gradients by it, and adapt it. It "
+        'needs on_nonfinite="skip".',
     )
     options: ByName = ByName(
         default=None,
@@ -258,9 +291,7 @@ class Optimizer(Declared):
         own = _own_options(cls, params)
         self._arguments = {name: arguments[name] for name in ("params", "grads")}
         self._arguments["options"] = _checked_patterns(cls, arguments["options"])
-        self._step_options = check_all(
-            {name: arguments[name] for name in cls.step_options}, cls.step_options, cls.__name__
-        )
+        self._step_options = _checked_step_options(cls, {name: arguments[name] for name in cls.step_options}, {})
         self._specs = list(params) if is_groups(params) else None
         self._begin({(base, ()): {**defaults, **options} for base, options in enumerate(own)}, {}, {}, 0, {})
         self._refuse_unused(own)
@@ -325,7 +356,7 @@ class Optimizer(Declared):
             check_apart(stepper.bind(self._arguments["grads"]))
         for group in groups:  # gradients of frozen tensors have been validated: they may be used later
             stepper.set_frozen(group.number, group.raw["frozen"])
-        stepper.set_clip_norm(self._step_options["clip_norm"])
+        _set_gradient_pass(stepper, self._step_options)
         first = (0, [value for _, value in RULES[self.rule]["scalars"]])
         stepper.set_times(step_count, [clocks.get(path, first) for path in paths])
 
@@ -334,6 +365,7 @@ class Optimizer(Declared):
         self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
         self._kept = {path: made[path] for path in paths}
         self._engine.begin(library, tree, stepper, prepares=self._is_grouped)
+        self._engine.has_loss_scale = self._step_options["loss_scale"] is not None
         if any(group.schedule for group in groups):
             self._engine.expect_schedule()
         for group in groups:
@@ -409,7 +441,9 @@ class Optimizer(Declared):
 
     # Steps.
 
-    def step(self, grads: Grads | EllipsisType = ..., *, stream: Any = None) -> None:
+    def step(
+        self, grads: Grads | EllipsisType = ..., grad_scale: SupportsFloat = UNSCALED, *, stream: Any = None
+    ) -> StepResult:
         """Takes one step, which changes parameters and states in place; where an error is raised, nothing has changed.
 
         Ctrl-C does not interrupt a step: KeyboardInterrupt is raised before the step begins or after it was taken
@@ -422,11 +456,23 @@ class Optimizer(Declared):
             float16 and bfloat16. They are only read. A number is allowed for a parameter without axes. None in place of
             an array skips that parameter: its states and its own step number stay as they are. Omitted if and only if
             gradients were bound, as `grads` of the class.
+        grad_scale : a finite number > 0
+            The gradients are divided by it, before they are clipped: the factor by which the loss was multiplied, or
+            the number of micro-batches whose gradients were added up. A step that is captured in a graph keeps it.
         stream : a CUDA stream, or its handle
             The stream for arrays on a GPU; by default the current stream of their library. The step does not wait for
             it. If a CUDA graph is captured there, replays take the step again. From then on step numbers and options
             are on the device: `lr` may be set between replays, and `step_count` waits for the device. The optimizer
             must exist as long as the graph.
+
+        Returns
+        -------
+        StepResult
+            `applied`: whether the step was taken, and not skipped. `step`: `step_count` after it. `grad_norm`: the norm
+            of all gradients, divided by grad_scale and not yet clipped, or None where no option requires it.
+            `clip_factor`: what clipping multiplied them by. `nonfinite`: None, or the name of the first parameter whose
+            gradient is infinite or NaN, with the index of its first such element in C order. On a GPU they are waited
+            for when they are read, which must be before the next step.
 
         Raises
         ------
@@ -437,16 +483,40 @@ class Optimizer(Declared):
             For a wrong shape, too few or too many gradients, a parameter that became read-only, a parameter that was
             replaced in its container, a gradient that overlaps a parameter or state, or a schedule whose value is not a
             learning rate.
+        FloatingPointError
+            For gradients that are not finite, with on_nonfinite="raise".
         RuntimeError
-            Where CUDA fails, or a step with a schedule is captured in a graph.
+            Where CUDA fails, or a step with a schedule or a loss scale, or with on_nonfinite="raise", is captured in a
+            graph.
         """
         engine = self._engine
         with engine.lock:
             if engine.prepares or stream is not None:
                 self._prepare(stream)
-            held_back = engine.stepper.step(grads)
-            if held_back is not None:
-                run_apart(engine.stepper, *held_back)
+            if engine.has_loss_scale or grad_scale is not UNSCALED:
+                return self._step_scaled(grads, grad_scale)
+            result = engine.stepper.step(grads)
+            return result if type(result) is StepResult else self._finished(result, UNSCALED)
+
+    def _finished(self, result: Any, grad_scale: float) -> StepResult:
+        """The result of a step that the core may have held back, or that runs on a GPU."""
+        finished: StepResult | None = finish_step(self._engine.stepper, result, grad_scale)
+        return PendingResult(self._engine) if finished is None else finished
+
+    def _step_scaled(self, grads: Any, grad_scale: Any) -> StepResult:
+        """Takes a step whose gradients are divided by a scale."""
+        engine = self._engine
+        loss_scale: LossScale | None = self._step_options["loss_scale"]
+        factor: float = POSITIVE.check(grad_scale, f"{engine.name}: grad_scale")
+        if loss_scale is not None:
+            refuse_capture(
+                engine.library, engine.stepper, f"{engine.name}: a replay cannot adapt a loss scale; use grad_scale"
+            )
+            factor = POSITIVE.check(factor * loss_scale.value, f"{engine.name}: grad_scale * loss_scale.value")
+        result = self._finished(engine.stepper.step(grads, factor), factor)
+        if loss_scale is not None:
+            loss_scale.update(result)
+        return result
 
     def _prepare(self, stream: Any) -> None:
         """Prepares a step on a GPU or with schedules."""
@@ -458,6 +528,9 @@ class Optimizer(Declared):
                     "call rebind() to step the new ones"
                 )
         engine.use(stream)
+        if self._step_options["on_nonfinite"] == "raise":
+            words = f'{engine.name}: on_nonfinite="raise" waits for the device and cannot be captured; use "skip"'
+            refuse_capture(engine.library, engine.stepper, words)
         if not engine.is_scheduled:
             return
         rates = [group.raw["lr"] for group in self._groups]
@@ -478,8 +551,8 @@ class Optimizer(Declared):
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step together, before clipping. Waits for a GPU.
 
-        None without `clip_norm`, and before the first step since `load_state_dict`. NaN if that step was captured in a
-        graph and has not been replayed.
+        None where no option requires it, and before the first step since `load_state_dict`. NaN if that step was
+        captured in a graph and has not been replayed.
         """
         with self._engine.lock:
             return self._engine.stepper.grad_norm
@@ -525,11 +598,11 @@ class Optimizer(Declared):
 
     def _set_step_options(self, given: Mapping[str, Any]) -> None:
         with self._engine.lock:
-            checked = check_all(given, self.step_options, type(self).__name__)
+            changed = _checked_step_options(type(self), given, self._step_options)
             self._engine.use()  # after a capture, options are on the GPU
-            if "clip_norm" in checked:
-                self._engine.stepper.set_clip_norm(checked["clip_norm"])
-            self._step_options = {**self._step_options, **checked}
+            _set_gradient_pass(self._engine.stepper, changed)
+            self._engine.has_loss_scale = changed["loss_scale"] is not None
+            self._step_options = changed
 
     # Parameters and states.
 
@@ -725,7 +798,7 @@ class Optimizer(Declared):
                 "format": _checkpoint.FORMAT,
                 "rule": self.rule,
                 "step_count": self._engine.stepper.step_count,
-                "options": dict(self._step_options),
+                "options": _plain_step_options(self._step_options),
                 "groups": [
                     {**group.raw, "lr": None if group.schedule else group.raw["lr"], "params": list(group.names)}
                     for group in self._groups
@@ -777,7 +850,7 @@ class Optimizer(Declared):
                 group.checked(options, loading=True) for group, options in zip(self._groups, plan.groups, strict=True)
             ]
             if plan.clocks:
-                self._set_step_options(plan.options)  # first, because a device may refuse it
+                self._load_step_options(plan.options)  # first, because a device may refuse it
             for group, options in zip(self._groups, checked, strict=True):
                 group.apply(options)
             for path, arrays in plan.arrays.items():
@@ -789,6 +862,14 @@ class Optimizer(Declared):
             engine.wait()
             engine.rates.clear()
             return plan.differences
+
+    def _load_step_options(self, options: Mapping[str, Any]) -> None:
+        """Sets the options of the whole step. The optimizer's own loss scale takes over the state of another."""
+        own, other = self._step_options["loss_scale"], options.get("loss_scale")
+        if own is None or other is None:
+            return self._set_step_options(options)
+        self._set_step_options({**options, "loss_scale": own})
+        own.load_state_dict(other.state_dict())
 
     def scalar_names(self) -> list[str]:
         """The names of the scalars that each tensor has besides its step number."""
@@ -872,7 +953,9 @@ class Optimizer(Declared):
     def __repr__(self) -> str:
         first = next(group for group in self._groups if group.names)
         options = {name: value for name, value in first.raw.items() if value != self.defaults[name]}
-        options |= {name: value for name, value in self._step_options.items() if value is not None}
+        options |= {
+            name: value for name, value in self._step_options.items() if value != self.step_options[name].default
+        }
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
         count = len(self._params)
         return f"{type(self).__name__}({count} array{'s' * (count != 1)}{shown})"
@@ -913,6 +996,25 @@ def _checked_patterns(cls: type[Optimizer], options: Any) -> dict[str, dict[str,
     if not isinstance(options, Mapping) or not all(isinstance(own, Mapping) for own in options.values()):
         raise TypeError(f"{cls.__name__}: options must be a dict of dicts, options by names of parameters")
     return {name: check_all(own, cls.known, f"{cls.__name__}, options[{name!r}]") for name, own in options.items()}
+
+
+def _checked_step_options(cls: type[Optimizer], given: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the whole step, some of them changed. Raises TypeError or ValueError."""
+    options = {**now, **check_all(given, cls.step_options, cls.__name__)}
+    if options["clip_norm"] is not None and options["clip_per_tensor"] is not None:
+        raise ValueError(f"{cls.__name__}: only one of clip_norm and clip_per_tensor can be given")
+    if options["loss_scale"] is not None and options["on_nonfinite"] != "skip":
+        raise ValueError(f'{cls.__name__}: loss_scale needs on_nonfinite="skip"')
+    return options
+
+
+def _plain_step_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the whole step as plain data."""
+    return {name: x.state_dict() if isinstance(x, LossScale) else x for name, x in options.items()}
+
+
+def _set_gradient_pass(stepper: _core.Stepper, options: Mapping[str, Any]) -> None:
+    stepper.set_gradient_pass(*(options[name] for name in ("clip_norm", "clip_per_tensor", "on_nonfinite")))
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -15,17 +15,21 @@ from ._libraries import Library, use_stream
 from ._options import NON_NEGATIVE, Schedule
 
 
-def run_step(stepper: _core.Stepper, grads: Any) -> None:
-    """Takes a step, with `...` for bound gradients, or raises TypeError or ValueError with nothing written."""
-    held_back = stepper.step(grads)
-    if held_back is not None:
-        run_apart(stepper, *held_back)
+def run_step(stepper: _core.Stepper, grads: Any, grad_scale: float = 1.0) -> Any:
+    """Takes a step, with `...` for bound gradients, or raises TypeError or ValueError with nothing written.
+
+    Returns the core's result, None on a GPU. A step that the core holds back is taken after the exact test of overlap.
+    """
+    return finish_step(stepper, stepper.step(grads, grad_scale), grad_scale)
 
 
-def run_apart(stepper: _core.Stepper, prepared: Any, possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
-    """Takes a step that the core has held back, after the exact test of overlap."""
+def finish_step(stepper: _core.Stepper, result: Any, grad_scale: float) -> Any:
+    """The result of a step, which is taken now where the core has held it back."""
+    if type(result) is not tuple:
+        return result
+    prepared, possible_overlaps = result
     check_apart(possible_overlaps)
-    stepper.run(prepared)
+    return stepper.run(prepared, grad_scale)
 
 
 def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
@@ -41,12 +45,53 @@ def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
             raise ValueError(words)
 
 
+class PendingResult(_core.StepResult):
+    """The result of a step on a GPU, which is waited for when it is asked for."""
+
+    __slots__ = ("_engine", "_number", "_values")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        engine.taken += 1
+        self._number = engine.taken
+        self._values: tuple[bool, int, float | None, float, tuple[str, int] | None] | None = None
+
+    def _read(self) -> tuple[bool, int, float | None, float, tuple[str, int] | None]:
+        with self._engine.lock:
+            if self._values is None:
+                if self._number != self._engine.taken:
+                    raise RuntimeError("the result of a step on a GPU must be read before the next step is taken")
+                self._values = self._engine.stepper.result
+            return self._values
+
+    @property
+    def applied(self) -> bool:
+        return self._read()[0]
+
+    @property
+    def step(self) -> int:
+        return self._read()[1]
+
+    @property
+    def grad_norm(self) -> float | None:
+        return self._read()[2]
+
+    @property
+    def clip_factor(self) -> float:
+        return self._read()[3]
+
+    @property
+    def nonfinite(self) -> tuple[str, int] | None:
+        return self._read()[4]
+
+
 class Engine:
     """The stepper of an optimizer, which its groups share, and the lock that serializes steps and changes."""
 
     __slots__ = (
         "__weakref__",
         "_asking",
+        "has_loss_scale",
         "is_scheduled",
         "library",
         "lock",
@@ -54,6 +99,7 @@ class Engine:
         "prepares",
         "rates",
         "stepper",
+        "taken",
         "tree",
     )
 
@@ -66,6 +112,10 @@ class Engine:
         self.tree: _core.Tree
         self.stepper: _core.Stepper
         self.lock = threading.RLock()
+        self.taken = 0
+        """The number of steps on a GPU whose results may be asked for."""
+        self.has_loss_scale = False
+        """Whether steps divide gradients by a loss scale."""
         self.is_scheduled = False
         """Whether a group has a schedule, or had one at the last step."""
         self.prepares = False

@@ -21,6 +21,7 @@ def sgd_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def momentum_(
@@ -40,6 +41,7 @@ def momentum_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def nag_(
@@ -58,6 +60,7 @@ def nag_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def adagrad_(
@@ -76,6 +79,7 @@ def adagrad_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def rmsprop_(
@@ -99,6 +103,7 @@ def rmsprop_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def adadelta_(
@@ -117,6 +122,7 @@ def adadelta_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def adam_(
@@ -141,6 +147,7 @@ def adam_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> None: ...
 def nadam_(
@@ -162,5 +169,6 @@ def nadam_(
     maximize: bool = False,
     flush_subnormals: bool = False,
     stochastic_rounding: int | None = None,
+    clip_value: float | None = None,
     master: ArrayLike | None = None,
 ) -> float: ...

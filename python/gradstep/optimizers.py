@@ -5,7 +5,6 @@ Formulas omit what all share (`l2`, `weight_decay`, `maximize`); `docs/numerics.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -14,7 +13,18 @@ from . import _core, _storage
 from ._groups import RULES
 from ._libraries import refuse_capture
 from ._optimizer import REQUIRED, Optimizer
-from ._options import BELOW_ONE, FLAG, NON_NEGATIVE, UP_TO_ONE, LearningRate, Number, Option, optional, pair_of
+from ._options import (
+    BELOW_ONE,
+    FLAG,
+    NON_NEGATIVE,
+    UP_TO_ONE,
+    LearningRate,
+    Number,
+    Option,
+    for_core,
+    optional,
+    pair_of,
+)
 from ._step import run_step
 
 if TYPE_CHECKING:
@@ -220,7 +230,7 @@ class NAG(Optimizer):
 
 
 def _sgd_options(lr: float) -> dict[str, float]:
-    return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), "stochastic_rounding": math.nan, "lr": lr}
+    return for_core({**SGD.defaults, "lr": lr}, SGD.known, RULES[SGD.rule]["options"])
 
 
 class AdaGrad(Optimizer):

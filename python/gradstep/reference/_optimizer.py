@@ -30,11 +30,16 @@ COMMON = {
     "master": False,
     "stochastic_rounding": None,
     "min_8bit_size": 4096,
+    "clip_value": None,
     "frozen": False,
     "clip_norm": None,
+    "clip_per_tensor": None,
+    "on_nonfinite": "propagate",
+    "loss_scale": None,
     "grads": None,
 }
-"""The options of every rule, after its own. The last two are the optimizer's, the others a group's."""
+"""The options of every rule, after its own. The gradients and WHOLE are the optimizer's, the others a group's."""
+WHOLE = ("clip_norm", "clip_per_tensor", "on_nonfinite", "loss_scale")
 EXACT = ("state_dtype", "master", "stochastic_rounding", "min_8bit_size")  # options that are no numbers of the page
 
 
@@ -71,7 +76,8 @@ class Optimizer:
         bound.apply_defaults()
         given = bound.arguments
         self.step_count = 0
-        self.clip_norm = given.pop("clip_norm")
+        for name in WHOLE:
+            setattr(self, name, given.pop(name))
         self._bound = given.pop("grads")
         params = given.pop("params")
         self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and is_group(params[0])
@@ -125,8 +131,17 @@ class Optimizer:
         }
         return shown if self._grouped else {name: only for name, [only] in shown.items()}
 
-    def step(self, grads: Grads = ...) -> None:
-        """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped."""
+    clip_norm: float | None
+    clip_per_tensor: float | None
+    on_nonfinite: str
+    loss_scale: Any
+
+    def step(self, grads: Grads = ..., grad_scale: float = 1.0) -> SimpleNamespace:
+        """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped.
+
+        Return whether it was applied, the number of steps, the norm, the clip factor, and the first gradient that is
+        not finite as the indices of its parameter and element.
+        """
         if (grads is ...) is not (self._bound is not None):
             raise TypeError("step() takes gradients where none were bound, and only there")
         grads = self._bound if grads is ... else grads
@@ -136,21 +151,45 @@ class Optimizer:
                 [None] * len(group.slots) if group.options.frozen else group.gradients(tree)
                 for group, tree in zip(self._groups, trees, strict=True)
             ]
-            factor = self._factor([g for flat in found for g in flat])
+            scale = float(grad_scale) * (1.0 if self.loss_scale is None else self.loss_scale.value)
+            flat_grads = [g for flat in found for g in flat]
+            factors, result = self._pass(flat_grads, scale)
+            bad = result.nonfinite
+            result.applied = bad is None or self.on_nonfinite == "propagate"
+            if not result.applied and self.on_nonfinite == "raise":
+                raise FloatingPointError(bad)
+            each = iter(factors)
             for group, flat in zip(self._groups, found, strict=True):
                 o = group.at(self.step_count)
                 for s, g in zip(group.slots, flat, strict=True):
-                    if g is not None:
+                    factor = next(each)
+                    if g is not None and result.applied:
                         self._step_one(g, factor, o, s)
-        self.step_count += 1
+        self.step_count += result.applied
+        result.step = self.step_count
+        if self.loss_scale is not None:
+            self.loss_scale.update(result)
+        return result
 
-    def _factor(self, grads: Sequence[Array | None]) -> float:
-        """What clips all gradients together."""
-        if self.clip_norm is None:
-            return 1.0
-        norm, limit = global_norm(grads), float(self.clip_norm)
-        self.grad_norm = norm
-        return 1.0 if norm <= limit else limit / norm
+    def _pass(self, grads: Sequence[Array | None], scale: float) -> tuple[list[float], SimpleNamespace]:
+        """What every gradient is multiplied by; the norm and the first that is not finite, where options need them."""
+        limits = (self.clip_norm, self.clip_per_tensor)
+        if limits == (None, None) and self.on_nonfinite == "propagate":
+            return [1.0 / scale] * len(grads), SimpleNamespace(grad_norm=None, clip_factor=1.0, nonfinite=None)
+
+        def clip(norm: float, limit: float) -> float:
+            return 1.0 if norm <= limit else np.float64(limit) / norm
+
+        norm = self.grad_norm = global_norm(grads) / scale
+        clips = [1.0] * len(grads)
+        if self.clip_norm is not None:
+            clips = [clip(norm, float(self.clip_norm))] * len(grads)
+        if self.clip_per_tensor is not None:
+            clips = [clip(global_norm([g]) / scale, float(self.clip_per_tensor)) for g in grads]
+        smallest = float(np.min([1.0, *clips]))
+        bad = [(i, first_nonfinite(g)) for i, g in enumerate(grads)]
+        first = next((position for position in bad if position[1] >= 0), None)
+        return [x / scale for x in clips], SimpleNamespace(grad_norm=norm, clip_factor=smallest, nonfinite=first)
 
     def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
         s.t += 1
@@ -163,6 +202,9 @@ class Optimizer:
         if o.flush_subnormals:
             g = np.where(np.abs(g) < (2.0**-56 if T is np.float32 else 2.0**-500), T(0), g)
         g = scale * g
+        if o.clip_value is not None:
+            c = T(o.clip_value)
+            g = np.where(g > c, c, np.where(g < -c, -c, g))
         if o.l2 != 0:
             g = g + l2 * p
         p = self.update(decay * p, g, o, wide)
@@ -195,6 +237,12 @@ class Optimizer:
         else:
             s.master[...] = p
             store(p, s.p)
+
+
+def first_nonfinite(g: Array | None) -> int:
+    """The index, in C order, of the first element that is infinite or NaN; -1 where there is none."""
+    bad = [] if g is None else np.flatnonzero(~np.isfinite(g))
+    return int(bad[0]) if len(bad) else -1
 
 
 def is_group(x: Any) -> bool:
