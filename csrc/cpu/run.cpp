@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cpu/isa.h"
+#include "cpu/panel.h"
 #include "cpu/tuning.h"
 #include "exec/norm.h"
 
@@ -185,7 +186,8 @@ void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f)
 template <class T>
 class Tiles {
  public:
-  explicit Tiles(const TensorJob& job) : job_(job) {}
+  explicit Tiles(const TensorJob& job)
+      : job_(job), panel_(job.layout != nullptr && job.layout->blocks.axis >= 0 ? Panel::of_thread() : nullptr) {}
 
   void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end) {
     begin_ = begin;
@@ -234,7 +236,7 @@ class Tiles {
     auto* const tile = reinterpret_cast<std::byte*>(tiles_[s]);
     const bool native = is_native(dtype(s), kCompute);
     std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
-    if (strided(s)) move<true>(s, from);
+    if (strided(s)) gather(s, from);
     if (native) return from;
     conversions_.to<T>(dtype(s)).decode(from, scales(s), size_, tiles_[s]);
     return tile;
@@ -249,6 +251,11 @@ class Tiles {
     if (strided(s)) move<false>(s, to);
   }
 
+  void gather(int s, std::byte* packed) {
+    if (s == kGradient && panel_ != nullptr) return panel_->gather(job_, begin_, begin_ + size_, packed);
+    move<true>(s, packed);
+  }
+
   // Gathers this tile's elements of a strided stream, or scatters them.
   template <bool kGather>
   void move(int s, std::byte* packed) {
@@ -258,6 +265,7 @@ class Tiles {
   static constexpr Compute kCompute = kComputeOf<T>;
 
   const TensorJob& job_;
+  Panel* const panel_;  // gathers the gradient; null: tiles do
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
   alignas(64) T tiles_[kMaxStreams][kTile];
@@ -331,8 +339,10 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
 
 void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
-  job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
-                                              : run_in<float>(job, kernels, begin, end, prefetches);
+  each_part(job, begin, end, [&](std::int64_t first, std::int64_t last) {
+    job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, first, last, prefetches)
+                                                : run_in<float>(job, kernels, first, last, prefetches);
+  });
 }
 
 }  // namespace gradstep::cpu

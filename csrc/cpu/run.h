@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/kernel.h"
 #include "cpu/tuning.h"
+#include "exec/norm.h"
 #include "exec/tensor_job.h"
 
 namespace gradstep::cpu {
@@ -23,6 +25,17 @@ inline std::int64_t to_cache_line(const std::byte* stream, std::int64_t item_siz
   const auto behind =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(stream + begin * item_size) % kCacheLine);
   return (kCacheLine - behind) % kCacheLine / item_size;
+}
+
+// Calls f(begin, end) for the parts of elements [begin, end) of the order in which a tensor's chunks are visited: for
+// all of them at once if the order is ascending.
+template <class F>
+void each_part(const TensorJob& job, std::int64_t begin, std::int64_t end, const F& f) {
+  if (job.layout == nullptr || job.layout->chunks.empty()) return f(begin, end);
+  for (std::int64_t k = begin / kChunk; k < chunks_of(end); ++k) {
+    const std::int64_t first = job.layout->chunks[static_cast<std::size_t>(k)] * kChunk;
+    f(first, std::min(first + kChunk, job.layout->size()));
+  }
 }
 
 // Updates elements [begin, end) of a tensor with the kernels of its update.

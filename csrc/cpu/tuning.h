@@ -14,6 +14,17 @@ inline constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512;
 // not been measured.
 inline constexpr std::int64_t kTile = 512;
 
+// The blocks in which a gradient is gathered whose closest elements are not in its rows (cpu/panel.h): bytes of a block,
+// its columns at most, and the blocks that a thread keeps (576 KB in all).
+inline constexpr std::int64_t kBlockBytes = 16 << 10, kMaxBlockColumns = 256;
+inline constexpr int kPanelBlocks = 36;
+// Gradients are gathered in blocks if neighbours along the last axis are at least this many bytes apart.
+inline constexpr std::int64_t kBlockedFrom = 32;
+// Where rows have more elements than kPanelColumns, chunks are visited window by window.
+inline constexpr std::int64_t kPanelColumns = 8192, kPanelWindow = 4096;
+// How many columns ahead a block's lines are prefetched.
+inline constexpr std::int64_t kPrefetchColumns = 16;
+
 // The kernel is called for rows of a strided tensor with at least this many elements. Not measured since it was chosen.
 inline constexpr std::int64_t kRowWorthACall = 32;
 

@@ -11,16 +11,31 @@
 // The work that a step hands to a backend.
 namespace gradstep {
 
+// The blocks in which a processor gathers a strided gradient: `rows` indices of one axis by `columns` of the `plane`
+// elements of the axes after it.
+struct Blocks {
+  int axis = -1;  // none
+  std::int64_t rows = 0, columns = 0, plane = 0;
+};
+
 // The order in which a tensor's elements are traversed, last axis fastest, and each stream's strides and storage.
 struct Layout {
   std::vector<std::int64_t> shape;                 // never empty
   std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or no such stream
   DType dtypes[kMaxStreams] = {};
-  float* scales[kMaxStreams] = {};  // block scales, for types that have them
-  StorageKey storage = kNoStreams;  // dtypes of the existing streams
-  std::uint32_t tensor = 0;         // its index in the optimizer, for random bits
-  bool native = true;               // whether all streams are stored in the compute type
-  bool packed = true;               // whether no stream is strided
+  float* scales[kMaxStreams] = {};    // block scales, for types that have them
+  StorageKey storage = kNoStreams;    // dtypes of the existing streams
+  std::uint32_t tensor = 0;           // its index in the optimizer, for random bits
+  Blocks blocks;                      // of the gradient
+  std::vector<std::uint32_t> chunks;  // the order in which a processor visits them; empty: ascending
+  bool native = true;                 // whether all streams are stored in the compute type
+  bool packed = true;                 // whether no stream is strided
+
+  std::int64_t size() const {
+    std::int64_t product = 1;
+    for (const std::int64_t extent : shape) product *= extent;
+    return product;
+  }
 
   // Whether kernels can work on all streams in place.
   bool plain() const { return native && packed; }

@@ -13,6 +13,7 @@
 #include "base/ieee_mode.h"
 #include "cpu/fork.h"
 #include "cpu/isa.h"
+#include "cpu/panel.h"
 #include "cpu/pool.h"
 #include "cpu/prefetch_choice.h"
 #include "cpu/run.h"
@@ -95,6 +96,7 @@ bool same(const rules::Clock& a, const rules::Clock& b) {
 struct Jobs {
   std::vector<TensorJob> jobs;
   std::vector<std::unique_ptr<Layout>> layouts;
+  int blocked = 0;  // layouts with blocks
 
   void add() {
     jobs.emplace_back();
@@ -102,6 +104,9 @@ struct Jobs {
   }
 
   void set_layout(std::size_t tensor, Layout layout) {
+    const bool had = layouts[tensor] != nullptr && layouts[tensor]->blocks.axis >= 0;
+    cpu::set_blocks(layout);
+    blocked += static_cast<int>(layout.blocks.axis >= 0) - static_cast<int>(had);
     layouts[tensor] = layout.plain() ? nullptr : std::make_unique<Layout>(std::move(layout));
     assign_if_changed<const Layout*>(jobs[tensor].layout, layouts[tensor].get());
   }
@@ -159,6 +164,7 @@ class OnCpu : public Backend {
       assign_if_changed<const PreparedUpdate*>(job->update, gradient == nullptr ? nullptr : prepared);
       ++job;
     }
+    if (steps_.blocked != 0) cpu::begin_panels();
     const int threads = threads_for(bytes);
     const bool awake = threads > 1 && consecutive_steps.begin();
     const auto visit = [prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece, KernelCache& cache) {
@@ -250,11 +256,14 @@ class OnCpu : public Backend {
       bytes += size * size_of(compute);
     }
     const auto visit = [&, prefetches = cpu::prefetches()](const TensorJob& job, const Piece& piece, KernelCache&) {
-      double* to = &of_chunks_[plan_.first_chunk[piece.tensor]] + piece.begin / kChunk;
-      for (std::int64_t begin = piece.begin; begin < piece.end; begin += kChunk) {
-        *to++ = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, piece.end), prefetches);
-      }
+      double* const to = &of_chunks_[plan_.first_chunk[piece.tensor]];
+      cpu::each_part(job, piece.begin, piece.end, [&](std::int64_t begin, std::int64_t end) {
+        for (; begin < end; begin += kChunk) {
+          to[begin / kChunk] = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, end), prefetches);
+        }
+      });
     };
+    if (norms_.blocked != 0) cpu::begin_panels();
     for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
     const IeeeMode ieee;
     return add_up(gradients, asked, grad_scale);
