@@ -26,6 +26,7 @@ WHOLE = (
     "loss_scale",
     "options",
     "grads",
+    "copy_out",
 )  # what the classes take besides options of groups
 NOT_IN_REFERENCE = ("options",)  # what says which steps to take, and not how one is computed
 STEPS = 24

@@ -225,10 +225,11 @@ def test_groups():
     assert (a[0], b[0]) == (0.75, 0)
     opt.lr = 1
     assert [group["lr"] for group in opt.groups] == [1.0, 1.0]
-    assert len(opt.groups[0]) == 11
+    assert len(opt.groups[0]) == 13
     assert list(opt.groups[0]) == [
         *("lr", "l2", "weight_decay", "maximize", "flush_subnormals"),
         *("state_dtype", "master", "stochastic_rounding", "min_8bit_size", "clip_value", "frozen"),
+        *("ema", "ema_correction"),
     ]
     assert "maximize" in repr(opt.groups[0])
     with pytest.raises(KeyError):

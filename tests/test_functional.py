@@ -60,7 +60,7 @@ def test_the_signature_is_the_classes(rule):
     shown = inspect.signature(function).parameters
     options = inspect.signature(cls).parameters
     # Options that the arrays replace; and a kernel that is not wanted is not called.
-    settled = (*WHOLE, *(name for name, option in cls.known.items() if option.fixed), "frozen")
+    settled = (*WHOLE, *(name for name, option in cls.known.items() if option.fixed), "frozen", "ema")
     expected = {name: option.default for name, option in options.items() if name not in settled} | {"master": None}
     positional = ["p", "g", *state_names(rule)]
     clock = {"step": 1, **({"mu_product": 1.0} if rule == "nadam" else {})}

@@ -424,7 +424,8 @@ BAD_OPTIONS = {
     **dict.fromkeys(["momentum", "dampening", "rho"], (NOT_NUMBERS, [*NEGATIVE, 1.0000001, 2])),
     "betas": (PAIRS, [(x, 0.9) for x in [*NEGATIVE, 1]] + [(0.9, x) for x in [*NEGATIVE, 1]]),
     **dict.fromkeys(["lr_in_velocity", "dampen_first", "lookahead", "centered", "amsgrad", "maximize"], FLAG),
-    "frozen": FLAG,
+    **dict.fromkeys(["frozen", "ema_correction"], FLAG),
+    "ema": ([x for x in NOT_NUMBERS[:-1] if x is not None], [*NEGATIVE, 1, 2]),
     **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected", "master"], FLAG),
     "state_dtype": ([0, True, 8, np.float32, np.dtype("f4"), b"q8", ["q8"]], ["", "Q8", "fp8", "int8", "float16"]),
     "stochastic_rounding": (
@@ -464,7 +465,10 @@ def test_a_bad_option(rule, name):
             if not (name == "lr" and value is None):  # in a checkpoint None stands for a schedule, which is not saved
                 with pytest.raises((TypeError, ValueError), match=name):
                     opt.load_state_dict({**saved, "groups": [saved["groups"][0], {**saved["groups"][1], name: value}]})
-            if not settles and name != "frozen":  # bare kernels get arrays instead, and are not called for frozen ones
+            if not settles and name not in (
+                "frozen",
+                "ema",
+            ):  # bare kernels get arrays instead, and are not called for frozen ones
                 with pytest.raises(error, match=rf"^{rule}_: {name}\b.* must be"):
                     getattr(functional, f"{rule}_")(A, B, **{name: value})
     assert frozen(opt) == before

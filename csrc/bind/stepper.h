@@ -80,6 +80,8 @@ class Stepper {
     }
     master_kind_ = "state master of " + params;
     master_name_ = interned("master");
+    average_kind_ = "state average of " + params;
+    average_name_ = interned("average");
   }
 
   // Waits for steps that still use a device's memory, without the GIL, which their callers may need.
@@ -112,6 +114,9 @@ class Stepper {
     if (bound_tree_) {
       if (const int stop = bound_tree_->traverse(visit, arg)) return stop;
     }
+    if (copy_tree_) {
+      if (const int stop = copy_tree_->traverse(visit, arg)) return stop;
+    }
     Py_VISIT(tree_object_.ptr());
     return arrays_.traverse(visit, arg);
   }
@@ -123,6 +128,7 @@ class Stepper {
     const std::vector<Watched> owned = std::exchange(owned_, {});
     const auto bound = std::exchange(bound_, {});
     const auto bound_tree = std::exchange(bound_tree_, {});
+    const auto copy_tree = std::exchange(copy_tree_, {});
     const auto tree = std::exchange(tree_object_, {});
     tree_ = nullptr;
     std::swap(arrays_, arrays);
@@ -143,7 +149,7 @@ class Stepper {
   void check_options(int group, const Options& options) const {
     stepper_.check_options(group, in_order(rule_, options));
   }
-  void set_lr(int group, double lr) { stepper_.set_lr(group, lr); }
+  void set_number(int group, const std::string& name, double value) { stepper_.set_number(group, name, value); }
 
   // None: no such limit; at most one of the limits is given.
   void set_gradient_pass(const std::optional<double>& clip_norm, const std::optional<double>& clip_per_tensor,
@@ -196,15 +202,22 @@ class Stepper {
 
   // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
   // master, and set the parameter to its rounding.
-  void add_tensors(const std::vector<int>& groups, const py::list& params, const std::vector<py::dict>& kept) {
+  // `copies` is a nest of arrays, or None in place of one, that steps set to the parameters; None: there are none.
+  void add_tensors(const std::vector<int>& groups, const py::list& params, const std::vector<py::dict>& kept,
+                   const py::object& copies) {
     if (params.size() != groups.size() || kept.size() != groups.size()) {
       throw std::invalid_argument("groups, params and kept must have the same length");
     }
     stepper_.reserve(groups.size());
+    py::tuple of_copies;
+    if (!copies.is_none()) {
+      of_copies = tree_->flatten(copies, copies_);
+      copy_tree_.emplace(copies, copies_);
+    }
     owned_.reserve(owned_.size() + groups.size() * (kept.empty() ? 1 : 1 + kept[0].size()));
     seals_.reserve(owned_.capacity());
     for (std::size_t i = 0; i < groups.size(); ++i) {
-      add_tensor(groups[i], params[i], kept[i]);
+      add_tensor(groups[i], params[i], kept[i], copies.is_none() ? copies : py::object(of_copies[i]));
       group_of_.push_back(groups[i]);
       frozen_.push_back(false);
     }
@@ -240,6 +253,7 @@ class Stepper {
     const Flag stepping(is_stepping_);
     spot_check();
     if (tree_ != nullptr) tree_->check_unchanged();
+    if (copy_tree_) copy_tree_->check_unchanged();
     py::tuple held;
     if (grads.is(py::ellipsis())) {
       if (!is_bound_) throw WrongType("step() needs gradients, because none were bound with the optimizer");
@@ -320,14 +334,16 @@ class Stepper {
     return taken;
   }
 
-  // Each tensor's own step number, and the rule's scalars.
+  // Each tensor's own step number, the rule's scalars, and the product of the decays of the average.
   using Clocks = std::vector<std::pair<std::int64_t, std::vector<double>>>;
   Clocks clocks() {
     Clocks all;
     step::StepState state;
     may_wait([&] { state = stepper_.state(); });
     for (const rules::Clock& clock : state.clocks) {
-      all.emplace_back(clock.t, std::vector<double>(clock.scalars, clock.scalars + scalars()));
+      std::vector<double> values(clock.scalars, clock.scalars + scalars());
+      values.push_back(clock.ema_product);
+      all.emplace_back(clock.t, std::move(values));
     }
     return all;
   }
@@ -335,10 +351,11 @@ class Stepper {
   void set_times(std::int64_t step_count, const Clocks& all) {
     step::StepState state{step_count, {}};
     for (const auto& [t, values] : all) {
-      if (values.size() != scalars()) throw std::invalid_argument("each of the rule's scalars is needed");
+      if (values.size() != scalars() + 1) throw std::invalid_argument("each of the rule's scalars is needed");
       rules::Clock& clock = state.clocks.emplace_back();
       clock.t = t;
-      std::copy(values.begin(), values.end(), clock.scalars);
+      std::copy(values.begin(), values.end() - 1, clock.scalars);
+      clock.ema_product = values.back();
     }
     may_wait([&] { stepper_.set_state(state); });
   }
@@ -377,8 +394,9 @@ class Stepper {
     }
 
     // A state with a value for each element of its parameter.
-    Array own_like_param(const py::object& state, const std::string& kind, bool codes = false) {
-      const Array array = own(state, kind, Role::kState, codes);
+    Array own_like_param(const py::object& state, const std::string& kind, bool codes = false,
+                         Role role = Role::kState) {
+      const Array array = own(state, kind, role, codes);
       const Array param = added[0].view();
       if (array.rank != param.rank || !step::same(array.shape, param.shape, param.rank)) {
         throw std::invalid_argument(kind + name + " must have its parameter's shape");
@@ -423,20 +441,43 @@ class Stepper {
     std::vector<Watched> added;
   };
 
-  void add_tensor(int group, const py::object& param, const py::dict& kept) {
+  void add_tensor(int group, const py::object& param, const py::dict& kept, const py::object& copy) {
     Adding adding(*this, next_name());
-    adding.added.reserve(2 * info().states.size() + 2);  // views point into it
+    adding.added.reserve(2 * info().states.size() + 4);  // views point into it
     const Array of = adding.own(param, params_, Role::kParameter);
     std::vector<Array> states;
     for (std::size_t s = 0; s < info().states.size(); ++s) states.push_back(adding.own_state(kept, s));
-    Array master{};
+    typename step::Stepper::Beside beside;
+    Array& master = beside.master;
     if (const py::object given = entry(kept, master_name_)) {
       master = adding.own_like_param(given, master_kind_);
       if (master.dtype != DType::kFloat32 || gradstep::info(of.dtype).kind != CodecKind::kNarrow) {
         throw WrongType(master_kind_ + adding.name + " must be float32, and its parameter of 16 bits");
       }
     }
-    stepper_.add_tensor(group, adding.name, of, states, master);
+    if (const py::object given = entry(kept, average_name_)) {
+      beside.average = adding.own_like_param(given, average_kind_);
+      if (!is_native(beside.average.dtype, compute_of(of.dtype))) {
+        throw WrongType(average_kind_ + adding.name + " must have the type that its parameter is computed in");
+      }
+    }
+    if (!copy.is_none()) {
+      beside.copy = adding.own_like_param(copy, copies_, false, Role::kParameter);
+      if (master.data != nullptr) {
+        throw std::invalid_argument(copies_ + adding.name + " has no place where master is True: " + params_ +
+                                    adding.name + " is the copy of its master");
+      }
+      const bool fits = compute_of(of.dtype) == Compute::kDouble
+                            ? gradstep::info(beside.copy.dtype).kind == CodecKind::kNative
+                            : compute_of(beside.copy.dtype) == Compute::kFloat;
+      if (!fits) {
+        throw WrongType(copies_ + adding.name + " is " + dtype_name(beside.copy.dtype) + ", but must be " +
+                        (compute_of(of.dtype) == Compute::kDouble
+                             ? "float32 or float64, because its parameter is float64"
+                             : "float16, bfloat16 or float32"));
+      }
+    }
+    stepper_.add_tensor(group, adding.name, of, states, beside);
     elements_ += step::size_of(of);
     for (Watched& owned : adding.added) {
       owned_.push_back(std::move(owned));
@@ -540,16 +581,17 @@ class Stepper {
   std::vector<int> group_of_;  // of each tensor
   std::vector<char> frozen_;   // whether each tensor is frozen
   std::vector<std::string> state_kinds_, scale_kinds_;
-  std::string master_kind_;
+  std::string master_kind_, average_kind_;
+  const std::string copies_ = "copy_out";
   std::vector<py::str> state_names_, scale_names_;
-  py::str master_name_;
+  py::str master_name_, average_name_;
   std::vector<Watched> owned_;                              // each tensor's parameter, then its states
   std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
   std::vector<std::size_t> first_of_{0};                    // where in owned_ each tensor begins, and the last ends
   std::size_t checked_ = 0;                                 // the last array of a spot check
   bool is_bound_ = false, is_stepping_ = false;
   bool raises_ = false;  // whether gradients that are not finite raise an error
-  std::optional<Tree> bound_tree_;
+  std::optional<Tree> bound_tree_, copy_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
 
@@ -592,7 +634,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("add_group", &Steps::add_group, py::arg("options"))
       .def("check_options", &Steps::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
-      .def("set_lr", &Steps::set_lr, py::arg("group"), py::arg("lr"))
+      .def("set_number", &Steps::set_number, py::arg("group"), py::arg("name"), py::arg("value"))
       .def("set_gradient_pass", &Steps::set_gradient_pass, py::arg("clip_norm"), py::arg("clip_per_tensor"),
            py::arg("on_nonfinite"))
       .def("set_frozen", &Steps::set_frozen, py::arg("group"), py::arg("frozen"))
@@ -600,7 +642,8 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("check_params", &Steps::check_params, py::arg("params"))
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
-      .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"))
+      .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
+           py::arg("copies") = py::none())
       .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0)
       .def("run", &Steps::run_prepared, py::arg("prepared"), py::arg("grad_scale") = 1.0)

@@ -30,7 +30,8 @@ enum class CodecKind : std::uint8_t {
 };
 
 // Roles: the streams that may be stored in a type.
-inline constexpr unsigned kAsParameter = 1, kAsGradient = 2, kAsSignedState = 4, kAsNonNegativeState = 8, kAsCopy = 16;
+inline constexpr unsigned kAsParameter = 1, kAsGradient = 2, kAsSignedState = 4, kAsNonNegativeState = 8, kAsCopy = 16,
+                          kAsAverage = 32;
 inline constexpr unsigned kAsState = kAsSignedState | kAsNonNegativeState;
 
 }  // namespace gradstep

@@ -9,7 +9,7 @@ struct Float32 {
   using Storage = float;
   static constexpr const char* kName = "float32";
   static constexpr CodecKind kKind = CodecKind::kNative;
-  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState | kAsCopy | kAsAverage;
   static constexpr int kRandomBits = 0;
 };
 
@@ -17,7 +17,7 @@ struct Float64 {
   using Storage = double;
   static constexpr const char* kName = "float64";
   static constexpr CodecKind kKind = CodecKind::kNative;
-  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState | kAsCopy | kAsAverage;
   static constexpr int kRandomBits = 0;
 };
 

@@ -3,6 +3,7 @@
 #include "cpu/conversions.h"
 
 #include "cpu/access.h"
+#include "rules/moments.h"
 
 namespace gradstep::cpu {
 namespace {
@@ -125,6 +126,17 @@ void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT
   add(begin, begin % kSumLanes, size - begin);
 }
 
+template <class T>
+void average_of(T* GS_RESTRICT average, const T* GS_RESTRICT x, std::int64_t size, T keep, T take) {
+  for (std::int64_t i = 0; i < size; ++i) average[i] = rules::blend(keep, average[i], take, x[i]);
+}
+
+void round_to_floats(const double* GS_RESTRICT values, std::int64_t size, const Noise*, std::int64_t, std::byte* stored,
+                     float*) {
+  auto* const GS_RESTRICT items = reinterpret_cast<float*>(stored);
+  for (std::int64_t j = 0; j < size; ++j) items[j] = static_cast<float>(values[j]);
+}
+
 // The loops that a codec needs for a compute type.
 template <class Codec>
 constexpr Conversion<float> to_floats() {
@@ -136,7 +148,8 @@ constexpr Conversion<float> to_floats() {
 template <class Codec>
 constexpr Conversion<double> to_doubles() {
   if constexpr (Codec::kKind == CodecKind::kNarrow) return {&convert_items<Codec, double>, nullptr};
-  if constexpr (sizeof(typename Codec::Storage) == sizeof(float)) return {&convert_items<Codec, double>, nullptr};
+  if constexpr (sizeof(typename Codec::Storage) == sizeof(float))
+    return {&convert_items<Codec, double>, &round_to_floats};
   return {};
 }
 
@@ -149,8 +162,9 @@ constexpr Conversion<double> to_doubles() {
 const Conversions& GS_JOIN(conversions_, GS_ISA)() {
 #define GS_TO_FLOATS(name, Codec) to_floats<codecs::Codec>(),
 #define GS_TO_DOUBLES(name, Codec) to_doubles<codecs::Codec>(),
-  static constexpr Conversions all{{GS_CODECS(GS_TO_FLOATS)}, {GS_CODECS(GS_TO_DOUBLES)}, &draw_places, &draw_groups,
-                                   &add_squares<float>,       &add_squares<double>};
+  static constexpr Conversions all{
+      {GS_CODECS(GS_TO_FLOATS)}, {GS_CODECS(GS_TO_DOUBLES)}, &draw_places,       &draw_groups,
+      &add_squares<float>,       &add_squares<double>,       &average_of<float>, &average_of<double>};
 #undef GS_TO_FLOATS
 #undef GS_TO_DOUBLES
   return all;

@@ -37,6 +37,10 @@ struct Conversion {
 // does not affect results.
 using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* lanes, bool prefetches);
 
+// average[i] = keep * average[i] + take * x[i].
+template <class T>
+using Average = void (*)(T* average, const T* x, std::int64_t size, T keep, T take);
+
 // The conversions of one instruction set.
 struct Conversions {
   Conversion<float> floats[kDTypeCount];
@@ -44,6 +48,17 @@ struct Conversions {
   DrawPlaces draw_places;
   DrawGroups draw_groups;
   AddSquares add_squares_floats, add_squares_doubles;
+  Average<float> average_floats;
+  Average<double> average_doubles;
+
+  template <class T>
+  Average<T> average() const {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      return average_doubles;
+    } else {
+      return average_floats;
+    }
+  }
 
   template <class T>
   const Conversion<T>& to(DType dtype) const {

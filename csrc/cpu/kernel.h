@@ -13,7 +13,7 @@ namespace gradstep::cpu {
 // The block scales and the random bits of a tensor's streams, by stream; null if a stream has none.
 struct StoredStreams {
   float* const* scales;
-  const Noise* noise[kMaxStreams];
+  const Noise* noise[kKernelStreams];
 };
 
 // Updates elements [begin, end) of packed streams that do not overlap; an absent stream is null. `element` is the

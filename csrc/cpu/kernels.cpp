@@ -133,7 +133,7 @@ struct KernelOf<ElementUpdate, Codecs, Indices<k...>> {
 
   GS_CALLED void run_many(const void* element, std::byte* const* streams, std::int64_t begin, std::int64_t end,
                           bool prefetches, const StoredStreams* stored) {
-    alignas(64) float blocks[kMaxStreams][kBlock];
+    alignas(64) float blocks[kKernelStreams][kBlock];
     open_all(streams, stored, blocks, [&](auto... all) GS_ALWAYS_INLINE {
       loop(*static_cast<const ElementUpdate*>(element), begin, end, prefetches, all...);
     });

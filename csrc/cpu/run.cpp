@@ -117,10 +117,10 @@ template <class T>
 bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   const Layout* const layout = job.layout;
-  if (layout->shape.back() < kRowWorthACall || !layout->native) return false;
-  int which[kMaxStreams], strided = 0;
-  std::byte *rows[kMaxStreams], *streams[kMaxStreams] = {};
-  for (int s = 0; s < kMaxStreams; ++s) {
+  if (layout->shape.back() < kRowWorthACall || !layout->native || layout->has_more) return false;
+  int which[kKernelStreams], strided = 0;
+  std::byte *rows[kKernelStreams], *streams[kKernelStreams] = {};
+  for (int s = 0; s < kKernelStreams; ++s) {
     if (job.streams[s] == nullptr) continue;
     streams[s] = job.streams[s] + begin * kSize;
     if (layout->strides[s].empty()) continue;
@@ -142,7 +142,7 @@ bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int6
 class Noises {
  public:
   explicit Noises(const TensorJob& job) {
-    for (int s = 0; s < kMaxStreams; ++s) {
+    for (int s = 0; s < kKernelStreams; ++s) {
       const bool written = job.streams[s] != nullptr && kStreams[s].rounded;
       if (!written || !is_stochastic(job.layout->dtypes[s], job.update->stochastic)) continue;
       Noise& noise = *(of_[s] = &drawn_[s]);
@@ -166,8 +166,8 @@ class Noises {
   const Noise* operator[](int s) const { return of_[s]; }
 
  private:
-  Noise* of_[kMaxStreams] = {};
-  Noise drawn_[kMaxStreams];
+  Noise* of_[kKernelStreams] = {};
+  Noise drawn_[kKernelStreams];
 };
 
 // Calls f(begin, end) for each span of elements [begin, end), after drawing its random bits.
@@ -192,16 +192,24 @@ class Tiles {
   void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end) {
     begin_ = begin;
     size_ = end - begin;
-    std::byte* values[kMaxStreams] = {};
-    for (int s = 0; s < kMaxStreams; ++s) {
+    std::byte* values[kKernelStreams] = {};
+    for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].read) values[s] = load(s);
     }
     kernel(job_.update->element, values, 0, size_, false, nullptr);  // tiles are in L1
-    for (int s = 0; s < kMaxStreams; ++s) {
-      if (job_.streams[s] != nullptr && kStreams[s].written) {
-        store(s, kStreams[s].read ? values[s] : values[kParameter], noises[s]);
-      }
+    for (int s = 0; s < kKernelStreams; ++s) {
+      if (job_.streams[s] != nullptr && kStreams[s].written && kStreams[s].read) store(s, values[s], noises[s]);
+      if (s == kParameter && job_.layout->has_more) values[s] = as_stored(values[s]);
     }
+    if (job_.streams[kCopy] != nullptr) store(kCopy, values[kParameter], nullptr);
+    if (job_.layout->average != nullptr) add_to_average(values[kParameter]);
+  }
+
+  // Averages the parameter that a kernel has updated where it lies.
+  void average(std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    size_ = end - begin;
+    add_to_average(load(kParameter));
   }
 
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
@@ -229,7 +237,25 @@ class Tiles {
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
 
   // The address of this tile's elements in a stream that is not strided.
-  std::byte* place(int s) const { return job_.streams[s] + begin_ * item_size(dtype(s)); }
+  std::byte* place(int s) const { return data(s) + begin_ * item_size(dtype(s)); }
+  std::byte* data(int s) const { return s == kAverage ? job_.layout->average : job_.streams[s]; }
+
+  // The values of the parameter, given as they were computed, after the rounding by store(), which has just been
+  // called.
+  std::byte* as_stored(std::byte* values) {
+    const DType type = dtype(kParameter);
+    if (is_native(type, kCompute)) return values;
+    conversions_.to<T>(type).decode(strided(kParameter) ? raw_ : place(kParameter), nullptr, size_, tiles_[kParameter]);
+    return reinterpret_cast<std::byte*>(tiles_[kParameter]);
+  }
+
+  void add_to_average(const std::byte* values) {
+    const double decay = job_.update->ema;
+    std::byte* const average = load(kAverage);
+    conversions_.average<T>()(reinterpret_cast<T*>(average), reinterpret_cast<const T*>(values), size_,
+                              static_cast<T>(decay), static_cast<T>(1 - decay));
+    store(kAverage, average, nullptr);
+  }
 
   // Returns the elements as values of the compute type, in the stream itself if it is native and not strided.
   std::byte* load(int s) {
@@ -243,10 +269,12 @@ class Tiles {
   }
 
   void store(int s, std::byte* values, const Noise* noise) {
-    std::byte* to = values;
-    if (!is_native(dtype(s), kCompute)) {
-      to = strided(s) ? raw_ : place(s);
+    const bool native = is_native(dtype(s), kCompute);
+    std::byte* const to = !strided(s) ? place(s) : native ? values : raw_;
+    if (!native) {
       conversions_.to<T>(dtype(s)).encode(reinterpret_cast<const T*>(values), size_, noise, begin_, to, scales(s));
+    } else if (to != values) {
+      std::memcpy(to, values, static_cast<std::size_t>(size_) * sizeof(T));
     }
     if (strided(s)) move<false>(s, to);
   }
@@ -259,7 +287,7 @@ class Tiles {
   // Gathers this tile's elements of a strided stream, or scatters them.
   template <bool kGather>
   void move(int s, std::byte* packed) {
-    mover_of<kGather>(item_size(dtype(s)))(*job_.layout, s, job_.streams[s], begin_, begin_ + size_, packed);
+    mover_of<kGather>(item_size(dtype(s)))(*job_.layout, s, data(s), begin_, begin_ + size_, packed);
   }
 
   static constexpr Compute kCompute = kComputeOf<T>;
@@ -293,9 +321,20 @@ Kernel find_stored(const TensorJob& job, const Kernels& kernels) {
 void run_registers(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
   Noises noises(job);
   StoredStreams stored{job.layout->scales, {}};
-  for (int s = 0; s < kMaxStreams; ++s) stored.noise[s] = noises[s];
+  for (int s = 0; s < kKernelStreams; ++s) stored.noise[s] = noises[s];
+  if (job.layout->average == nullptr) {
+    each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
+      kernel(job.update->element, job.streams, first, last, prefetches, &stored);
+    });
+    return;
+  }
+  Tiles<float> tiles(job);
   each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
-    kernel(job.update->element, job.streams, first, last, prefetches, &stored);
+    for (std::int64_t tile_end; first < last; first = tile_end) {
+      tile_end = std::min(first + kTile, last);
+      kernel(job.update->element, job.streams, first, tile_end, prefetches, &stored);
+      tiles.average(first, tile_end);
+    }
   });
 }
 

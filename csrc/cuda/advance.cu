@@ -26,6 +26,7 @@ struct Prepare {
     static_assert(sizeof(Step<ElementUpdate>) <= kMaxStep);
     auto& step = *reinterpret_cast<Step<ElementUpdate>*>(to);
     static_cast<StorePolicy&>(step) = StorePolicy(common, clock.t);
+    rules::advance_average(common, clock);
     new (step.bytes) ElementUpdate(common, own, clock, factor);
   }
 };

@@ -32,7 +32,7 @@ GS_DEVICE void each_stream(const Visit& visit) {
       [&](auto s) {
         if constexpr (kWalks<ElementUpdate, s>) visit(s);
       },
-      std::make_integer_sequence<int, kMaxStreams>());
+      std::make_integer_sequence<int, kKernelStreams>());
 }
 
 // Calls visit(s) for each of these streams that a step writes.
@@ -44,13 +44,13 @@ GS_DEVICE void each_written(const Visit& visit) {
 }
 
 template <class ElementUpdate, class T, int... k>
-GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems], int i,
+GS_DEVICE void update(const ElementUpdate& element, T (&x)[kKernelStreams][kItems], int i,
                       std::integer_sequence<int, k...>) {
   element(x[kParameter][i], x[kGradient][i], x[kFirstState + k][i]...);
 }
 // Updates item `i` of all streams; a state that is not kept is a dummy argument.
 template <class ElementUpdate, class T>
-GS_DEVICE void update(const ElementUpdate& element, T (&x)[kMaxStreams][kItems], int i) {
+GS_DEVICE void update(const ElementUpdate& element, T (&x)[kKernelStreams][kItems], int i) {
   update(element, x, i, std::make_integer_sequence<int, ElementUpdate::kStates>());
 }
 
@@ -76,6 +76,27 @@ struct Task {
   GS_DEVICE const ElementUpdate& element() const { return step.element(); }
 };
 
+// Whether a tensor has streams besides those that every rule has.
+GS_DEVICE bool has_more(const TensorDesc& desc) {
+  return desc.streams[kCopy] != nullptr || desc.streams[kAverage] != nullptr;
+}
+
+// Writes the copy and the average of an element whose parameter is computed in doubles.
+GS_DEVICE void write_more(const TensorDesc& desc, const StorePolicy& step, std::int64_t i, double p) {
+  if (desc.streams[kCopy] != nullptr) {
+    std::byte* const item = global(desc.streams[kCopy]) + offset(desc, kCopy, i);
+    if (is_native(desc.dtypes[kCopy], Compute::kDouble)) {
+      *reinterpret_cast<double*>(item) = p;
+    } else {
+      *reinterpret_cast<float*>(item) = static_cast<float>(p);
+    }
+  }
+  if (desc.streams[kAverage] != nullptr) {
+    auto& average = *reinterpret_cast<double*>(global(desc.streams[kAverage]) + offset(desc, kAverage, i));
+    average = rules::blend(step.ema, average, 1 - step.ema, p);
+  }
+}
+
 // Sets the values beyond the end of a block to zero.
 GS_DEVICE void clear(float (&x)[kItems], const Block& block) {
 #pragma unroll
@@ -98,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
   const TensorDesc& desc = task.desc;
   const ElementUpdate element = task.element();
 
-  std::byte* streams[kMaxStreams];
-  bool in_one_piece = true;
+  std::byte* streams[kKernelStreams];
+  bool in_one_piece = !kConverts || !has_more(desc);
   each_stream<ElementUpdate>([&](auto s) {
     streams[s] = global(task.stream(s));
     in_one_piece = in_one_piece && !desc.strided[s] && Values::aligned(streams[s]);
@@ -109,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
   const int lane = lane_of_thread(), warp = warp_of_thread();
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
     if (in_one_piece && chunk.end - begin >= kBlock) {
-      T x[kMaxStreams][kItems] = {};
+      T x[kKernelStreams][kItems] = {};
       each_stream<ElementUpdate>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
 #pragma unroll
       for (int i = 0; i < kItems; ++i) update(element, x, i);
@@ -118,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
       const std::int64_t end = chunk.end - begin < kBlock ? chunk.end : begin + kBlock;
 #pragma unroll 1
       for (std::int64_t i = begin + lane; i < end; i += kWarp) {
-        T x[kMaxStreams][kItems] = {};
-        T* at[kMaxStreams];
+        T x[kKernelStreams][kItems] = {};
+        T* at[kKernelStreams];
         each_stream<ElementUpdate>([&](auto s) {
           std::byte* const item = streams[s] + offset(desc, s, i);
           at[s] = reinterpret_cast<T*>(item);
@@ -131,16 +152,17 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
         });
         update(element, x, 0);
         each_written<ElementUpdate>([&](auto s) { *at[s] = x[s][0]; });
+        if constexpr (kConverts) write_more(desc, task.step, i, x[kParameter][0]);
       }
     }
   }
 }
 
-// Updates tensors of which at least one stream is not stored as float.
+// Updates tensors of which at least one stream is not stored as float, or that have a copy or an average.
 template <class ElementUpdate, int kTensors>
 __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
     stored(const __grid_constant__ Args<ElementUpdate, kTensors> args) {
-  __shared__ std::uint32_t places[kMaxStreams][kGroup], groups[kMaxStreams][kChunk / kBlock][kBlock / kGroup];
+  __shared__ std::uint32_t places[kKernelStreams][kGroup], groups[kKernelStreams][kChunk / kBlock][kBlock / kGroup];
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
@@ -155,9 +177,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   };
 
   // Each thread draws four words of the places and four of the groups for one stream.
-  static_assert(kMaxStreams * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters && kBlock == 4 * kGroup);
+  static_assert(kKernelStreams * kPlaceCounters <= kThreads && kChunk / kBlock == kPlaceCounters &&
+                kBlock == 4 * kGroup);
   const auto drawn = static_cast<int>(threadIdx.x / kPlaceCounters), n = static_cast<int>(threadIdx.x % kPlaceCounters);
-  if (drawn < kMaxStreams && stochastic_in(drawn)) {
+  if (drawn < kKernelStreams && stochastic_in(drawn)) {
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
     const int drop = 32 - random_bits(task.desc.dtypes[drawn]);
     const std::int64_t block = chunk.begin / kBlock + n;
@@ -182,9 +205,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
       return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + begin / kBlock) : nullptr;
     };
 
-    std::uint32_t raw[kMaxStreams][kItems];
-    float x[kMaxStreams][kItems] = {};
-    float scales[kMaxStreams] = {};
+    std::uint32_t raw[kKernelStreams][kItems];
+    float x[kKernelStreams][kItems] = {};
+    float scales[kKernelStreams] = {};
     each_stream<ElementUpdate>([&](auto s) {
       if (may_have_scales<ElementUpdate>(s) && has_scales(desc.dtypes[s])) scales[s] = *scale_of(s);
     });
@@ -196,17 +219,31 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
 #pragma unroll
     for (int i = 0; i < kItems; ++i) update(element, x, i);
 
-    const auto write = [&](auto s, const float (&values)[kItems]) {
+    const auto write = [&](auto s, float (&values)[kItems]) {
       std::uint32_t words[kItems] = {};
       visit_stored<ElementUpdate, s>(desc.dtypes[s],
                                      [&](auto how) { how.encode(values, block, rounding_of(s), scale_of(s), words); });
       put(desc, s, desc.streams[s], block, words);
+      // The copy and the average are of the parameter as it is stored.
+      if (s == kParameter && has_more(desc)) {
+        visit_stored<ElementUpdate, s>(desc.dtypes[s], [&](auto how) { how.decode(words, 0, values); });
+      }
     };
     each_written<ElementUpdate>([&](auto s) {
       if (block.count < kBlock) clear(x[s], block);
       write(s, x[s]);
     });
     if (desc.streams[kCopy] != nullptr) write(std::integral_constant<int, kCopy>(), x[kParameter]);
+    if (desc.streams[kAverage] != nullptr) {
+      std::uint32_t words[kItems];
+      fetch(desc, kAverage, desc.streams[kAverage], block, words);
+      const auto keep = static_cast<float>(step.ema), take = static_cast<float>(1 - step.ema);
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        words[i] = bits_of(rules::blend(keep, float_of(words[i]), take, x[kParameter][i]));
+      }
+      put(desc, kAverage, desc.streams[kAverage], block, words);
+    }
   }
 }
 

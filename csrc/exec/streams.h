@@ -13,17 +13,24 @@ struct Stream {
   bool read, written, rounded;
 };
 
-// THE list of streams: the parameter (or its master), the gradient, the rule's states and, if there is a master, the
-// rounded parameter. A stream's number is its index here.
+// THE list of streams: the parameter (or its master), the gradient, the rule's states, a copy of the parameter (with a
+// master: the parameter itself), and an average of the parameter. A stream's number is its index here.
 inline constexpr Stream kStreams[] = {
     {kAsParameter, true, true, true}, {kAsGradient, true, false, false}, {kAsState, true, true, true},
     {kAsState, true, true, true},     {kAsState, true, true, true},      {kAsCopy, false, true, false},
+    {kAsAverage, true, true, false},
 };
 inline constexpr int kMaxStreams = sizeof kStreams / sizeof kStreams[0];
 
-inline constexpr int kParameter = 0, kGradient = 1, kFirstState = 2, kCopy = kFirstState + rules::kMaxStates;
+inline constexpr int kParameter = 0, kGradient = 1, kFirstState = 2, kCopy = kFirstState + rules::kMaxStates,
+                     kAverage = kCopy + 1;
+
+// The first so many streams are those of a rule's kernels. The others are processed after them, while the values of the
+// parameter are in registers or in L1.
+inline constexpr int kKernelStreams = kAverage;
 constexpr bool is_state(int s) { return kStreams[s].roles == kAsState; }
-static_assert(is_state(kFirstState) && is_state(kCopy - 1) && kStreams[kCopy].roles == kAsCopy);
+static_assert(is_state(kFirstState) && is_state(kCopy - 1) && kStreams[kCopy].roles == kAsCopy &&
+              kStreams[kAverage].roles == kAsAverage);
 
 // Bit s is set if stream s is rounded. Device code cannot index the list with a run-time number.
 constexpr unsigned rounded_streams() {

@@ -24,7 +24,8 @@ struct Layout {
   std::vector<std::int64_t> strides[kMaxStreams];  // bytes; empty: packed and aligned, or no such stream
   DType dtypes[kMaxStreams] = {};
   float* scales[kMaxStreams] = {};    // block scales, for types that have them
-  StorageKey storage = kNoStreams;    // dtypes of the existing streams
+  StorageKey storage = kNoStreams;    // dtypes of the existing streams of kernels
+  std::byte* average = nullptr;       // null: there is none
   std::uint32_t tensor = 0;           // its index in the optimizer, for random bits
   Blocks blocks;                      // of the gradient
   std::vector<std::uint32_t> chunks;  // the order in which a processor visits them; empty: ascending
@@ -37,21 +38,26 @@ struct Layout {
     return product;
   }
 
-  // Whether kernels can work on all streams in place.
-  bool plain() const { return native && packed; }
+  // Whether there are streams besides those that every rule has.
+  bool has_more = false;
+
+  // Whether native kernels can work on all streams in place.
+  bool plain() const { return native && packed && !has_more; }
 };
 
-// How a step rounds the values that it stores.
+// How a step rounds the values that it stores, and how it averages parameters.
 struct StorePolicy {
   bool stochastic = false;  // rounding to types other than the compute type
   std::uint32_t step = 0;
   std::uint64_t seed = 0;
+  double ema = 0;  // the decay of the average
 
   StorePolicy() = default;
   GS_INLINE StorePolicy(const rules::Common::Options& asked, std::int64_t t)
       : stochastic(asked.stochastic_rounding == asked.stochastic_rounding),
         step(static_cast<std::uint32_t>(t)),
-        seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0) {}
+        seed(stochastic ? static_cast<std::uint64_t>(asked.stochastic_rounding) : 0),
+        ema(asked.ema) {}
 };
 
 // The update of one step, for one or more tensors.
@@ -62,9 +68,9 @@ struct PreparedUpdate : StorePolicy {
 
 // One tensor's part in a step: one cache line, because there may be thousands.
 struct alignas(64) TensorJob {
-  const PreparedUpdate* update = nullptr;  // null: the tensor takes no part
-  std::byte* streams[kMaxStreams] = {};    // null: no such stream
-  const Layout* layout = nullptr;          // null: kernels can work on all streams in place
+  const PreparedUpdate* update = nullptr;   // null: the tensor takes no part
+  std::byte* streams[kKernelStreams] = {};  // null: no such stream
+  const Layout* layout = nullptr;           // null: kernels can work on all streams in place
 };
 static_assert(sizeof(TensorJob) == 64);
 

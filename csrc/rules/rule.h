@@ -68,15 +68,21 @@ struct List {};
 struct Clock {
   std::int64_t t;               // this tensor's step number; the first step has t = 1
   double scalars[kMaxScalars];  // in the order of the rule's kScalars
+  double ema_product;           // of the decays of the average so far
 };
 
 // Options common to all rules.
 struct Common {
-  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding, clip_value);
+  GS_OPTIONS(l2, weight_decay, maximize, flush_subnormals, stochastic_rounding, clip_value, ema);
 
   // Whether gradients or states are bounded: flushed to zero, or clipped by value.
   static bool bounds(const Options& o) { return o.flush_subnormals != 0 || o.clip_value == o.clip_value; }
 };
+
+// To be called once a step: the share of its first value that an average still has.
+GS_INLINE void advance_average(const Common::Options& c, Clock& clock) {
+  if (c.ema == c.ema) clock.ema_product = clock.ema_product * c.ema;
+}
 
 inline constexpr std::size_t kMaxElementUpdate = 144;  // upper bound on sizeof(ElementUpdate)
 inline constexpr int kMaxOptions = 24;                 // of a rule, the common ones included

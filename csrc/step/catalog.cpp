@@ -73,6 +73,7 @@ struct Prepare {
   template <class ElementUpdate>
   void visit() const {
     static_assert(sizeof(ElementUpdate) <= rules::kMaxElementUpdate && alignof(ElementUpdate) <= 16);
+    rules::advance_average(read<rules::Common::Options>(options), clock);
     new (element) ElementUpdate(read<rules::Common::Options>(options),
                                 read<typename ElementUpdate::Options>(options + kCommon), clock, factor);
   }
@@ -87,6 +88,7 @@ constexpr int length(rules::List<Rules...>) {
 
 rules::Clock RuleInfo::first_clock() const {
   rules::Clock clock{};
+  clock.ema_product = 1;
   for (std::size_t i = 0; i < scalars.size(); ++i) clock.scalars[i] = scalars[i].first;
   return clock;
 }
@@ -130,6 +132,11 @@ rules::Common::Options common(const std::vector<double>& options) {
 template <class F>
 [[gnu::noinline]] static void compute(const rules::Key& key, const F& f) {
   rules::visit(key, f);
+}
+
+bool averages(const std::vector<double>& options) {
+  const double ema = common(options).ema;
+  return ema == ema;
 }
 
 bool rounds_stochastically(const std::vector<double>& options) { return StorePolicy(common(options), 0).stochastic; }

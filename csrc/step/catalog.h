@@ -31,6 +31,9 @@ rules::Common::Options common(const std::vector<double>& options);
 // Whether these options enable stochastic rounding of narrow types.
 bool rounds_stochastically(const std::vector<double>& options);
 
+// Whether these options ask for an average of the parameters.
+bool averages(const std::vector<double>& options);
+
 // Whether an update keeps the state with this index in the catalog.
 inline bool keeps(const rules::Key& key, std::size_t state) { return (key.variant >> state) & 1u; }
 

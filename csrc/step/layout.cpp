@@ -53,9 +53,11 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, b
     layout.packed = layout.packed && layout.strides[s].empty();
     layout.native = layout.native && is_native(arrays[s]->dtype, compute);
     layout.dtypes[s] = arrays[s]->dtype;
-    layout.storage = with_stream(layout.storage, s, arrays[s]->dtype);
+    if (s < kKernelStreams) layout.storage = with_stream(layout.storage, s, arrays[s]->dtype);
+    layout.has_more = layout.has_more || s >= kCopy;
     layout.scales[s] = arrays[s]->scales;
   }
+  if (arrays[kAverage] != nullptr) layout.average = arrays[kAverage]->data;
   return layout;
 }
 

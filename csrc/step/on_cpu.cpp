@@ -89,7 +89,8 @@ void assign_if_changed(T& kept, T value) {
 }
 
 bool same(const rules::Clock& a, const rules::Clock& b) {
-  return a.t == b.t && std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
+  return a.t == b.t && a.ema_product == b.ema_product &&
+         std::equal(std::begin(a.scalars), std::end(a.scalars), std::begin(b.scalars));
 }
 
 // One job per tensor, and the layouts of those that kernels cannot work on where they lie.
@@ -135,7 +136,7 @@ class OnCpu : public Backend {
   }
 
   void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override {
-    for (int s = 0; s < kMaxStreams; ++s) {
+    for (int s = 0; s < kKernelStreams; ++s) {
       if (s != kGradient) assign_if_changed(steps_.jobs[tensor].streams[s], streams[s]);
     }
     steps_.set_layout(tensor, std::move(layout));

@@ -9,7 +9,8 @@
 
 namespace gradstep::step {
 
-OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout, Compute compute) : stored(!layout.native) {
+OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout, Compute compute)
+    : stored(!layout.native || layout.has_more) {
   desc.compute = compute;
   for (int s = 0; s < kMaxStreams; ++s) {
     desc.streams[s] = streams[s];

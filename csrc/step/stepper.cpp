@@ -58,6 +58,9 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
     throw std::invalid_argument(
         "stochastic_rounding cannot be turned on or off after construction; only its seed can change");
   }
+  if (averages(now) != averages(options)) {
+    throw std::invalid_argument("ema cannot be turned on or off after construction; only its decay can change");
+  }
 }
 
 void Stepper::set_options(int group, std::vector<double> options) {
@@ -67,12 +70,12 @@ void Stepper::set_options(int group, std::vector<double> options) {
   groups_[static_cast<std::size_t>(group)] = std::move(changed);
 }
 
-void Stepper::set_lr(int group, double lr) {
+void Stepper::set_number(int group, const std::string& name, double value) {
   check_group(group);
   const auto& names = info().options;
-  const auto place = std::find(names.begin(), names.end(), "lr") - names.begin();
+  const auto place = std::find(names.begin(), names.end(), name) - names.begin();
   GroupOptions& options = groups_[static_cast<std::size_t>(group)];
-  options.values[static_cast<std::size_t>(place)] = lr;
+  options.values.at(static_cast<std::size_t>(place)) = value;
   backend_->set_options(static_cast<std::size_t>(group), options);
 }
 
@@ -100,13 +103,16 @@ std::optional<GradientPass> Stepper::gradient_pass() {
 }
 
 void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
-                         const Array& master) {
+                         const Beside& beside) {
   check_group(group);
   Tensor t;
+  t.has_master = beside.master.data != nullptr;
   t.name = std::move(name);
   t.group = group;
-  t.streams[kParameter] = KeptArray(master.data == nullptr ? param : master);
-  if (master.data != nullptr) t.streams[kCopy] = KeptArray(param);
+  const Array& copy = t.has_master ? param : beside.copy;
+  t.streams[kParameter] = KeptArray(t.has_master ? beside.master : param);
+  if (copy.data != nullptr) t.streams[kCopy] = KeptArray(copy);
+  if (beside.average.data != nullptr) t.streams[kAverage] = KeptArray(beside.average);
   for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
   const rules::Key key = groups_[static_cast<std::size_t>(group)].key(t.compute());
   const auto& about = info().states;
@@ -115,6 +121,9 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
       throw std::invalid_argument("state " + std::string(about[s].name) + " of " + params_ + t.name +
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
+  }
+  if (averages(groups_[static_cast<std::size_t>(group)].values) != (beside.average.data != nullptr)) {
+    throw std::invalid_argument("the average of " + params_ + t.name + " must be given where ema is, and only there");
   }
   backend_->add_tensor({size_of(param), group, t.compute()}, info().first_clock());
   Slot slot;

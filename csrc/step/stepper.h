@@ -40,7 +40,8 @@ class Stepper {
   // Throws if the options would change which states are kept, or cannot change any more.
   void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
-  void set_lr(int group, double lr);
+  // Sets an option that does not determine the kernel, such as lr.
+  void set_number(int group, const std::string& name, double value);
 
   // Sets the gradient pass of later steps. Throws if a captured step has another one, which differs in more than the
   // limit, or if the backend throws; then nothing has changed.
@@ -48,10 +49,18 @@ class Stepper {
   // The result of the last step's gradient pass, if it had one.
   std::optional<GradientPass> gradient_pass();
 
-  // `name` is appended to the name of the arrays: "[3]", "['w']". A state that is not kept, or an absent master, has
-  // null data. With a master, steps update the master and round it to the parameter.
+  // The arrays that a parameter may have besides its states; null data: there is none. With a master, steps update the
+  // master and round it to the parameter; there is no copy then.
+  struct Beside {
+    Array master{}, copy{}, average{};
+  };
+
+  // `name` is appended to the name of the arrays: "[3]", "['w']". A state that is not kept has null data.
   void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
-                  const Array& master = {});
+                  const Beside& beside);
+  void add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states) {
+    add_tensor(group, std::move(name), param, states, Beside{});
+  }
 
   // Makes room for so many tensors more.
   void reserve(std::size_t tensors);
@@ -87,9 +96,10 @@ class Stepper {
   struct Tensor {
     std::string name;
     int group;
+    bool has_master;
     KeptArray streams[kMaxStreams];  // the gradient's has the layout of the last one, not its data
 
-    const KeptArray& param() const { return streams[streams[kCopy].data == nullptr ? kParameter : kCopy]; }
+    const KeptArray& param() const { return streams[has_master ? kCopy : kParameter]; }
     Compute compute() const { return compute_of(param().dtype); }
   };
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from . import _core, _storage
 from ._libraries import Library, plain
-from ._options import COUNT, UP_TO_ONE, Option, check_all
+from ._options import COUNT, SCHEDULED, UP_TO_ONE, Option, check_all
 from ._types import Array
 
 FORMAT: Final = 2
 """The version of the layout of state dicts. Version 1, of gradstep 0.1, goes by position and has no "format"."""
 WHAT: Final = "the state dict"
+EMA_PRODUCT: Final = "ema_product"
+"""The name of the product of the decays of a parameter's average."""
 
 
 class Differences(NamedTuple):
@@ -94,7 +96,7 @@ def plan(
         result.arrays[name] = {key: plain(given[key]) for key, value in own.items() if _is_array(value)}
         result.clocks[name] = (
             COUNT.check(given["step"], f"{where}['step']"),
-            [UP_TO_ONE.check(given[scalar], f"{where}[{scalar!r}]") for scalar in scalars],
+            [UP_TO_ONE.check(given[scalar], f"{where}[{scalar!r}]") if scalar in own else 1.0 for scalar in scalars],
         )
     of_names = _options_of_names(saved["groups"], known)
     differences.missing.extend(f"the group of {name}" for name in result.clocks if name not in of_names)
@@ -153,10 +155,11 @@ def _options_of_names(saved: Sequence[Any], known: Mapping[str, Option[Any]]) ->
         if not isinstance(names, (list, tuple)):
             raise TypeError(f"{where} must have a list of names as 'params'")
         _expect_names(names, f"{where}['params']")
-        if callable(options.get("lr")):
-            raise TypeError(f"{where}: lr must be a number or None, not a callable")
-        if options.get("lr") is None:
-            options.pop("lr", None)
+        for option in SCHEDULED:
+            if callable(options.get(option)):
+                raise TypeError(f"{where}: {option} must be a number or None, not a callable")
+            if options.get(option) is None:
+                options.pop(option, None)
         checked = check_all(options, known, where)
         for name in names:
             if name in of_names:
@@ -170,7 +173,11 @@ def _from_positions(
 ) -> dict[str, Any]:
     """Converts a state dict of format 1 to format 2. Its tensors get these names, in order."""
     _expect_entries(saved, {"step_count": None, "steps": Sequence, "groups": Sequence, "state": Mapping})
-    lists = {"step": saved["steps"], **{name: saved.get(name, ()) for name in scalars}, **saved["state"]}
+    lists = {
+        "step": saved["steps"],
+        **{name: saved.get(name, ()) for name in scalars if name != EMA_PRODUCT},
+        **saved["state"],
+    }
     for key, values in lists.items():
         _expect(values, Sequence, f"{WHAT}[{key!r}]")
         if len(values) != len(names):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from . import _core
-from ._options import Option, Schedule, check_all, for_core
+from ._options import SCHEDULED, Option, Schedule, check_all, for_core
 from ._step import Engine
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
@@ -34,7 +34,7 @@ class OptionGroup(Mapping[str, Any]):
         if not callable(value):
             return value
         with self._engine.lock:
-            return self._engine.rate(value)
+            return self._engine.rate(value, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._options)
@@ -80,7 +80,7 @@ class OptionGroup(Mapping[str, Any]):
         self._engine.stepper.set_options(self.number, self.for_core(changed))
         self._engine.stepper.set_frozen(self.number, changed["frozen"])
         self._options = changed
-        if callable(changed["lr"]):
+        if self.schedules:
             self._engine.expect_schedule()
 
     def kept_states(self) -> list[str]:
@@ -89,8 +89,13 @@ class OptionGroup(Mapping[str, Any]):
 
     def for_core(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Options in the form of the core. The value of a schedule is set before each step."""
-        rate = 0.0 if callable(options["lr"]) else options["lr"]
-        return for_core({**options, "lr": rate}, self._known, RULES[self._rule]["options"])
+        now = {name: 0.0 if name in SCHEDULED and callable(value) else value for name, value in options.items()}
+        return for_core(now, self._known, RULES[self._rule]["options"])
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The options that are schedules."""
+        return {name: self._options[name] for name in SCHEDULED if callable(self._options[name])}
 
     @property
     def raw(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 LINE, PAGE = 64, 4096
 """Bytes of a cache line, and of the distance at which lines compete for the same sets of an L1 cache."""
 OFFSET = 13 * LINE  # whole lines, so that all arrays begin at the same byte of a line
-"""Bytes between the offsets within a page of a parameter, its states and its master, five arrays at most."""
+"""Bytes between the offsets within a page of a parameter, its states and its master and average, six arrays at most."""
 OFFSET_FROM = 1 << 16
 """Bytes of the smallest array that gets an offset."""
 SHARED_BELOW = 1024

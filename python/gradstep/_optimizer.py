@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copyreg
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import compress
 from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, SupportsFloat, TypeAlias, TypeVar
 
 from . import _checkpoint, _core, _storage
 from ._groups import RULES, OptionGroup
-from ._libraries import library_of, refuse_capture
+from ._libraries import Library, library_of, refuse_capture, use_stream
 from ._loss_scale import LOSS_SCALE, LossScale
 from ._options import (
     COUNT,
+    DECAY,
     FLAG,
     NON_NEGATIVE,
     POSITIVE,
+    SCHEDULED,
     SEED,
     Argument,
     ByName,
+    Decay,
     Declared,
     LearningRate,
     Number,
@@ -32,7 +38,7 @@ from ._options import (
     one_of,
     optional,
 )
-from ._step import Engine, PendingResult, check_apart, finish_step
+from ._step import Engine, PendingResult, check_apart, finish_step, run_step
 from ._types import Array, Grads, Params, is_groups
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
@@ -46,7 +52,7 @@ StepResult: TypeAlias = _core.StepResult
 UNSCALED: Final = 1.0
 """The scale of gradients where none is given."""
 Clock: TypeAlias = tuple[int, list[float]]
-"""A tensor's own step number and the rule's scalars."""
+"""A tensor's own step number, the rule's scalars, and the product of the decays of its average."""
 Key: TypeAlias = tuple[int, tuple[str, ...]]
 """What identifies a group: the index of the given group, and the patterns that match the names."""
 
@@ -94,6 +100,7 @@ class Optimizer(Declared):
     __slots__ = (
         "__weakref__",
         "_arguments",  # as they were given
+        "_away",  # the method within which the parameters have other values; "" outside
         "_engine",
         "_given",  # the parameters by name, as they were given
         "_groups",
@@ -204,6 +211,23 @@ class Optimizer(Declared):
         doc="Whether steps leave the parameters, their states and step numbers as they are. Gradients are then "
         "ignored.",
     )
+    ema: Decay = Decay(
+        default=None,
+        kw_only=True,
+        domain=DECAY,
+        doc="The decay of an exponential moving average of each parameter, `average` in `state`: average = ema * "
+        "average + (1 - ema) * p after each step, in the same pass over memory. It is float32, or float64 for float64 "
+        "parameters, and starts as the parameter. Or a schedule, called once a step with `step_count`. `averaged` uses "
+        "the averages. It cannot be turned on or off after construction.",
+    )
+    ema_correction: Option[bool] = Option(
+        default=False,
+        kw_only=True,
+        fixed=True,
+        domain=FLAG,
+        doc="Whether the average starts at zero, and `averaged` divides it by one minus the product of all decays so "
+        "far, so that it does not depend on the first parameters.",
+    )
     clip_norm: StepOption[float | None] = StepOption(
         default=None,
         kw_only=True,
@@ -249,6 +273,14 @@ class Optimizer(Declared):
         "argument. They are validated once, at construction; each step only checks that they have not been "
         "moved. None in place of an array always skips that parameter.",
     )
+    copy_out: Argument[Params] = Argument(
+        default=None,
+        kw_only=True,
+        doc="Arrays that each step sets to the parameters, rounded to nearest, in the same pass over memory: float16, "
+        "bfloat16 or float32 (float32 or float64 for float64 parameters), in the nesting of params and with the shapes "
+        "of the parameters. They get the values of the parameters at construction. None in place of an array: no "
+        "copy of that parameter. With a master the parameter is the copy.",
+    )
 
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):
@@ -289,7 +321,7 @@ class Optimizer(Declared):
         params = arguments["params"]
         defaults = check_all({name: arguments[name] for name in cls.known}, cls.known, cls.__name__)
         own = _own_options(cls, params)
-        self._arguments = {name: arguments[name] for name in ("params", "grads")}
+        self._arguments = {name: arguments[name] for name in ("params", "grads", "copy_out")}
         self._arguments["options"] = _checked_patterns(cls, arguments["options"])
         self._step_options = _checked_step_options(cls, {name: arguments[name] for name in cls.step_options}, {})
         self._specs = list(params) if is_groups(params) else None
@@ -350,14 +382,23 @@ class Optimizer(Declared):
             new = [i for i, of in enumerate(group_numbers) if of == number and paths[i] not in kept]
             for i, states in zip(new, self._make([params[i] for i in new], group), strict=True):
                 made[paths[i]] = states
-        stepper.add_tensors(group_numbers, params, [made[path] for path in paths])
+        copies = self._arguments["copy_out"]
+        if library.on_gpu and copies is not None:
+            copies = tree.build(
+                [copy if copy is None else library.own(copy) for copy in tree.flatten(copies, "copy_out")]
+            )
+        stepper.add_tensors(group_numbers, params, [made[path] for path in paths], copies)
         check_apart(stepper.possible_overlaps())
         if self._arguments["grads"] is not None:
             check_apart(stepper.bind(self._arguments["grads"]))
         for group in groups:  # gradients of frozen tensors have been validated: they may be used later
             stepper.set_frozen(group.number, group.raw["frozen"])
         _set_gradient_pass(stepper, self._step_options)
-        first = (0, [value for _, value in RULES[self.rule]["scalars"]])
+        if copies is not None:
+            pairs = [pair for pair in zip(tree.flatten(copies, "copy_out"), params, strict=True) if pair[0] is not None]
+            assign_multiples(library, [copy for copy, _ in pairs], [param for _, param in pairs], [1.0] * len(pairs))
+        self._away = ""
+        first = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
         stepper.set_times(step_count, [clocks.get(path, first) for path in paths])
 
         self._nests, self._keys, self._groups, self._numbers = nests, keys, groups, group_numbers
@@ -366,7 +407,7 @@ class Optimizer(Declared):
         self._kept = {path: made[path] for path in paths}
         self._engine.begin(library, tree, stepper, prepares=self._is_grouped)
         self._engine.has_loss_scale = self._step_options["loss_scale"] is not None
-        if any(group.schedule for group in groups):
+        if any(group.schedules for group in groups):
             self._engine.expect_schedule()
         for group in groups:
             group.names = []
@@ -521,6 +562,8 @@ class Optimizer(Declared):
     def _prepare(self, stream: Any) -> None:
         """Prepares a step on a GPU or with schedules."""
         engine = self._engine
+        if self._away:
+            raise RuntimeError(f"step() within {self._away}: leave it first, which restores the parameters")
         for number, (spec, nest) in enumerate(zip(self._specs or (), self._nests, strict=False)):
             if spec["params"] is not nest:
                 raise ValueError(
@@ -533,13 +576,15 @@ class Optimizer(Declared):
             refuse_capture(engine.library, engine.stepper, words)
         if not engine.is_scheduled:
             return
-        rates = [group.raw["lr"] for group in self._groups]
-        engine.is_scheduled = any(map(callable, rates))  # a schedule that sets lr ends with this step
-        if engine.is_scheduled:
-            words = f"{engine.name}: lr is a schedule, which a replay cannot call; set lr between replays"
+        values = [(group.number, name, group.raw[name]) for group in self._groups for name in SCHEDULED]
+        values = [(number, name, value) for number, name, value in values if value is not None]
+        schedules = [name for _, name, value in values if callable(value)]
+        engine.is_scheduled = bool(schedules)  # a schedule that sets its option ends with this step
+        for name in schedules:
+            words = f"{engine.name}: {name} is a schedule, which a replay cannot call; set {name} between replays"
             refuse_capture(engine.library, engine.stepper, words)
-        for group, rate in zip(self._groups, [engine.rate(rate) for rate in rates], strict=True):
-            engine.stepper.set_lr(group.number, rate)
+        for number, name, value in [(number, name, engine.rate(value, name)) for number, name, value in values]:
+            engine.stepper.set_number(number, name, value)
 
     @property
     def step_count(self) -> int:
@@ -767,8 +812,71 @@ class Optimizer(Declared):
 
     def _check_settled(self, what: str) -> None:
         """Raises RuntimeError where parameters and states are not those that a step has left."""
+        self._check_idle(what)
+        if self._away:
+            raise RuntimeError(f"{what} cannot be used within {self._away}: leave it first")
+
+    def _check_idle(self, what: str) -> None:
+        """Raises RuntimeError in code that a step or a schedule calls."""
         if self._engine.is_busy:
             raise RuntimeError(f"{self._engine.name}: {what} is not allowed in code that a step or a schedule calls")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """`with opt.averaged():` sets the parameters to their averages, and restores their exact bits on leaving.
+
+        They are restored also on an exception. Averages are rounded to the type of the parameters, and divided by one
+        minus the product of decays with `ema_correction`. Parameters that are not averaged, and with `ema_correction`
+        those without a step, stay as they are. Raises RuntimeError without `ema`, within itself and within
+        `lookahead()`, and while a CUDA stream is captured in a graph.
+        """
+        engine = self._engine
+        with engine.lock:
+            if not any(_storage.AVERAGE in kept for kept in self._kept.values()):
+                raise RuntimeError("averaged() is for optimizers with ema")
+            self._check_settled("averaged()")
+            factors = [1.0 / (1.0 - product) if product < 1 else 0.0 for (_, (*_, product)) in engine.stepper.clocks]
+            factors = [
+                factor if self._groups[number]["ema_correction"] else 1.0
+                for factor, number in zip(factors, self._numbers, strict=True)
+            ]
+            averages = [kept.get(_storage.AVERAGE) for kept in self._kept.values()]
+            moves = [average is not None and factor > 0 for average, factor in zip(averages, factors, strict=True)]
+            params, averages, factors = (list(compress(of, moves)) for of in (self._params.values(), averages, factors))
+        with self._moved("averaged()", moves, lambda: assign_multiples(engine.library, params, averages, factors)):
+            yield
+
+    @contextmanager
+    def _moved(self, what: str, moves: Sequence[bool], move: Callable[[], None]) -> Iterator[None]:
+        """A context in which `move` has changed the parameters for which `moves` is true. Masters keep their bits.
+
+        Where `move` raises TypeError or ValueError, it has changed nothing.
+        """
+        engine = self._engine
+        with engine.lock:
+            engine.use()
+            words = f"{what} cannot be captured: replays would not restore the parameters"
+            refuse_capture(engine.library, engine.stepper, words)
+            copy, assign = engine.library.copy, engine.library.assign
+            params = [(param, copy(param)) for param in compress(self._params.values(), moves)]
+            kept = [of[_storage.MASTER] for of in compress(self._kept.values(), moves) if _storage.MASTER in of]
+            masters = [(master, copy(master)) for master in kept]
+            self._away, engine.prepares = what, True
+        try:
+            try:
+                with engine.lock:
+                    move()
+                    for master, bits in masters:  # restored at once: only the parameters move
+                        assign(master, bits)
+            except (TypeError, ValueError):
+                params = []
+                raise
+            yield
+        finally:
+            with engine.lock, ExitStack() as stack:  # restores the others where one fails
+                for param, bits in params:
+                    stack.callback(assign, param, bits)
+                self._away = ""
 
     # Checkpoints and copies.
 
@@ -783,7 +891,8 @@ class Optimizer(Declared):
         dict
             "format": 2. "rule": its name. "step_count". "options": those of the whole step. "groups": the options of
             each group, with the names of its parameters as "params". "state": for each parameter, by name, its own
-            step number as "step", the scalars of the rule (Nadam's "mu_product"), and its state arrays by name.
+            step number as "step", the scalars of the rule (Nadam's "mu_product"), "ema_product", the product of the
+            decays so far, where it has an average, and its state arrays by name.
         """
         with self._engine.lock:
             self._engine.wait()
@@ -800,7 +909,7 @@ class Optimizer(Declared):
                 "step_count": self._engine.stepper.step_count,
                 "options": _plain_step_options(self._step_options),
                 "groups": [
-                    {**group.raw, "lr": None if group.schedule else group.raw["lr"], "params": list(group.names)}
+                    {**group.raw, **dict.fromkeys(group.schedules), "params": list(group.names)}
                     for group in self._groups
                 ],
                 "state": copied,
@@ -831,13 +940,13 @@ class Optimizer(Declared):
             values that no step gives, callables, masks, and arrays that share memory with the optimizer's own.
         """
         with self._engine.lock:
-            Optimizer._check_settled(self, "load_state_dict()")  # states alone: within lookahead() it is fine
+            self._check_idle("load_state_dict()")  # states alone: within lookahead() and averaged() it is fine
             engine = self._engine
             engine.wait()
             plan = _checkpoint.plan(
                 saved,
                 rule=self.rule,
-                scalars=self.scalar_names(),
+                scalars=[*self.scalar_names(), _checkpoint.EMA_PRODUCT],
                 non_negative=RULES[self.rule]["non_negative"],
                 ours=self._own_state(),
                 groups=[group.names for group in self._groups],
@@ -879,8 +988,13 @@ class Optimizer(Declared):
         """What each tensor keeps between steps, by name: step number, scalars and arrays."""
         clocks = self._engine.stepper.clocks
         return {
-            path: {"step": step, **dict(zip(self.scalar_names(), scalars, strict=True)), **kept}
-            for (path, kept), (step, scalars) in zip(self._kept.items(), clocks, strict=True)
+            path: {
+                "step": step,
+                **dict(zip(self.scalar_names(), scalars, strict=True)),
+                **({_checkpoint.EMA_PRODUCT: product} if _storage.AVERAGE in kept else {}),
+                **kept,
+            }
+            for (path, kept), (step, (*scalars, product)) in zip(self._kept.items(), clocks, strict=True)
         }
 
     @classmethod
@@ -959,6 +1073,25 @@ class Optimizer(Declared):
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
         count = len(self._params)
         return f"{type(self).__name__}({count} array{'s' * (count != 1)}{shown})"
+
+
+def sgd_options(lr: float) -> dict[str, float]:
+    """Options of the core's rule "sgd" without all that is common to rules."""
+    off = dict.fromkeys(("stochastic_rounding", "clip_value", "ema"), math.nan)
+    return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), **off, "lr": lr}
+
+
+def assign_multiples(library: Library, to: list[Array], values: list[Array], factors: Sequence[float]) -> None:
+    """Sets arrays to multiples of others, rounded to nearest where types differ. Raises with nothing written."""
+    stepper: _core.Stepper = library.core.Stepper("sgd")
+    for factor in factors:
+        stepper.add_group(sgd_options(-factor))
+    stepper.add_tensors(range(len(to)), to, [{} for _ in to])
+    if library.on_gpu:
+        use_stream(library, stepper)
+    for array in to:
+        library.fill(array, -0.0)  # -0 - (-factor * value) is a step of SGD; the sum with -0 is exact
+    run_step(stepper, values)
 
 
 def _bind(cls: type[Optimizer], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:

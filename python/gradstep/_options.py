@@ -122,6 +122,10 @@ BELOW_ONE = real("a number from 0 to below 1", lambda x: 0 <= x < 1)
 FLAG = Domain("True or False", _flag)
 COUNT = whole(0, 2**62)
 SEED = whole(0, 2**53)  # the core gets it as a float64
+DECAY = Domain(
+    "a number from 0 to below 1, a callable, or None",
+    lambda x: x if x is None or callable(x) else BELOW_ONE.plain(x),
+)
 RATE = Domain("a finite number >= 0 or a callable", lambda x: x if callable(x) else NON_NEGATIVE.plain(x))
 
 
@@ -231,6 +235,17 @@ class LearningRate(Option[float]):
         super().__set__(opt, value)  # type: ignore[arg-type]
 
 
+class Decay(Option[float | None]):
+    """The decay of an average: a number, a schedule or None; reading it gives the number for the next step."""
+
+    def __set__(self, opt: Any, value: SupportsFloat | Schedule | None) -> None:
+        super().__set__(opt, value)  # type: ignore[arg-type]
+
+
+SCHEDULED: Mapping[str, Domain] = {"lr": NON_NEGATIVE, "ema": BELOW_ONE}
+"""Options that may be schedules, and what these may return."""
+
+
 class StepOption(Option[T]):
     """An option of the whole step, common to all groups."""
 
@@ -245,7 +260,9 @@ class StepOption(Option[T]):
         opt._set_step_options({self.name: value})
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(Argument, ByName, Option, Number, LearningRate, StepOption))
+@dataclass_transform(
+    eq_default=False, field_specifiers=(Argument, ByName, Option, Number, LearningRate, Decay, StepOption)
+)
 class Declared:
     """The base of classes whose arguments are attributes, from which type checkers derive the signature."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _core
 from ._libraries import Library, use_stream
-from ._options import NON_NEGATIVE, Schedule
+from ._options import SCHEDULED, Schedule
 
 
 def run_step(stepper: _core.Stepper, grads: Any, grad_scale: float = 1.0) -> Any:
@@ -120,7 +120,7 @@ class Engine:
         """Whether a group has a schedule, or had one at the last step."""
         self.prepares = False
         """Whether each step needs preparation: a stream or the values of schedules."""
-        self.rates: list[tuple[Schedule, int, float]] = []  # schedules, the step, and the rates that they returned
+        self.rates: list[tuple[Schedule, str, int, float]] = []  # schedules, options, the step, what they returned
         self._asking: list[Schedule] = []
         Engine.alive.add(self)
 
@@ -150,23 +150,23 @@ class Engine:
         if self.library.on_gpu:
             self.stepper.wait()  # type: ignore[attr-defined]
 
-    def rate(self, lr: Any) -> float:
-        """The learning rate of the next step. A schedule is called once a step, also if groups share it."""
-        if not callable(lr):
-            return float(lr)
+    def rate(self, value: Any, option: str) -> float:
+        """An option's value at the next step. A schedule is called once a step, also if groups share it."""
+        if not callable(value):
+            return float(value)
         step = self.stepper.step_count
-        for schedule, asked_at, rate in self.rates:
-            if schedule is lr and asked_at == step:
+        for schedule, of, asked_at, rate in self.rates:
+            if schedule is value and of == option and asked_at == step:
                 return rate
-        if any(schedule is lr for schedule in self._asking):
-            raise RuntimeError(f"{self.name}: the schedule of lr reads lr, whose value it determines")
-        self._asking.append(lr)
+        if any(schedule is value for schedule in self._asking):
+            raise RuntimeError(f"{self.name}: the schedule of {option} reads {option}, whose value it determines")
+        self._asking.append(value)
         try:
-            rate = float(NON_NEGATIVE.check(lr(step), f"{self.name}: lr({step})"))
+            rate = float(SCHEDULED[option].check(value(step), f"{self.name}: {option}({step})"))
         finally:
             self._asking.pop()
-        self.rates = [asked for asked in self.rates if asked[1] == step]
-        self.rates.append((lr, step, rate))
+        self.rates = [asked for asked in self.rates if asked[2] == step]
+        self.rates.append((value, option, step, rate))
         return rate
 
 

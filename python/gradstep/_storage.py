@@ -14,6 +14,7 @@ from ._libraries import NUMPY, Library, library_of
 from ._types import Array
 
 MASTER: Final = "master"
+AVERAGE: Final = "average"
 OPTIONS: Final = ("state_dtype", "master", "min_8bit_size")
 """The options that determine which arrays are kept, and their types."""
 STATE_DTYPES: Final = ("float32", "bfloat16", "q8")
@@ -32,7 +33,7 @@ def scale_of(state: str) -> str:
 def names(states: Iterable[str]) -> list[str]:
     """The names of all arrays that may be kept, in the order in which they are shown."""
     states = list(states)
-    return [*states, *map(scale_of, states), MASTER]
+    return [*states, *map(scale_of, states), MASTER, AVERAGE]
 
 
 ROUNDED: Final = (
@@ -96,6 +97,11 @@ def make(
             if is_narrow(param):
                 own[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
                 library.assign(own[MASTER], param)
+    if options["ema"] is not None:
+        for param, own in zip(params, kept, strict=True):
+            own[AVERAGE] = library.zeros_like(param, "float64" if is_double(param) else "float32", len(firsts) + 2)
+            if not options["ema_correction"]:
+                library.assign(own[AVERAGE], param)
     return kept
 
 
@@ -235,6 +241,8 @@ def unused_options(
         errors["master"] = ValueError(
             f"{owner}: master=True is for float16 and bfloat16 parameters, and there are none"
         )
+    if options["ema_correction"] and options["ema"] is None:
+        errors["ema_correction"] = ValueError(f"{owner}: ema_correction=True has no effect without ema")
     rounded = (halves and not options["master"]) or chosen in ("bfloat16", "q8")
     if options["stochastic_rounding"] is not None and not rounded:
         errors["stochastic_rounding"] = ValueError(f"{owner}: stochastic_rounding has nothing to round: {ROUNDED}")

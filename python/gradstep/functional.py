@@ -30,9 +30,10 @@ from .optimizers import ALL
 def options_of(cls: type[Optimizer]) -> dict[str, _options.Option[Any]]:
     """The options of a class that its function has, too.
 
-    Fixed options determine which arrays are kept, which here are arguments. A frozen parameter would not be passed.
+    Fixed options determine which arrays are kept, which here are arguments. A frozen parameter would not be passed, and
+    there are no averages.
     """
-    return {name: option for name, option in cls.known.items() if not option.fixed and name != "frozen"}
+    return {name: option for name, option in cls.known.items() if not option.fixed and name not in ("frozen", "ema")}
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
@@ -73,7 +74,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         if chosen["stochastic_rounding"] is not None and not _storage.rounds(p, arrays, master):
             raise ValueError(f"{name}: stochastic_rounding has nothing to round: {_storage.ROUNDED}")
         check_apart(stepper.possible_overlaps())
-        stepper.set_times(step - 1, [(step - 1, carried)])
+        stepper.set_times(step - 1, [(step - 1, [*carried, 1.0])])
         if library.on_gpu:
             use_stream(library, stepper)
         words = f"{name}: a step cannot be captured in a graph without an optimizer, which keeps its arrays"

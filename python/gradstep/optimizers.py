@@ -6,25 +6,13 @@ Formulas omit what all share (`l2`, `weight_decay`, `maximize`); `docs/numerics.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from . import _core, _storage
 from ._groups import RULES
-from ._libraries import refuse_capture
-from ._optimizer import REQUIRED, Optimizer
-from ._options import (
-    BELOW_ONE,
-    FLAG,
-    NON_NEGATIVE,
-    UP_TO_ONE,
-    LearningRate,
-    Number,
-    Option,
-    for_core,
-    optional,
-    pair_of,
-)
+from ._optimizer import REQUIRED, Optimizer, sgd_options
+from ._options import BELOW_ONE, FLAG, NON_NEGATIVE, UP_TO_ONE, LearningRate, Number, Option, optional, pair_of
 from ._step import run_step
 
 if TYPE_CHECKING:
@@ -111,7 +99,7 @@ class Ahead(int):
         Groups without `lookahead=True` do not move. Raises RuntimeError where no group has it, within itself, and while
         a CUDA stream is captured in a graph.
         """
-        return self.opt._moved()
+        return self.opt._look_ahead()
 
 
 class Lookahead(Option[bool]):
@@ -139,7 +127,7 @@ class NAG(Optimizer):
     State: `momentum_buffer` (v), zero at first.
     """
 
-    __slots__ = ("_is_ahead", "_move")
+    __slots__ = ("_move",)
 
     rule = "nag"
     presets: ClassVar = {
@@ -167,70 +155,36 @@ class NAG(Optimizer):
     def _rebuild(self, *args: Any) -> None:
         super()._rebuild(*args)
         engine = self._engine
-        self._is_ahead = False
         # p -= shift * v is a step of SGD along the velocity.
         self._move: _core.Stepper = engine.library.core.Stepper("sgd", engine.tree)
         for _ in self._groups:
-            self._move.add_group(_sgd_options(0.0))
+            self._move.add_group(sgd_options(0.0))
         masters = [{name: of for name, of in kept.items() if name == _storage.MASTER} for kept in self._kept.values()]
         self._move.add_tensors(self._numbers, list(self._params.values()), masters)
 
     @contextmanager
-    def _moved(self) -> Iterator[None]:
+    def _look_ahead(self) -> Iterator[None]:
         """`with opt.lookahead():`."""
-        engine = self._engine
-        with engine.lock:
+        with self._engine.lock:
             if not self.lookahead:
                 raise RuntimeError("lookahead() is for NAG(lookahead=True)")
-            if self._is_ahead:
-                raise RuntimeError("the parameters are already at the point ahead")
-            engine.use(None, self._move)
-            refuse_capture(
-                engine.library, self._move, "lookahead() cannot be captured: replays would not restore the parameters"
-            )
-            ahead = [group["lookahead"] and not group["frozen"] for group in self._groups]
+            if self._away:
+                where = "already at the point ahead" if self._away == "lookahead()" else f"within {self._away}"
+                raise RuntimeError(f"the parameters are {where}")
+            moves = [group["lookahead"] and not group["frozen"] for group in self._groups]
             for number, group in enumerate(self._groups):
                 shift = group["momentum"] if group["lr_in_velocity"] else group["lr"] * group["momentum"]
-                self._move.set_options(number, _sgd_options(shift))
-            tensors = [
-                (param, kept, ahead[number])
-                for param, kept, number in zip(self._params.values(), self._kept.values(), self._numbers, strict=True)
+                self._move.set_options(number, sgd_options(shift))
+            velocities = [
+                _storage.values(kept, "momentum_buffer") if moves[number] else None
+                for kept, number in zip(self._kept.values(), self._numbers, strict=True)
             ]
-            velocities = [_storage.values(kept, "momentum_buffer") if moves else None for _, kept, moves in tensors]
-            copy, assign = engine.library.copy, engine.library.assign
-            params = [(param, copy(param)) for param, _, moves in tensors if moves]
-            masters = [kept[_storage.MASTER] for _, kept, moves in tensors if moves and _storage.MASTER in kept]
-            kept = [(master, copy(master)) for master in masters]
-            self._is_ahead = engine.prepares = True
-        try:
-            try:
-                with engine.lock:
-                    run_step(self._move, engine.tree.build(velocities))
-                    for master, bits in kept:  # a step has changed the master; its bits are restored at once
-                        assign(master, bits)
-            except (TypeError, ValueError):
-                params = []  # refused: nothing was moved
-                raise
+        with self._moved("lookahead()", [by is not None for by in velocities], lambda: self._step_along(velocities)):
             yield
-        finally:
-            with engine.lock, ExitStack() as stack:  # restores the others where one fails
-                for param, bits in params:
-                    stack.callback(assign, param, bits)
-                self._is_ahead = False
 
-    def _check_settled(self, what: str) -> None:
-        super()._check_settled(what)
-        if self._is_ahead:
-            raise RuntimeError(f"{what} cannot be used within lookahead(): leave it first")
-
-    def _prepare(self, stream: Any) -> None:
-        if self._is_ahead:
-            raise RuntimeError("step() within lookahead(): leave it first, which restores the parameters")
-        super()._prepare(stream)
-
-
-def _sgd_options(lr: float) -> dict[str, float]:
-    return for_core({**SGD.defaults, "lr": lr}, SGD.known, RULES[SGD.rule]["options"])
+    def _step_along(self, velocities: list[Any]) -> None:
+        self._engine.use(None, self._move)
+        run_step(self._move, self._engine.tree.build(velocities))
 
 
 class AdaGrad(Optimizer):

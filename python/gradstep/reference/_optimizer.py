@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from types import SimpleNamespace
@@ -32,11 +33,14 @@ COMMON = {
     "min_8bit_size": 4096,
     "clip_value": None,
     "frozen": False,
+    "ema": None,
+    "ema_correction": False,
     "clip_norm": None,
     "clip_per_tensor": None,
     "on_nonfinite": "propagate",
     "loss_scale": None,
     "grads": None,
+    "copy_out": None,
 }
 """The options of every rule, after its own. The gradients and WHOLE are the optimizer's, the others a group's."""
 WHOLE = ("clip_norm", "clip_per_tensor", "on_nonfinite", "loss_scale")
@@ -79,11 +83,18 @@ class Optimizer:
         for name in WHOLE:
             setattr(self, name, given.pop(name))
         self._bound = given.pop("grads")
+        copies = given.pop("copy_out")
         params = given.pop("params")
         self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and is_group(params[0])
         self._groups: list[_Group] = []
         for group in params if self._grouped else [{"params": params}]:
             self._groups.append(self._group(**{**given, **group}))
+        if copies is not None:
+            for group, tree in zip(self._groups, copies if self._grouped else [copies], strict=True):
+                for s, copy in zip(group.slots, leaves(tree, group.params), strict=True):
+                    s.copy = copy
+                    if copy is not None:
+                        _copy(widened(s.p), copy)
 
     def _group(self, params: Params, **given: Any) -> _Group:
         o = Options(**{name: value if name in EXACT else _plain(value) for name, value in given.items()})
@@ -92,7 +103,10 @@ class Optimizer:
 
     def _slot(self, p: Array, tensor: int, o: Options) -> Slot:
         """A parameter with its first states: ``<name>``, ``<name>_scale`` of q8 or None, and ``master`` or None."""
-        s, T = Slot(p=p, t=0, tensor=tensor, master=None, **dict(self.scalars)), compute_type(p)
+        s, T = (
+            Slot(p=p, t=0, tensor=tensor, master=None, average=None, copy=None, ema_product=1.0, **dict(self.scalars)),
+            compute_type(p),
+        )
         for name, first in self.states(o).items():
             x = np.full(p.shape, first, T)
             stored, scales = x, None
@@ -106,6 +120,8 @@ class Optimizer:
             setattr(s, f"{name}_scale", scales)
         if o.master and is_narrow(p):
             s.master = widened(p)
+        if o.ema is not None:
+            s.average = np.zeros(p.shape, T) if o.ema_correction else widened(p).copy()
         return s
 
     @property
@@ -123,7 +139,7 @@ class Optimizer:
     def state(self) -> dict[str, Any]:
         """The state arrays by name, in the structure of params; None for a group that does not keep one."""
         kept = [[*self.states(group.options), *group.beside(self.states(group.options))] for group in self._groups]
-        names = [*self.codes, *(f"{name}_scale" for name in self.codes), "master"]
+        names = [*self.codes, *(f"{name}_scale" for name in self.codes), "master", "average"]
         shown = {
             name: [group.show(name) if name in has else None for group, has in zip(self._groups, kept, strict=True)]
             for name in names
@@ -237,6 +253,35 @@ class Optimizer:
         else:
             s.master[...] = p
             store(p, s.p)
+        now = widened(s.p if s.master is None else s.master)
+        if s.average is not None:
+            T = now.dtype.type
+            s.average[...] = T(o.ema) * s.average + T(1.0 - o.ema) * now
+            s.ema_product = s.ema_product * o.ema
+        if s.copy is not None:
+            _copy(now, s.copy)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters are their averages, where they have any and, with correction, have been stepped."""
+        slots = [(group.options, s) for group in self._groups for s in group.slots if s.average is not None]
+        slots = [(o, s) for o, s in slots if s.ema_product < 1 or not o.ema_correction]
+        kept = [(s.p, s.p.copy()) for _, s in slots]
+        try:
+            with np.errstate(all="ignore"):
+                for o, s in slots:
+                    weight = 1.0 / (1.0 - s.ema_product) if o.ema_correction else 1.0
+                    store(compute_type(s.p)(weight) * s.average, s.p)
+            yield
+        finally:
+            for p, bits in kept:
+                p[...] = bits
+
+
+def _copy(p: Array, into: Array) -> None:
+    """Write values of ``T``, rounded to nearest."""
+    with np.errstate(all="ignore"):
+        store(p, into)
 
 
 def first_nonfinite(g: Array | None) -> int:
@@ -257,9 +302,9 @@ class _Group:
     slots: list[Slot]
 
     def at(self, step_count: int) -> Options:
-        """The options at this step: lr is a number, whether or not it follows a schedule."""
-        lr = self.options.lr
-        return Options(**{**vars(self.options), "lr": float(lr(step_count) if callable(lr) else lr)})
+        """The options at this step: numbers, whether or not they follow a schedule."""
+        at = {name: value(step_count) if callable(value) else value for name, value in vars(self.options).items()}
+        return Options(**{**at, "lr": float(at["lr"])})
 
     def gradients(self, tree: Grads) -> list[Array | None]:
         """Gradients in the order of the slots, each as values of its parameter's ``T``."""
@@ -268,7 +313,7 @@ class _Group:
 
     def beside(self, states: Iterable[str]) -> list[str]:
         """The names of the scales and the master, those that some tensor of the group has."""
-        names = [*(f"{name}_scale" for name in states), "master"]
+        names = [*(f"{name}_scale" for name in states), "master", "average"]
         return [name for name in names if any(getattr(s, name) is not None for s in self.slots)]
 
     def show(self, name: str) -> Any:
