@@ -23,6 +23,7 @@ WHOLE = (
     "clip_norm",
     "clip_per_tensor",
     "on_nonfinite",
+    "accumulation",
     "loss_scale",
     "options",
     "grads",

@@ -33,8 +33,8 @@ CONTRACT = {
 COMMON = (
     "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "
     "state_dtype=None, master=False, stochastic_rounding=None, min_8bit_size=4096, clip_value=None, "
-    "frozen=False, ema=None, ema_correction=False, clip_norm=None, clip_per_tensor=None, on_nonfinite='propagate', loss_scale=None, "
-    "options=None, grads=None, copy_out=None"
+    "frozen=False, ema=None, ema_correction=False, clip_norm=None, clip_per_tensor=None, "
+    "on_nonfinite='propagate', accumulation='mean', loss_scale=None, options=None, grads=None, copy_out=None"
 )
 
 
@@ -68,7 +68,7 @@ def test_reference_and_class_agree(rule):
     assert list(theirs.codes) == CORE[rule]["states"], f"`codes` of the reference's {ours.__name__} are not its states"
     computed = [argument for argument in signature(ours) if argument[0] not in NOT_IN_REFERENCE]
     assert computed == [argument for argument in signature(theirs) if argument[0] not in NOT_IN_REFERENCE]
-    assert signature(ours)[-19:] == signature(optimizers.SGD)[-19:], "the options that every class has"
+    assert signature(ours)[-20:] == signature(optimizers.SGD)[-20:], "the options that every class has"
 
 
 @pytest.mark.parametrize("rule", CORE)

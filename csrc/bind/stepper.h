@@ -249,7 +249,8 @@ class Stepper {
   // intersect, it only prepares the step and returns the gradients and their possible overlaps; run() with the
   // gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
   // a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
-  py::object step(const py::object& grads, double grad_scale) {
+  // `clears`: the gradients are accumulators, which become zero; these may be given beside bound ones.
+  py::object step(const py::object& grads, double grad_scale, bool clears) {
     const Flag stepping(is_stepping_);
     spot_check();
     if (tree_ != nullptr) tree_->check_unchanged();
@@ -264,30 +265,34 @@ class Stepper {
         if (!bound_seals_[place++].holds()) grad.check_closely(label(grad));
       }
     } else {
-      if (is_bound_) throw WrongType("step() takes no gradients, because they were bound with the optimizer");
+      if (is_bound_ && !clears)
+        throw WrongType("step() takes no gradients, because they were bound with the optimizer");
       held = flatten(grads);
       std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
       if (!possible_overlaps.empty()) return py::make_tuple(std::move(held), std::move(possible_overlaps));
     }
-    return run(held, grad_scale);
+    if (!clears) return run(held, grad_scale, false);
+    py::object result = run(held, grad_scale, true);
+    if (is_bound_) set_bound_gradients();
+    return result;
   }
 
   // Takes the step that step() prepared, with the gradients that it returned. They are set again, because other steps
   // may have been taken since then, by a signal handler or a finalizer.
   py::object run_prepared(const py::tuple& held, double grad_scale) {
     set_gradients(held);
-    return run(held, grad_scale);
+    return run(held, grad_scale, false);
   }
 
   // Whether code of the user's that was called by a step is running.
   bool is_stepping() const { return is_stepping_; }
 
   // The argument keeps its gradients alive.
-  py::object run(const py::tuple&, double grad_scale) {
+  py::object run(const py::tuple&, double grad_scale, bool clears) {
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
-      stepper_.run(grad_scale);
+      stepper_.run(grad_scale, clears);
     } else {
-      without_gil([&] { stepper_.run(grad_scale); });
+      without_gil([&] { stepper_.run(grad_scale, clears); });
     }
     if (raises_) refuse_nonfinite();
     if constexpr (Arrays::kOnDevice) return py::none();
@@ -645,7 +650,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
            py::arg("copies") = py::none())
       .def("possible_overlaps", &Steps::possible_overlaps)
-      .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0)
+      .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0, py::arg("clears") = false)
       .def("run", &Steps::run_prepared, py::arg("prepared"), py::arg("grad_scale") = 1.0)
       .def_property_readonly("result", &Steps::result)
       .def_property_readonly("is_stepping", &Steps::is_stepping)

@@ -384,4 +384,26 @@ void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin
   });
 }
 
+void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end) {
+  const std::int64_t size = size_of(job.update->key.compute);
+  std::byte* const data = job.streams[kGradient];
+  if (job.layout == nullptr || job.layout->strides[kGradient].empty()) {
+    std::memset(data + begin * size, 0, static_cast<std::size_t>((end - begin) * size));
+    return;
+  }
+  std::byte zeros[kTile * sizeof(double)] = {};
+  for (; begin < end; begin += kTile) {
+    mover_of<false>(size)(*job.layout, kGradient, data, begin, std::min(begin + kTile, end), zeros);
+  }
+}
+
+void run_and_clear(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end,
+                   bool prefetches) {
+  for (std::int64_t last; begin < end; begin = last) {
+    last = std::min(begin + kChunk, end);
+    run(job, kernels, begin, last, prefetches);
+    clear_gradient(job, begin, last);
+  }
+}
+
 }  // namespace gradstep::cpu

@@ -13,6 +13,11 @@ namespace gradstep::cpu {
 // Updates elements [begin, end) of a tensor with a stream that is strided or not native.
 void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
 
+// Sets elements [begin, end) of a tensor's gradient, which is stored in the compute type, to zero.
+void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end);
+// Updates elements [begin, end) and clears their gradients chunk by chunk, while these are in a cache.
+void run_and_clear(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
+
 // The sum of the gradient's squares over elements [begin, end), which is one chunk; the tensor's last may be shorter.
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches);
 

@@ -100,6 +100,7 @@ struct Args {
   const std::byte* steps;          // of all tensors
   const GradientPass* pass;        // null: there was no pass
   std::uint32_t first;             // index of the first tensor
+  bool clears;                     // whether gradients are set to zero
   std::byte* gradients[kTensors];  // null: the tensor takes no part
 };
 

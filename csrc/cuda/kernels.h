@@ -61,6 +61,7 @@ struct Task {
   std::byte* gradient;
   const TensorDesc& desc;
   const Step<ElementUpdate>& step;
+  bool skips;
 
   template <int kTensors>
   GS_DEVICE explicit Task(const Args<ElementUpdate, kTensors>& args)
@@ -68,12 +69,25 @@ struct Task {
         gradient(args.gradients[chunk.tensor - args.first]),
         desc(*global(args.descs + chunk.tensor)),
         step(*reinterpret_cast<const Step<ElementUpdate>*>(global(args.steps + chunk.tensor * kMaxStep))) {
-    if (args.pass != nullptr && global(args.pass)->skip) gradient = nullptr;
+    skips = args.pass != nullptr && global(args.pass)->skip;
   }
 
   GS_DEVICE std::byte* stream(int s) const { return s == kGradient ? gradient : desc.streams[s]; }
 
   GS_DEVICE const ElementUpdate& element() const { return step.element(); }
+
+  // Sets the gradients of the warp's blocks, which are stored in the compute type, to zero.
+  GS_DEVICE void clear_gradient() const {
+    using T = typename ElementUpdate::T;
+    __syncwarp();  // another lane may still read them
+    for (std::int64_t begin = chunk.begin + warp_of_thread() * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
+      const std::int64_t end = chunk.end - begin < kBlock ? chunk.end : begin + kBlock;
+#pragma unroll 1
+      for (std::int64_t i = begin + lane_of_thread(); i < end; i += kWarp) {
+        *reinterpret_cast<T*>(global(gradient) + offset(desc, kGradient, i)) = 0;
+      }
+    }
+  }
 };
 
 // Whether a tensor has streams besides those that every rule has.
@@ -115,6 +129,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
   constexpr bool kConverts = kComputeOf<T> == Compute::kDouble;
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
+  if (task.skips) {
+    if (args.clears) task.clear_gradient();
+    return;
+  }
   const Chunk chunk = task.chunk;
   const TensorDesc& desc = task.desc;
   const ElementUpdate element = task.element();
@@ -156,6 +174,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
       }
     }
   }
+  if (args.clears) task.clear_gradient();
 }
 
 // Updates tensors of which at least one stream is not stored as float, or that have a copy or an average.
@@ -166,6 +185,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
+  if (task.skips) {
+    if (args.clears) task.clear_gradient();
+    return;
+  }
   const Chunk chunk = task.chunk;
   // A copy in registers: the compiler would reload a description in memory after each store.
   const TensorDesc desc = task.desc;
@@ -245,6 +268,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
       put(desc, kAverage, desc.streams[kAverage], block, words);
     }
   }
+  if (args.clears) task.clear_gradient();
 }
 
 // Launches consecutive tensors, as many per launch as the arguments have room for, with one thread block per chunk.
@@ -256,6 +280,7 @@ void launch_chunks(const Work& work, void (*kernel)(Args<ElementUpdate, kTensors
   args.descs = work.descs;
   args.steps = work.steps;
   args.pass = work.pass;
+  args.clears = work.clears;
   const std::size_t tensors = work.gradients.size();
   for (std::size_t first = 0, last; first < tensors; first = last) {
     last = tensors - first < kTensors ? tensors : first + kTensors;

@@ -12,6 +12,7 @@ namespace gradstep::cuda {
 struct Work {
   rules::Key key;
   bool stored;                        // whether any stream is not native
+  bool clears;                        // whether gradients are set to zero
   std::vector<std::byte*> gradients;  // of all tensors; null: another key, or takes no part
   const std::size_t* first_chunk;     // of each tensor, then the number of chunks
   const TensorDesc* descs;            // this and the next three are on the device

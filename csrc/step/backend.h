@@ -40,8 +40,9 @@ class Backend {
   virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) = 0;
 
   // Runs a step with one gradient per tensor, divided by `grad_scale`; null: the tensor takes no part. If it throws,
-  // nothing was written and the step is not counted, unless a device failed during the step.
-  virtual void run(std::byte* const* gradients, double grad_scale) = 0;
+  // nothing was written and the step is not counted, unless a device failed during the step. `clears`: gradients are
+  // stored as they are computed with, and set to zero in the same pass, also if the step is skipped.
+  virtual void run(std::byte* const* gradients, double grad_scale, bool clears) = 0;
   // The result of the last run's gradient pass; undefined if that run had none.
   virtual GradientPass gradient_pass() = 0;
   // Runs only the gradient pass, for the norm.

@@ -143,11 +143,14 @@ class OnCpu : public Backend {
     norms_.set_layout(tensor, std::move(gradient));
   }
 
-  void run(std::byte* const* gradients, double grad_scale) override {
+  void run(std::byte* const* gradients, double grad_scale, bool clears) override {
     const cpu::NoFork whole;
     finish_plan();
     pass_ = asked_.asks() ? pass_over(gradients, asked_, grad_scale) : no_pass_for(grad_scale);
-    if (pass_.skip) return;
+    if (pass_.skip) {
+      if (clears) clear(gradients);
+      return;
+    }
     prepared_.clear();
     std::int64_t bytes = 0;
     const Prepared* prepared = nullptr;
@@ -168,11 +171,19 @@ class OnCpu : public Backend {
     if (steps_.blocked != 0) cpu::begin_panels();
     const int threads = threads_for(bytes);
     const bool awake = threads > 1 && consecutive_steps.begin();
-    const auto visit = [prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece, KernelCache& cache) {
-      if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
-      cpu::run(of, *cache.kernels, piece.begin, piece.end, prefetches);
+    const auto update = [&](const auto& run) {
+      const auto visit = [&run, prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece,
+                                                                KernelCache& cache) {
+        if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
+        run(of, *cache.kernels, piece.begin, piece.end, prefetches);
+      };
+      for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
     };
-    for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
+    if (clears) {
+      update([](const auto&... arguments) { cpu::run_and_clear(arguments...); });
+    } else {
+      update([](const auto&... arguments) { cpu::run(arguments...); });
+    }
     if (threads > 1) consecutive_steps.end();
     ++taken_;
   }
@@ -241,6 +252,13 @@ class OnCpu : public Backend {
     const PreparedUpdate update = make_update(options.key(info.compute), options.values, after, factor);
     prepared_.push_back({update, info.group, bytes_moved(update.key), factor, clock, after});
     return prepared_.back();
+  }
+
+  // Sets gradients to zero. The gradient pass was taken.
+  void clear(std::byte* const* gradients) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      if (gradients[i] != nullptr) cpu::clear_gradient(norms_.jobs[i], 0, tensors_[i].info.size);
+    }
   }
 
   GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {

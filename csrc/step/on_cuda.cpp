@@ -142,7 +142,8 @@ cuda::NormWork OnCuda::norm_work(std::byte* const* gradients) const {
 }
 
 // Usually there is one element: the tensors of a step differ in scalars, rarely in kernels.
-std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cuda::DeviceState& state) const {
+std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cuda::DeviceState& state,
+                                          bool clears) const {
   std::vector<cuda::Work> works;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (gradients[i] == nullptr) continue;
@@ -153,8 +154,8 @@ std::vector<cuda::Work> OnCuda::works_for(std::byte* const* gradients, const cud
     if (work == works.end()) {
       const std::vector<std::byte*> none(tensors_.size());
       const GradientPass* const pass = asked_.asks() ? state.pass : nullptr;
-      work =
-          works.insert(work, {key, false, none, plan_.first_chunk.data(), descs_, chunks_, state.steps, pass, stream_});
+      work = works.insert(
+          work, {key, false, clears, none, plan_.first_chunk.data(), descs_, chunks_, state.steps, pass, stream_});
     }
     work->stored = work->stored || tensors_[i].stored;
     work->gradients[i] = gradients[i];
@@ -178,14 +179,14 @@ void OnCuda::load(const std::vector<cuda::Work>& works) {
   }
 }
 
-void OnCuda::run(std::byte* const* gradients, double grad_scale) {
+void OnCuda::run(std::byte* const* gradients, double grad_scale, bool clears) {
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
   upload(asked_.asks());
   if (capturing && !is_captured()) capture();
   cuda::DeviceState state = state_.on_device();
   if (is_captured()) state.pass = &captured()->pass;
-  const std::vector<cuda::Work> works = works_for(gradients, state);
+  const std::vector<cuda::Work> works = works_for(gradients, state, clears);
   const cuda::AdvanceWork advance{gradients,
                                   state_.groups().data(),
                                   static_cast<std::uint32_t>(tensors_.size()),

@@ -23,7 +23,7 @@ class OnCuda : public Backend {
   void add_tensor(const TensorInfo& info, const rules::Clock& clock) override;
   void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override;
 
-  void run(std::byte* const* gradients, double grad_scale) override;
+  void run(std::byte* const* gradients, double grad_scale, bool clears) override;
   GradientPass gradient_pass() override;
   double norm(std::byte* const* gradients) override;
 
@@ -57,7 +57,7 @@ class OnCuda : public Backend {
   void upload(bool with_sums);
   void capture();
   void set_captured(double* there, const double* values, std::size_t count) const;
-  std::vector<cuda::Work> works_for(std::byte* const* gradients, const cuda::DeviceState& state) const;
+  std::vector<cuda::Work> works_for(std::byte* const* gradients, const cuda::DeviceState& state, bool clears) const;
   void load(const std::vector<cuda::Work>& works);
   cuda::NormWork norm_work(std::byte* const* gradients) const;
 

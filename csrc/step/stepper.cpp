@@ -212,9 +212,9 @@ void Stepper::set_state(const StepState& state) {
   backend_->set_state(state);
 }
 
-void Stepper::run(double grad_scale) {
+void Stepper::run(double grad_scale, bool clears) {
   has_pass_ = false;
-  backend_->run(gradients_.data(), grad_scale);
+  backend_->run(gradients_.data(), grad_scale, clears);
   has_pass_ = asked_.asks();
 }
 

@@ -76,8 +76,8 @@ class Stepper {
   // The type of the last gradient, which is most likely that of the next.
   DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
   // The gradients are divided by `grad_scale`. Throws where the backend does: it writes nothing then, and the step is
-  // not counted.
-  void run(double grad_scale);
+  // not counted. `clears`: gradients become zero; see Backend.
+  void run(double grad_scale, bool clears = false);
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
   void release() { backend_.reset(); }

@@ -20,6 +20,18 @@ EMA_PRODUCT: Final = "ema_product"
 """The name of the product of the decays of a parameter's average."""
 
 
+SUM: Final = "accumulator"
+"""The name of the gradients that were accumulated for a parameter."""
+
+
+def accumulated(saved: Any) -> list[str]:
+    """The parameters for which a state dict has accumulated gradients."""
+    if not isinstance(saved, Mapping) or not saved.get("accumulated") or not isinstance(saved.get("state"), Mapping):
+        return []
+    COUNT.check(saved["accumulated"], f"{WHAT}['accumulated']")
+    return [name for name, own in saved["state"].items() if isinstance(own, Mapping) and SUM in own]
+
+
 class Differences(NamedTuple):
     """How a state dict differs from an optimizer: names of parameters, with the reasons where they are mismatched."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,8 +12,9 @@ from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, SupportsFloat, TypeAlias, TypeVar
 
 from . import _checkpoint, _core, _storage
+from ._arithmetic import Sums, assign_multiples
 from ._groups import RULES, OptionGroup
-from ._libraries import Library, library_of, refuse_capture, use_stream
+from ._libraries import library_of, refuse_capture
 from ._loss_scale import LOSS_SCALE, LossScale
 from ._options import (
     COUNT,
@@ -38,7 +38,7 @@ from ._options import (
     one_of,
     optional,
 )
-from ._step import Engine, PendingResult, check_apart, finish_step, run_step
+from ._step import Engine, PendingResult, check_apart, finish_step
 from ._types import Array, Grads, Params, is_groups
 
 Chosen = TypeVar("Chosen", bound="Optimizer")
@@ -111,6 +111,7 @@ class Optimizer(Declared):
         "_params",  # the parameters by name, as their library has them
         "_specs",  # the groups that were given, None without groups
         "_step_options",
+        "_sums",  # the gradients that were accumulated; None before the first call
     )
 
     rule: ClassVar[str]
@@ -251,6 +252,12 @@ class Optimizer(Declared):
         doc="What a step does where any element of the gradients is infinite or NaN, as values of the type of the "
         "computation: propagate it into the parameters, skip the step (parameters, states, step numbers and random "
         "numbers stay as they are), or raise FloatingPointError, with nothing changed. The latter waits for a GPU.",
+    )
+    accumulation: StepOption[str] = StepOption(
+        default="mean",
+        kw_only=True,
+        domain=one_of("mean", "sum"),
+        doc="Whether a step uses the mean of the gradients that `accumulate` has added, or their sum.",
     )
     loss_scale: StepOption[LossScale | None] = StepOption(
         default=None,
@@ -398,6 +405,7 @@ class Optimizer(Declared):
             pairs = [pair for pair in zip(tree.flatten(copies, "copy_out"), params, strict=True) if pair[0] is not None]
             assign_multiples(library, [copy for copy, _ in pairs], [param for _, param in pairs], [1.0] * len(pairs))
         self._away = ""
+        self._sums: Sums | None = None
         first = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
         stepper.set_times(step_count, [clocks.get(path, first) for path in paths])
 
@@ -534,6 +542,8 @@ class Optimizer(Declared):
         with engine.lock:
             if engine.prepares or stream is not None:
                 self._prepare(stream)
+                if self._sums is not None and self._sums.count > 0:
+                    return self._step_with(self._sums, grads, grad_scale, stream)
             if engine.has_loss_scale or grad_scale is not UNSCALED:
                 return self._step_scaled(grads, grad_scale)
             result = engine.stepper.step(grads)
@@ -544,8 +554,8 @@ class Optimizer(Declared):
         finished: StepResult | None = finish_step(self._engine.stepper, result, grad_scale)
         return PendingResult(self._engine) if finished is None else finished
 
-    def _step_scaled(self, grads: Any, grad_scale: Any) -> StepResult:
-        """Takes a step whose gradients are divided by a scale."""
+    def _step_scaled(self, grads: Any, grad_scale: Any, count: int = 1, clears: bool = False) -> StepResult:
+        """Takes a step whose gradients are divided by a scale and a count. `clears`: they are sums that become zero."""
         engine = self._engine
         loss_scale: LossScale | None = self._step_options["loss_scale"]
         factor: float = POSITIVE.check(grad_scale, f"{engine.name}: grad_scale")
@@ -554,9 +564,72 @@ class Optimizer(Declared):
                 engine.library, engine.stepper, f"{engine.name}: a replay cannot adapt a loss scale; use grad_scale"
             )
             factor = POSITIVE.check(factor * loss_scale.value, f"{engine.name}: grad_scale * loss_scale.value")
-        result = self._finished(engine.stepper.step(grads, factor), factor)
+        factor *= count
+        result = self._finished(engine.stepper.step(grads, factor, clears), factor)
         if loss_scale is not None:
             loss_scale.update(result)
+        return result
+
+    def accumulate(self, grads: Grads | EllipsisType = ..., *, stream: Any = None) -> None:
+        """Adds the gradients of a micro-batch to those of the next step.
+
+        `step()` without gradients then takes their mean, or their sum with `accumulation="sum"`, and begins anew;
+        `step(grads)` adds these first. The sums are float32, or float64 for float64 parameters. A parameter without a
+        gradient in all micro-batches takes no part in the step. A step that is skipped because of `on_nonfinite`, or
+        raises an error for it, drops the sums.
+
+        Parameters
+        ----------
+        grads : the nesting of params
+            As of `step`. Omitted where gradients were bound: those are added.
+        stream : a CUDA stream, or its handle
+            As of `step`, and the same as that of the step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `step` does, with nothing changed.
+        RuntimeError
+            Where CUDA fails, or while a CUDA stream is captured in a graph.
+        """
+        with self._engine.lock:
+            self._check_settled("accumulate()")
+            self._check_nests()
+            if self._sums is None:
+                self._sums = Sums(self._engine, self._params)
+            self._engine.prepares = True
+            self._add(self._sums, grads, stream)
+
+    def _add(self, sums: Sums, grads: Grads | EllipsisType, stream: Any) -> None:
+        """Adds gradients to sums."""
+        bound = self._arguments["grads"]
+        if (grads is ...) is (bound is None):
+            words = "no gradients, because they were" if bound is not None else "gradients, because none were"
+            raise TypeError(f"accumulate() takes {words} bound with the optimizer")
+        tree = self._engine.tree
+        tree.check_unchanged()
+        frozen = [group["frozen"] for group in self._groups]
+        flat = tree.flatten(bound if grads is ... else grads, "grads")
+        of = zip(flat, self._numbers, strict=True)
+        sums.add([None if frozen[number] else grad for grad, number in of], stream)
+
+    def _step_with(self, sums: Sums, grads: Grads | EllipsisType, grad_scale: SupportsFloat, stream: Any) -> StepResult:
+        """Takes a step with accumulated gradients, after the last ones were added."""
+        engine = self._engine
+        words = f"{engine.name}: a step with accumulated gradients cannot be captured"
+        refuse_capture(engine.library, engine.stepper, words)
+        if grads is not ...:
+            self._add(sums, grads, stream)
+        frozen = {name for group in self._groups if group["frozen"] for name in group.names}
+        given = [array if name in sums.given - frozen else None for name, array in sums.arrays.items()]
+        count = sums.count if self.accumulation == "mean" else 1
+        try:
+            result = self._step_scaled(engine.tree.build(given), grad_scale, count, clears=True)
+        except FloatingPointError:  # it was skipped
+            sums.clear()
+            raise
+        sums.given &= frozen  # the step has cleared the others
+        sums.clear()
         return result
 
     def _prepare(self, stream: Any) -> None:
@@ -564,12 +637,7 @@ class Optimizer(Declared):
         engine = self._engine
         if self._away:
             raise RuntimeError(f"step() within {self._away}: leave it first, which restores the parameters")
-        for number, (spec, nest) in enumerate(zip(self._specs or (), self._nests, strict=False)):
-            if spec["params"] is not nest:
-                raise ValueError(
-                    f'{engine.name}: the "params" of group {number} have been replaced; '
-                    "call rebind() to step the new ones"
-                )
+        self._check_nests()
         engine.use(stream)
         if self._step_options["on_nonfinite"] == "raise":
             words = f'{engine.name}: on_nonfinite="raise" waits for the device and cannot be captured; use "skip"'
@@ -585,6 +653,15 @@ class Optimizer(Declared):
             refuse_capture(engine.library, engine.stepper, words)
         for number, name, value in [(number, name, engine.rate(value, name)) for number, name, value in values]:
             engine.stepper.set_number(number, name, value)
+
+    def _check_nests(self) -> None:
+        """Raises ValueError where a group has other parameters than those that are stepped."""
+        for number, (spec, nest) in enumerate(zip(self._specs or (), self._nests, strict=False)):
+            if spec["params"] is not nest:
+                raise ValueError(
+                    f'{self._engine.name}: the "params" of group {number} have been replaced; '
+                    "call rebind() to step the new ones"
+                )
 
     @property
     def step_count(self) -> int:
@@ -781,6 +858,8 @@ class Optimizer(Declared):
     def _take_over(self, nests: list[Any], renewed: Mapping[str, dict[str, Array]] = MappingProxyType({})) -> None:
         """Steps these nests from now on, with what is kept for each tensor, or `renewed` for it, by name."""
         self._check_settled("a change of parameters")
+        if self._sums is not None and self._sums.count > 0:
+            raise RuntimeError(f"{self._engine.name}: gradients were accumulated for the parameters as they are")
         engine = self._engine
         if engine.stepper.is_captured:
             raise RuntimeError(
@@ -892,7 +971,8 @@ class Optimizer(Declared):
             "format": 2. "rule": its name. "step_count". "options": those of the whole step. "groups": the options of
             each group, with the names of its parameters as "params". "state": for each parameter, by name, its own
             step number as "step", the scalars of the rule (Nadam's "mu_product"), "ema_product", the product of the
-            decays so far, where it has an average, and its state arrays by name.
+            decays so far, where it has an average, and its state arrays by name. Where gradients were accumulated
+            since the last step: "accumulated", their number, and their sums as "accumulator" in "state".
         """
         with self._engine.lock:
             self._engine.wait()
@@ -903,7 +983,13 @@ class Optimizer(Declared):
                 }
                 for path, own in self._own_state().items()
             }
+            pending = {}
+            if self._sums is not None and self._sums.count > 0:
+                pending = {"accumulated": self._sums.count}
+                for path in self._sums.given:
+                    copied[path][_checkpoint.SUM] = self._engine.library.to_numpy(self._sums.arrays[path])
             return {
+                **pending,
                 "format": _checkpoint.FORMAT,
                 "rule": self.rule,
                 "step_count": self._engine.stepper.step_count,
@@ -943,12 +1029,19 @@ class Optimizer(Declared):
             self._check_idle("load_state_dict()")  # states alone: within lookahead() and averaged() it is fine
             engine = self._engine
             engine.wait()
+            ours, sums = self._own_state(), None
+            pending = _checkpoint.accumulated(saved)
+            if pending:
+                sums = Sums(engine, self._params)
+                for path in pending:
+                    if path in ours:
+                        ours[path][_checkpoint.SUM] = sums.arrays[path]
             plan = _checkpoint.plan(
                 saved,
                 rule=self.rule,
                 scalars=[*self.scalar_names(), _checkpoint.EMA_PRODUCT],
                 non_negative=RULES[self.rule]["non_negative"],
-                ours=self._own_state(),
+                ours=ours,
                 groups=[group.names for group in self._groups],
                 known={**self.known, **self.step_options},
                 library=engine.library,
@@ -964,9 +1057,15 @@ class Optimizer(Declared):
                 group.apply(options)
             for path, arrays in plan.arrays.items():
                 for name, array in arrays.items():
-                    engine.library.from_numpy(self._kept[path][name], array)
+                    own = sums.arrays[path] if sums is not None and name == _checkpoint.SUM else self._kept[path][name]
+                    engine.library.from_numpy(own, array)
             clocks = dict(zip(self._params, engine.stepper.clocks, strict=True)) | plan.clocks
+            if sums is not None:
+                sums.count = COUNT.check(saved["accumulated"], "the state dict['accumulated']")
+                sums.given = {path for path in pending if path in plan.arrays}
+                engine.prepares = True
             if plan.clocks:
+                self._sums = sums
                 engine.stepper.set_times(plan.step_count, list(clocks.values()))
             engine.wait()
             engine.rates.clear()
@@ -1028,6 +1127,8 @@ class Optimizer(Declared):
                 "numbers": dict(zip(self._params, self._numbers, strict=True)),
                 "clocks": dict(zip(self._params, self._engine.stepper.clocks, strict=True)),
                 "step_count": self._engine.stepper.step_count,
+                "sums": self._sums and {path: self._sums.arrays[path] for path in self._sums.given},
+                "accumulated": self._sums.count if self._sums else 0,
                 "others": getattr(self, "__dict__", {}),
             }
 
@@ -1036,6 +1137,12 @@ class Optimizer(Declared):
         self._specs = state["specs"]
         self._step_options = state["step_options"]
         self._begin(state["groups"], state["kept"], state["clocks"], state["step_count"], state["numbers"])
+        if state.get("accumulated"):
+            self._sums = Sums(self._engine, self._params)
+            for path, array in state["sums"].items():
+                self._engine.library.assign(self._sums.arrays[path], array)
+            self._sums.given, self._sums.count = set(state["sums"]), state["accumulated"]
+            self._engine.prepares = True
         for name, value in state["others"].items():  # attributes of a derived class
             setattr(self, name, value)
 
@@ -1073,25 +1180,6 @@ class Optimizer(Declared):
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
         count = len(self._params)
         return f"{type(self).__name__}({count} array{'s' * (count != 1)}{shown})"
-
-
-def sgd_options(lr: float) -> dict[str, float]:
-    """Options of the core's rule "sgd" without all that is common to rules."""
-    off = dict.fromkeys(("stochastic_rounding", "clip_value", "ema"), math.nan)
-    return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), **off, "lr": lr}
-
-
-def assign_multiples(library: Library, to: list[Array], values: list[Array], factors: Sequence[float]) -> None:
-    """Sets arrays to multiples of others, rounded to nearest where types differ. Raises with nothing written."""
-    stepper: _core.Stepper = library.core.Stepper("sgd")
-    for factor in factors:
-        stepper.add_group(sgd_options(-factor))
-    stepper.add_tensors(range(len(to)), to, [{} for _ in to])
-    if library.on_gpu:
-        use_stream(library, stepper)
-    for array in to:
-        library.fill(array, -0.0)  # -0 - (-factor * value) is a step of SGD; the sum with -0 is exact
-    run_step(stepper, values)
 
 
 def _bind(cls: type[Optimizer], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from . import _core, _storage
+from ._arithmetic import sgd_options
 from ._groups import RULES
-from ._optimizer import REQUIRED, Optimizer, sgd_options
+from ._optimizer import REQUIRED, Optimizer
 from ._options import BELOW_ONE, FLAG, NON_NEGATIVE, UP_TO_ONE, LearningRate, Number, Option, optional, pair_of
 from ._step import run_step
 

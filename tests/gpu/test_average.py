@@ -49,7 +49,7 @@ def test_strides(dtype, gpu):
     dtype = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
     rng = np.random.default_rng(0)
     start = rng.standard_normal((74, 300)).astype(dtype)
-    p, copied = gpu.array(start)[::2, ::3], gpu.array(np.zeros((100, 37), np.float32)).T
+    p, copied = gpu.array(start)[::2, ::3], gpu.array(np.zeros((100, 37), np.float32).T)
     other, copies = start[::2, ::3].copy(), np.zeros((37, 100), np.float32)
     ours = optimizers.Adam(p, ema=decay, copy_out=copied)
     theirs = REFERENCE["adam"](other, ema=decay, copy_out=copies)

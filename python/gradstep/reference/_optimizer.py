@@ -38,12 +38,13 @@ COMMON = {
     "clip_norm": None,
     "clip_per_tensor": None,
     "on_nonfinite": "propagate",
+    "accumulation": "mean",
     "loss_scale": None,
     "grads": None,
     "copy_out": None,
 }
 """The options of every rule, after its own. The gradients and WHOLE are the optimizer's, the others a group's."""
-WHOLE = ("clip_norm", "clip_per_tensor", "on_nonfinite", "loss_scale")
+WHOLE = ("clip_norm", "clip_per_tensor", "on_nonfinite", "accumulation", "loss_scale")
 EXACT = ("state_dtype", "master", "stochastic_rounding", "min_8bit_size")  # options that are no numbers of the page
 
 
@@ -84,6 +85,7 @@ class Optimizer:
             setattr(self, name, given.pop(name))
         self._bound = given.pop("grads")
         copies = given.pop("copy_out")
+        self.accumulated = 0
         params = given.pop("params")
         self._grouped = isinstance(params, (list, tuple)) and len(params) > 0 and is_group(params[0])
         self._groups: list[_Group] = []
@@ -104,7 +106,17 @@ class Optimizer:
     def _slot(self, p: Array, tensor: int, o: Options) -> Slot:
         """A parameter with its first states: ``<name>``, ``<name>_scale`` of q8 or None, and ``master`` or None."""
         s, T = (
-            Slot(p=p, t=0, tensor=tensor, master=None, average=None, copy=None, ema_product=1.0, **dict(self.scalars)),
+            Slot(
+                p=p,
+                t=0,
+                tensor=tensor,
+                master=None,
+                average=None,
+                copy=None,
+                accumulator=None,
+                ema_product=1.0,
+                **dict(self.scalars),
+            ),
             compute_type(p),
         )
         for name, first in self.states(o).items():
@@ -150,6 +162,7 @@ class Optimizer:
     clip_norm: float | None
     clip_per_tensor: float | None
     on_nonfinite: str
+    accumulation: str
     loss_scale: Any
 
     def step(self, grads: Grads = ..., grad_scale: float = 1.0) -> SimpleNamespace:
@@ -158,16 +171,15 @@ class Optimizer:
         Return whether it was applied, the number of steps, the norm, the clip factor, and the first gradient that is
         not finite as the indices of its parameter and element.
         """
-        if (grads is ...) is not (self._bound is not None):
-            raise TypeError("step() takes gradients where none were bound, and only there")
-        grads = self._bound if grads is ... else grads
-        trees = grads if self._grouped else [grads]
         with np.errstate(all="ignore"):
-            found = [
-                [None] * len(group.slots) if group.options.frozen else group.gradients(tree)
-                for group, tree in zip(self._groups, trees, strict=True)
-            ]
             scale = float(grad_scale) * (1.0 if self.loss_scale is None else self.loss_scale.value)
+            if self.accumulated > 0:
+                if grads is not ...:
+                    self.accumulate(grads)
+                scale *= self.accumulated if self.accumulation == "mean" else 1
+                found = self._taken()
+            else:
+                found = self._found(grads)
             flat_grads = [g for flat in found for g in flat]
             factors, result = self._pass(flat_grads, scale)
             bad = result.nonfinite
@@ -186,6 +198,34 @@ class Optimizer:
         if self.loss_scale is not None:
             self.loss_scale.update(result)
         return result
+
+    def accumulate(self, grads: Grads = ...) -> None:
+        """Add gradients to those of the next step."""
+        with np.errstate(all="ignore"):
+            for group, flat in zip(self._groups, self._found(grads), strict=True):
+                for s, g in zip(group.slots, flat, strict=True):
+                    if g is not None:
+                        s.accumulator = (np.zeros_like(g) if s.accumulator is None else s.accumulator) + g
+        self.accumulated += 1
+
+    def _taken(self) -> list[list[Array | None]]:
+        """What was accumulated for the slots of each group; the next sums begin at zero."""
+        found = [[None if group.options.frozen else s.accumulator for s in group.slots] for group in self._groups]
+        self.accumulated = 0
+        for group in self._groups:
+            for s in group.slots:
+                s.accumulator = None
+        return found
+
+    def _found(self, grads: Grads) -> list[list[Array | None]]:
+        """The gradients of the slots of each group; None for those that are frozen."""
+        if (grads is ...) is not (self._bound is not None):
+            raise TypeError("gradients are given where none were bound, and only there")
+        grads = self._bound if grads is ... else grads
+        return [
+            [None] * len(group.slots) if group.options.frozen else group.gradients(tree)
+            for group, tree in zip(self._groups, grads if self._grouped else [grads], strict=True)
+        ]
 
     def _pass(self, grads: Sequence[Array | None], scale: float) -> tuple[list[float], SimpleNamespace]:
         """What every gradient is multiplied by; the norm and the first that is not finite, where options need them."""

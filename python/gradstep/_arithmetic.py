@@ -1,0 +1,69 @@
+"""Arithmetic on whole arrays, as steps of the core's SGD: multiples of arrays, and sums of gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import _core, _storage
+from ._groups import RULES
+from ._libraries import Library, refuse_capture, use_stream
+from ._step import Engine, run_step
+from ._types import Array
+
+
+def sgd_options(lr: float) -> dict[str, float]:
+    """Options of the core's rule "sgd" without all that is common to rules."""
+    off = {"stochastic_rounding": math.nan, "ema": math.nan}
+    return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), **off, "lr": lr}
+
+
+def assign_multiples(library: Library, to: list[Array], values: list[Array], factors: Sequence[float]) -> None:
+    """Sets arrays to multiples of others, rounded to nearest where types differ. Raises with nothing written."""
+    stepper: _core.Stepper = library.core.Stepper("sgd")
+    for factor in factors:
+        stepper.add_group(sgd_options(-factor))
+    stepper.add_tensors(range(len(to)), to, [{} for _ in to])
+    if library.on_gpu:
+        use_stream(library, stepper)
+    for array in to:
+        library.fill(array, -0.0)  # -0 - (-factor * value) is a step of SGD; the sum with -0 is exact
+    run_step(stepper, values)
+
+
+class Sums:
+    """The gradients that an optimizer has accumulated, in the type that its parameters are computed in."""
+
+    def __init__(self, engine: Engine, params: Mapping[str, Array]) -> None:
+        library = engine.library
+        self._engine = engine
+        self.arrays: dict[str, Array] = {}
+        """By the names of parameters, zero where nothing was added."""
+        for name, param in params.items():
+            self.arrays[name] = library.zeros_like(param, "float64" if _storage.is_double(param) else "float32")
+        # sum = sum - (-1) * g is a step of SGD.
+        self._stepper: _core.Stepper = library.core.Stepper("sgd", engine.tree, "accumulated params")
+        self._stepper.add_group(sgd_options(-1.0))
+        self._stepper.add_tensors([0] * len(self.arrays), list(self.arrays.values()), [{} for _ in self.arrays])
+        self.count = 0
+        """The number of gradients that were added."""
+        self.given: set[str] = set()
+        """The parameters that have got a gradient since the last step."""
+        engine.wait()
+
+    def add(self, grads: Sequence[Array | None], stream: Any) -> None:
+        """Adds gradients in the order of the parameters. Raises with nothing changed."""
+        self._engine.use(stream, self._stepper)
+        words = "accumulate() cannot be captured: replays would not count"
+        refuse_capture(self._engine.library, self._stepper, words)
+        run_step(self._stepper, self._engine.tree.build(grads))
+        self.given.update(name for name, grad in zip(self.arrays, grads, strict=True) if grad is not None)
+        self.count += 1
+
+    def clear(self) -> None:
+        """Sets the sums to zero."""
+        for name in self.given:
+            self._engine.library.fill(self.arrays[name], 0.0)
+        self.given.clear()
+        self.count = 0
