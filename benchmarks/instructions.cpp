@@ -29,7 +29,8 @@ double plain(const std::string& rule, const std::string& option) {
   if (option == "beta2") return 0.999;
   if (option == "momentum") return rule == "rmsprop" ? 0 : 0.9;
   if (option == "eps") return 1e-8;
-  if (option == "stochastic_rounding") return std::numeric_limits<double>::quiet_NaN();
+  const bool none = option == "stochastic_rounding" || option == "clip_value" || option == "ema";
+  if (none) return std::numeric_limits<double>::quiet_NaN();
   return option == "bias_correction";
 }
 

@@ -15,7 +15,7 @@ from ._types import Array
 
 def sgd_options(lr: float) -> dict[str, float]:
     """Options of the core's rule "sgd" without all that is common to rules."""
-    off = {"stochastic_rounding": math.nan, "ema": math.nan}
+    off = dict.fromkeys(("stochastic_rounding", "clip_value", "ema"), math.nan)
     return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), **off, "lr": lr}
 
 

@@ -390,10 +390,6 @@ class Optimizer(Declared):
             for i, states in zip(new, self._make([params[i] for i in new], group), strict=True):
                 made[paths[i]] = states
         copies = self._arguments["copy_out"]
-        if library.on_gpu and copies is not None:
-            copies = tree.build(
-                [copy if copy is None else library.own(copy) for copy in tree.flatten(copies, "copy_out")]
-            )
         stepper.add_tensors(group_numbers, params, [made[path] for path in paths], copies)
         check_apart(stepper.possible_overlaps())
         if self._arguments["grads"] is not None:
@@ -403,7 +399,8 @@ class Optimizer(Declared):
         _set_gradient_pass(stepper, self._step_options)
         if copies is not None:
             pairs = [pair for pair in zip(tree.flatten(copies, "copy_out"), params, strict=True) if pair[0] is not None]
-            assign_multiples(library, [copy for copy, _ in pairs], [param for _, param in pairs], [1.0] * len(pairs))
+            targets = [library.own(copy) for copy, _ in pairs]
+            assign_multiples(library, targets, [param for _, param in pairs], [1.0] * len(pairs))
         self._away = ""
         self._sums: Sums | None = None
         first = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
@@ -503,8 +500,9 @@ class Optimizer(Declared):
         grads : the nesting of params
             The gradients, each with its parameter's shape, of any strides and any of the types float64, float32,
             float16 and bfloat16. They are only read. A number is allowed for a parameter without axes. None in place of
-            an array skips that parameter: its states and its own step number stay as they are. Omitted if and only if
-            gradients were bound, as `grads` of the class.
+            an array skips that parameter: its states and its own step number stay as they are. Omitted where gradients
+            were bound, as `grads` of the class, and only there; after `accumulate` the step takes what was accumulated,
+            and what is given here is added first.
         grad_scale : a finite number > 0
             The gradients are divided by it, before they are clipped: the factor by which the loss was multiplied, or
             the number of micro-batches whose gradients were added up. A step that is captured in a graph keeps it.
@@ -779,12 +777,14 @@ class Optimizer(Declared):
 
         From then on gradients are a list with one entry for each group. Where the optimizer was made without groups,
         its parameters become the first one, and their names begin with "[0]". Raises as the class does, with nothing
-        changed; ValueError where gradients are bound.
+        changed; ValueError where gradients are bound or there is a `copy_out`.
         """
         owner = type(self).__name__
         with self._engine.lock:
             if self._arguments["grads"] is not None:
                 raise ValueError(f"{owner}: add_group() cannot be used with bound gradients")
+            if self._arguments["copy_out"] is not None:
+                raise ValueError(f"{owner}: add_group() cannot be used with copy_out")
             spec = {**(group or {}), **given}
             if "params" not in spec:
                 raise TypeError(f'{owner}: a group needs its parameters as "params"')

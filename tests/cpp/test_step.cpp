@@ -36,12 +36,13 @@ struct Packed {
   std::int64_t stride = sizeof(float);
 };
 
-// A rule's options in catalog order: the given ones, zero for all others, and no stochastic rounding.
+// A rule's options in catalog order: the given ones, zero for all others, and neither stochastic rounding nor averages.
 std::vector<double> options_of(const char* rule, const std::map<std::string, double>& given) {
   std::vector<double> values;
   for (const std::string& name : step::catalog()[static_cast<std::size_t>(step::rule_number(rule))].options) {
     const auto found = given.find(name);
-    values.push_back(found != given.end() ? found->second : name == "stochastic_rounding" || name == "clip_value" ? std::nan("") : 0);
+    const bool none = name == "stochastic_rounding" || name == "clip_value" || name == "ema";
+    values.push_back(found != given.end() ? found->second : none ? std::nan("") : 0);
   }
   return values;
 }
