@@ -58,6 +58,12 @@ bool is_real_number(py::handle object) {
 
 const py::detail::PyArray_Proxy& fields_of(PyObject* array) { return *py::detail::array_proxy(array); }
 
+bool is_swapped(const py::detail::PyArrayDescr_Proxy& dtype) {
+  const std::uint16_t one = 1;
+  const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
+  return dtype.byteorder == (little ? '>' : '<');
+}
+
 // The fast path: an ndarray, not of a subclass, with one of NumPy's own descriptors.
 bool view_plain(py::handle object, Array& array) {
   static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t), "gradstep needs a 64-bit system");
@@ -196,9 +202,7 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
            reinterpret_cast<const std::int64_t*>(fields.strides)};
 
   const auto* dtype = py::detail::array_descriptor_proxy(fields.descr);
-  const std::uint16_t one = 1;
-  const bool little = *reinterpret_cast<const unsigned char*>(&one) == 1;
-  const bool swapped = dtype->byteorder == (little ? '>' : '<');
+  const bool swapped = is_swapped(*dtype);
   const int storage = swapped ? kDTypeCount : storage_of(fields.descr);
   if (storage != kDTypeCount && is_supported(static_cast<DType>(storage), codes)) {
     array.dtype = static_cast<DType>(storage);
@@ -207,6 +211,24 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
   throw WrongType(kind + name + " has dtype " + std::string(py::str(py::handle(fields.descr))) +
                   (swapped ? ", which is byte-swapped" : "") + "; supported are " + supported() +
                   " in native byte order");
+}
+
+step::IndexArray NumPyArrays::indices(py::handle object, const std::string& name) {
+  if (!py::isinstance<py::array>(object)) {
+    throw WrongType(name + " must be a NumPy array of integers, not " + Py_TYPE(object.ptr())->tp_name);
+  }
+  check_array_class(object, name, "");
+  const auto& fields = fields_of(object.ptr());
+  const auto* const dtype = py::detail::array_descriptor_proxy(fields.descr);
+  if ((dtype->kind != 'i' && dtype->kind != 'u') || is_swapped(*dtype)) {
+    throw WrongType(name + " must be integers in native byte order, but have dtype " +
+                    std::string(py::str(py::handle(fields.descr))) +
+                    (dtype->kind == 'b' ? "; numpy.flatnonzero(mask) gives the indices of a mask" : ""));
+  }
+  if (fields.nd != 1) throw std::invalid_argument(name + " must have one axis, but have " + std::to_string(fields.nd));
+  const auto size = py::reinterpret_borrow<py::dtype>(fields.descr).itemsize();
+  return {reinterpret_cast<const std::byte*>(fields.data), static_cast<int>(size), dtype->kind == 'i',
+          fields.dimensions[0], fields.strides[0]};
 }
 
 py::object NumPyArrays::number_as_array(py::handle object) {

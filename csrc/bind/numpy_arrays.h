@@ -33,6 +33,9 @@ class NumPyArrays {
   static Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name,
                              bool codes = false);
 
+  // The view of the indices of a row gradient.
+  static step::IndexArray indices(pybind11::handle object, const std::string& name);
+
   // The view of an ndarray of this type; false for anything else, including other arrays.
   bool view_like(pybind11::handle object, DType dtype, Array& array) const {
     const auto& fields = *pybind11::detail::array_proxy(object.ptr());

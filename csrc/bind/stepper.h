@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "bind/arrays.h"
 #include "bind/gc.h"
 #include "bind/options.h"
+#include "bind/rows.h"
 #include "bind/tree.h"
 #include "step/catalog.h"
 #include "step/norm.h"
@@ -320,6 +322,9 @@ class Stepper {
   // Binds gradients for every later step; returns their possible overlaps.
   std::vector<PossibleOverlap> bind(const py::object& grads) {
     const py::tuple held = flatten(grads);
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      if (is_rows(held[i])) throw WrongType(grads_ + stepper_.name(i) + " is a Rows; bound gradients are arrays");
+    }
     std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
     is_bound_ = true;
     if (tree_ != nullptr) bound_tree_.emplace(grads, grads_);
@@ -540,6 +545,10 @@ class Stepper {
       if (grad.is_none() || frozen_[i]) continue;
       Array array;
       if (!arrays_.view_like(grad, stepper_.gradient_dtype(i), array)) {
+        if (is_rows(grad)) {
+          set_rows(grad, i, possible_overlaps);
+          continue;
+        }
         grad = replace_number(grads[i], i);
         array = arrays_.view(grad, grads_, stepper_.name(i));
       }
@@ -547,6 +556,17 @@ class Stepper {
       if (stepper_.set_gradient(i, array)) add_possible_overlaps(grad, array, stepper_.name(i), possible_overlaps);
     }
     return possible_overlaps;
+  }
+
+  void set_rows(py::handle grad, std::size_t tensor, std::vector<PossibleOverlap>& possible_overlaps) {
+    const std::string& name = stepper_.name(tensor);
+    const RowArrays given(grad);
+    const step::IndexArray indices = arrays_.indices(given.indices, "the indices of " + grads_ + name);
+    const Array values = arrays_.view(given.values, "the values of " + grads_, name);
+    check_unmoved(tensor);
+    if (stepper_.set_rows(tensor, indices, values)) {
+      add_possible_overlaps(given.values, values, name, possible_overlaps);
+    }
   }
 
   // A number stands for the gradient of a parameter without axes; an array takes its place. Returns what is there then.
@@ -605,14 +625,38 @@ template <class Arrays, class Seen>
 double global_norm(Arrays& arrays, const Tree& tree, const Seen& seen) {
   auto backend = arrays.backend();
   std::vector<step::KeptArray> kept;
-  std::vector<Array> views;
+  std::vector<step::RowGradient> rows(tree.size());
+  std::vector<bool> has_rows(tree.size());
   for (std::size_t i = 0; i < tree.size(); ++i) {
-    kept.emplace_back(arrays.view(tree.leaves()[i], tree.what(), tree.suffix(i)));
+    const py::object& leaf = tree.leaves()[i];
+    const std::string name = tree.suffix(i);
+    has_rows[i] = is_rows(leaf);
+    if (has_rows[i]) {
+      const RowArrays given(leaf);
+      const step::IndexArray indices = arrays.indices(given.indices, "the indices of " + tree.what() + name);
+      kept.emplace_back(arrays.view(given.values, "the values of " + tree.what(), name));
+      const Array values = kept.back().view();
+      if (values.rank == 0 || values.shape[0] != indices.size) {
+        throw std::invalid_argument("the values of " + tree.what() + name + " must have a row for each of " +
+                                    std::to_string(indices.size) + " indices");
+      }
+      rows[i].assign(indices, values);
+    } else {
+      kept.emplace_back(arrays.view(leaf, tree.what(), name));
+    }
   }
-  for (const step::KeptArray& array : kept) views.push_back(array.view());
   seen();
   double norm = 0;
   without_gil([&] {
+    std::vector<Array> views;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (has_rows[i]) {
+        rows[i].read(std::numeric_limits<std::int64_t>::max(), tree.what() + tree.suffix(i));
+        views.push_back(rows[i].sum(compute_of(kept[i].dtype)));
+      } else {
+        views.push_back(kept[i].view());
+      }
+    }
     norm = step::global_norm(*backend, views);
     backend.reset();
   });

@@ -9,6 +9,7 @@
 
 #include "base/macros.h"
 #include "bind/gc.h"
+#include "bind/rows.h"
 #include "step/stepper.h"
 
 namespace gradstep::bind {
@@ -72,6 +73,7 @@ Tree::Kind Tree::kind_of(py::handle value) {
   if (py::isinstance<py::array>(value) || has(type, "__dlpack__") || has(type, "__cuda_array_interface__")) {
     return Kind::kLeaf;
   }
+  if (is_rows(value)) return Kind::kLeaf;
   if (is_mapping(value)) return Kind::kMapping;
   if (has(type, "__dataclass_fields__")) return Kind::kDataclass;
   throw WrongType(" must be an array, or a list, tuple, dict or dataclass of arrays, not " + type_name(value));

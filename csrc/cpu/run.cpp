@@ -40,32 +40,48 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
 
 // Visits the rows (runs along the last axis) of elements [begin, end): calls visit(column, count) while `rows[k]`
 // points to the row of stream `which[k]`. On entry `rows[k]` points to the stream's first element.
-template <class Visit>
-GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
-                        std::int64_t end, const Visit& visit) {
+template <bool kListed, class Visit>
+GS_INLINE void each_row_of(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
+                           std::int64_t end, const Visit& visit) {
   const std::int64_t* const shape = layout.shape.data();
   const int last = static_cast<int>(layout.shape.size()) - 1;
-  const auto move_rows = [&](int axis, std::int64_t by) {
-    for (int k = 0; k < streams; ++k) rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
+  const auto move_rows = [&](int axis, std::int64_t from, std::int64_t to) {
+    for (int k = 0; k < streams; ++k) {
+      const bool listed = kListed && axis == 0 && which[k] != kGradient;
+      const std::int64_t by = listed ? layout.rows[to] - layout.rows[from] : to - from;
+      rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
+    }
   };
+  if constexpr (kListed) {
+    for (int k = 0; k < streams; ++k) {
+      if (which[k] != kGradient) rows[k] += layout.rows[0] * layout.strides[which[k]][0];
+    }
+  }
   std::int64_t index[kMaxRank];  // of the row, by axis
   std::int64_t rest = begin / shape[last], column = begin % shape[last];
   for (int axis = last - 1; axis >= 0; --axis) {
     index[axis] = rest % shape[axis];
     rest /= shape[axis];
-    move_rows(axis, index[axis]);
+    move_rows(axis, 0, index[axis]);
   }
   for (std::int64_t left = end - begin; left > 0; column = 0) {
     const std::int64_t count = std::min(left, shape[last] - column);
     visit(column, count);
     left -= count;
     for (int axis = last - 1; axis >= 0; --axis) {
-      move_rows(axis, 1);
+      move_rows(axis, index[axis], index[axis] + 1);
       if (++index[axis] < shape[axis]) break;
-      move_rows(axis, -shape[axis]);
+      move_rows(axis, shape[axis], 0);
       index[axis] = 0;
     }
   }
+}
+
+template <class Visit>
+GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
+                        std::int64_t end, const Visit& visit) {
+  layout.rows == nullptr ? each_row_of<false>(layout, which, streams, rows, begin, end, visit)
+                         : each_row_of<true>(layout, which, streams, rows, begin, end, visit);
 }
 
 // Gathers elements [begin, end) of a strided stream into a tile, or scatters them from it.
@@ -162,6 +178,10 @@ class Noises {
     }
   }
 
+  bool any() const {
+    return std::any_of(std::begin(of_), std::end(of_), [](const Noise* noise) { return noise != nullptr; });
+  }
+
   // Null if the stream is rounded to nearest.
   const Noise* operator[](int s) const { return of_[s]; }
 
@@ -181,6 +201,24 @@ void each_span(Noises& noises, std::int64_t begin, std::int64_t end, const F& f)
   }
 }
 
+// Calls f(begin, end, place) for each part of a row in elements [begin, end) of a row gradient, after drawing its
+// random bits, which depend on its place in the whole tensor. A part fits into a tile behind the elements of its first
+// group.
+template <class F>
+void each_row_part(const Layout& layout, Noises& noises, std::int64_t begin, std::int64_t end, const F& f) {
+  std::int64_t length = 1;
+  for (std::size_t axis = 1; axis < layout.shape.size(); ++axis) length *= layout.shape[axis];
+  while (begin < end) {
+    const std::int64_t column = begin % length, place = layout.rows[begin / length] * length + column;
+    const std::int64_t in_group = place % kGroup, in_span = place % Noise::kSpan;
+    const std::int64_t part_end =
+        begin + std::min({end - begin, length - column, kTile - in_group, Noise::kSpan - in_span});
+    noises.draw(place - in_group, place + part_end - begin);
+    f(begin, part_end, place);
+    begin = part_end;
+  }
+}
+
 // Processes the streams of a tensor tile by tile: gathers and decodes into tiles, encodes and scatters from them. Bytes
 // between the elements are not written.
 template <class T>
@@ -189,9 +227,12 @@ class Tiles {
   explicit Tiles(const TensorJob& job)
       : job_(job), panel_(job.layout != nullptr && job.layout->blocks.axis >= 0 ? Panel::of_thread() : nullptr) {}
 
-  void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end) {
+  // `place` is the index of the first element in the whole tensor.
+  void run(Kernel kernel, const Noises& noises, std::int64_t begin, std::int64_t end, std::int64_t place) {
     begin_ = begin;
     size_ = end - begin;
+    place_ = place;
+    lead_ = place % kGroup;
     std::byte* values[kKernelStreams] = {};
     for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].read) values[s] = load(s);
@@ -213,28 +254,31 @@ class Tiles {
   }
 
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
-    begin_ = begin;
-    size_ = end - begin;
     const AddSquares add =
         kCompute == Compute::kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
-    const std::byte* const values = load(kGradient);
+    const std::byte* const values = gradient(begin, end);
     add(values, size_, lanes, prefetches && values == place(kGradient));  // a tile is in L1
   }
 
   // The number of gradients before the first that is not finite.
   std::int64_t count_finite(std::int64_t begin, std::int64_t end) {
-    begin_ = begin;
-    size_ = end - begin;
-    const auto* const values = reinterpret_cast<const T*>(load(kGradient));
+    const auto* const values = reinterpret_cast<const T*>(gradient(begin, end));
     std::int64_t i = 0;
     while (i < size_ && is_finite(values[i])) ++i;
     return i;
   }
 
+  // The gradient's elements [begin, end) as values of T.
+  const std::byte* gradient(std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    size_ = end - begin;
+    return load(kGradient);
+  }
+
  private:
   DType dtype(int s) const { return job_.layout == nullptr ? native_of(kCompute) : job_.layout->dtypes[s]; }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
-  float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + begin_ / kBlock : nullptr; }
+  float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + place_ / kBlock : nullptr; }
 
   // The address of this tile's elements in a stream that is not strided.
   std::byte* place(int s) const { return data(s) + begin_ * item_size(dtype(s)); }
@@ -245,8 +289,10 @@ class Tiles {
   std::byte* as_stored(std::byte* values) {
     const DType type = dtype(kParameter);
     if (is_native(type, kCompute)) return values;
-    conversions_.to<T>(type).decode(strided(kParameter) ? raw_ : place(kParameter), nullptr, size_, tiles_[kParameter]);
-    return reinterpret_cast<std::byte*>(tiles_[kParameter]);
+    T* const decoded = tiles_[kParameter] + lead_;
+    const std::byte* const from = strided(kParameter) ? raw_ + lead_ * item_size(type) : place(kParameter);
+    conversions_.to<T>(type).decode(from, nullptr, size_, decoded);
+    return reinterpret_cast<std::byte*>(decoded);
   }
 
   void add_to_average(const std::byte* values) {
@@ -259,20 +305,25 @@ class Tiles {
 
   // Returns the elements as values of the compute type, in the stream itself if it is native and not strided.
   std::byte* load(int s) {
-    auto* const tile = reinterpret_cast<std::byte*>(tiles_[s]);
+    T* const values = tiles_[s] + lead_;
+    auto* const tile = reinterpret_cast<std::byte*>(values);
     const bool native = is_native(dtype(s), kCompute);
     std::byte* from = strided(s) ? native ? tile : raw_ : place(s);
     if (strided(s)) gather(s, from);
     if (native) return from;
-    conversions_.to<T>(dtype(s)).decode(from, scales(s), size_, tiles_[s]);
+    conversions_.to<T>(dtype(s)).decode(from, scales(s), size_, values);
     return tile;
   }
 
   void store(int s, std::byte* values, const Noise* noise) {
     const bool native = is_native(dtype(s), kCompute);
-    std::byte* const to = !strided(s) ? place(s) : native ? values : raw_;
+    std::byte* to = !strided(s) ? place(s) : native ? values : raw_;
     if (!native) {
-      conversions_.to<T>(dtype(s)).encode(reinterpret_cast<const T*>(values), size_, noise, begin_, to, scales(s));
+      // Encoding begins with a whole group.
+      T* const first = reinterpret_cast<T*>(values) - lead_;
+      std::fill_n(first, lead_, T(0));
+      conversions_.to<T>(dtype(s)).encode(first, lead_ + size_, noise, place_ - lead_, to, scales(s));
+      to += lead_ * item_size(dtype(s));
     } else if (to != values) {
       std::memcpy(to, values, static_cast<std::size_t>(size_) * sizeof(T));
     }
@@ -296,6 +347,7 @@ class Tiles {
   Panel* const panel_;  // gathers the gradient; null: tiles do
   const Conversions& conversions_ = conversions();
   std::int64_t begin_ = 0, size_ = 0;
+  std::int64_t place_ = 0, lead_ = 0;  // of the first element in the whole tensor, and in its group
   alignas(64) T tiles_[kMaxStreams][kTile];
   alignas(64) std::byte raw_[kTile * sizeof(double)];  // of a stream that is both strided and stored in another type
 };
@@ -304,8 +356,14 @@ template <class T>
 void run_tiles(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end) {
   Noises noises(job);
   Tiles<T> tiles(job);
+  if (job.layout->rows != nullptr && noises.any()) {
+    return each_row_part(*job.layout, noises, begin, end,
+                         [&](std::int64_t first, std::int64_t last, std::int64_t place) {
+                           tiles.run(kernel, noises, first, last, place);
+                         });
+  }
   each_span(noises, begin, end, [&](std::int64_t first, std::int64_t last) {
-    for (; first < last; first += kTile) tiles.run(kernel, noises, first, std::min(first + kTile, last));
+    for (; first < last; first += kTile) tiles.run(kernel, noises, first, std::min(first + kTile, last), first);
   });
 }
 
@@ -364,11 +422,36 @@ std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int6
   return end;
 }
 
+template <class T>
+void sum_rows(const TensorJob& job, const RowSums& rows, std::int64_t begin, std::int64_t end) {
+  Tiles<T> tiles(job);
+  for (std::int64_t row = begin; row < end; ++row) {
+    T* to = reinterpret_cast<T*>(rows.to) + row * rows.length;
+    for (std::int64_t column = 0; column < rows.length; column += kTile, to += kTile) {
+      const std::int64_t count = std::min(kTile, rows.length - column);
+      for (std::int64_t k = rows.first[row]; k < rows.first[row + 1]; ++k) {
+        const std::int64_t first = rows.places[k] * rows.length + column;
+        const auto* const values = reinterpret_cast<const T*>(tiles.gradient(first, first + count));
+        if (k == rows.first[row]) {
+          std::copy_n(values, count, to);
+        } else {
+          for (std::int64_t i = 0; i < count; ++i) to[i] = to[i] + values[i];
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end) {
   return job.update->key.compute == Compute::kDouble ? first_nonfinite<double>(job, begin, end)
                                                      : first_nonfinite<float>(job, begin, end);
+}
+
+void sum_rows(const TensorJob& job, const RowSums& rows, std::int64_t begin, std::int64_t end) {
+  job.update->key.compute == Compute::kDouble ? sum_rows<double>(job, rows, begin, end)
+                                              : sum_rows<float>(job, rows, begin, end);
 }
 
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches) {
@@ -399,6 +482,8 @@ void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end) 
 
 void run_and_clear(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end,
                    bool prefetches) {
+  // A block is gathered with elements that other threads clear: these are cleared after the step.
+  if (job.layout != nullptr && job.layout->blocks.axis >= 0) return run(job, kernels, begin, end, prefetches);
   for (std::int64_t last; begin < end; begin = last) {
     last = std::min(begin + kChunk, end);
     run(job, kernels, begin, last, prefetches);

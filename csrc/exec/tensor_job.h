@@ -31,6 +31,9 @@ struct Layout {
   std::vector<std::uint32_t> chunks;  // the order in which a processor visits them; empty: ascending
   bool native = true;                 // whether all streams are stored in the compute type
   bool packed = true;                 // whether no stream is strided
+  // Null, or the indices of the rows of a row gradient, ascending, followed by a zero. The first axis of `shape` then
+  // counts these rows: the gradient has no others, and the other streams, which are all strided, go through the list.
+  const std::int64_t* rows = nullptr;
 
   std::int64_t size() const {
     std::int64_t product = 1;

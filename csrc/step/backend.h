@@ -16,9 +16,8 @@ struct StepState {
   std::vector<rules::Clock> clocks;  // of each tensor
 };
 
-// The properties of a tensor that never change.
 struct TensorInfo {
-  std::int64_t size;
+  std::int64_t size;  // elements that steps update: all, or those of a row gradient
   int group;
   Compute compute;
 };
@@ -35,9 +34,10 @@ class Backend {
 
   // Adds a tensor with its initial clock. Not allowed after a step.
   virtual void add_tensor(const TensorInfo& info, const rules::Clock& clock) = 0;
-  // Sets a tensor's streams, except the gradient, and the layout of all of them. If there is a gradient pass,
-  // `gradient` is the layout that the norm uses: in the order of the indices.
-  virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) = 0;
+  // Sets a tensor's streams, except the gradient, the layout of all of them, and the number of elements that steps
+  // update. If there is a gradient pass, `gradient` is the layout that the norm uses: in the order of the indices.
+  virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
+                          std::int64_t size) = 0;
 
   // Runs a step with one gradient per tensor, divided by `grad_scale`; null: the tensor takes no part. If it throws,
   // nothing was written and the step is not counted, unless a device failed during the step. `clears`: gradients are

@@ -15,23 +15,25 @@ bool joins(const Array* const (&arrays)[kMaxStreams], int outer, int inner) {
 
 }  // namespace
 
-Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, bool in_order) {
+Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, bool in_order, const std::int64_t* rows,
+                   std::int64_t count) {
   const Array& param = *arrays[0];
+  const int outer = rows == nullptr ? 0 : 1;  // axes that are neither moved nor joined
   std::vector<int> axes;
   for (int axis = 0; axis < param.rank; ++axis) {
-    if (param.shape[axis] != 1) axes.push_back(axis);
+    if (axis < outer || param.shape[axis] != 1) axes.push_back(axis);
   }
   const auto further = [&](int a, int b) { return std::abs(param.strides[a]) > std::abs(param.strides[b]); };
-  if (!in_order) std::stable_sort(axes.begin(), axes.end(), further);
+  if (!in_order) std::stable_sort(axes.begin() + outer, axes.end(), further);
 
   Layout layout;
   for (std::size_t i = 0; i < axes.size(); ++i) {
     const int axis = axes[i];
-    const bool joined = i > 0 && joins(arrays, axes[i - 1], axis);
+    const bool joined = static_cast<int>(i) > outer && joins(arrays, axes[i - 1], axis);
     if (joined) {
       layout.shape.back() *= param.shape[axis];
     } else {
-      layout.shape.push_back(param.shape[axis]);
+      layout.shape.push_back(axis < outer ? count : param.shape[axis]);
     }
     for (int s = 0; s < kMaxStreams; ++s) {
       if (arrays[s] == nullptr) continue;
@@ -39,17 +41,18 @@ Layout make_layout(const Array* const (&arrays)[kMaxStreams], Compute compute, b
       layout.strides[s].push_back(arrays[s]->strides[axis]);
     }
   }
-  if (layout.shape.empty()) {
-    layout.shape = {1};
+  if (static_cast<int>(layout.shape.size()) == outer) {
+    layout.shape.push_back(1);
     for (int s = 0; s < kMaxStreams; ++s) {
-      if (arrays[s] != nullptr) layout.strides[s] = {0};
+      if (arrays[s] != nullptr) layout.strides[s].push_back(0);
     }
   }
+  layout.rows = rows;
   for (int s = 0; s < kMaxStreams; ++s) {
     if (arrays[s] == nullptr) continue;
     const Array walked{arrays[s]->data, arrays[s]->dtype, static_cast<int>(layout.shape.size()), layout.shape.data(),
                        layout.strides[s].data()};
-    if (is_packed(walked)) layout.strides[s].clear();
+    if (is_packed(walked) && (rows == nullptr || s == kGradient)) layout.strides[s].clear();
     layout.packed = layout.packed && layout.strides[s].empty();
     layout.native = layout.native && is_native(arrays[s]->dtype, compute);
     layout.dtypes[s] = arrays[s]->dtype;

@@ -16,7 +16,7 @@ double global_norm(Backend& backend, const std::vector<Array>& arrays) {
     const bool active = array.data != nullptr;
     const Compute compute = compute_of(array.dtype);
     backend.add_tensor({active ? size_of(array) : 0, 0, compute}, {});
-    if (active) backend.set_layout(gradients.size(), none, {}, norm_layout(array, compute));
+    if (active) backend.set_layout(gradients.size(), none, {}, norm_layout(array, compute), size_of(array));
     gradients.push_back(array.data);
   }
   return backend.norm(gradients.data());

@@ -135,7 +135,12 @@ class OnCpu : public Backend {
     plan_ = {};
   }
 
-  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override {
+  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
+                  std::int64_t size) override {
+    if (tensors_[tensor].info.size != size) {
+      tensors_[tensor].info.size = size;
+      plan_ = {};
+    }
     for (int s = 0; s < kKernelStreams; ++s) {
       if (s != kGradient) assign_if_changed(steps_.jobs[tensor].streams[s], streams[s]);
     }

@@ -56,7 +56,7 @@ void OnCuda::add_tensor(const TensorInfo& info, const rules::Clock& clock) {
   uploaded_ = false;
 }
 
-void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) {
+void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient, std::int64_t) {
   const Compute compute = state_.tensors()[tensor].compute;
   tensors_[tensor] = Tensor(streams, layout, compute);
   gradients_[tensor] = Tensor(streams, gradient, compute);

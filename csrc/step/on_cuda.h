@@ -21,7 +21,8 @@ class OnCuda : public Backend {
   void set_gradient_pass(const PassOptions& options) override;
 
   void add_tensor(const TensorInfo& info, const rules::Clock& clock) override;
-  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient) override;
+  void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
+                  std::int64_t size) override;
 
   void run(std::byte* const* gradients, double grad_scale, bool clears) override;
   GradientPass gradient_pass() override;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/fork.h"
+
 namespace gradstep::step {
 namespace {
 
@@ -139,26 +141,34 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad) {
   Tensor& t = tensors_[tensor];
   Slot& slot = slots_[tensor];
   t.streams[kGradient] = KeptArray(grad);
-  const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(t.group)].values);
-  Array arrays[kMaxStreams];
-  const Array* streams[kMaxStreams];
-  std::byte* places[kMaxStreams];
-  bool in_order = false;
-  for (int s = 0; s < kMaxStreams; ++s) {
-    arrays[s] = t.streams[s].view();
-    streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
-    places[s] = arrays[s].data;
-    in_order = in_order || (kStreams[s].rounded && is_stochastic(arrays[s].dtype, stochastic));
-  }
-  Layout layout = make_layout(streams, t.compute(), in_order);
-  layout.tensor = static_cast<std::uint32_t>(tensor);
   slot.shape = t.streams[kGradient].axes.data();
   slot.strides = slot.shape + grad.rank;
   slot.dtype = grad.dtype;
   slot.misaligned = static_cast<std::uint8_t>(item_size(grad.dtype) - 1);
   slot.aligned = aligned(grad, slot.misaligned);
   slot.data = nullptr;
-  backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad, t.compute()) : Layout{});
+  slot.of_rows = false;
+  set_layout(tensor, grad, nullptr);
+}
+
+void Stepper::set_layout(std::size_t tensor, const Array& grad, const RowGradient* rows) {
+  Tensor& t = tensors_[tensor];
+  const bool stochastic = rounds_stochastically(groups_[static_cast<std::size_t>(t.group)].values);
+  Array arrays[kMaxStreams];
+  const Array* streams[kMaxStreams];
+  std::byte* places[kMaxStreams];
+  bool in_order = false;
+  for (int s = 0; s < kMaxStreams; ++s) {
+    arrays[s] = s == kGradient ? grad : t.streams[s].view();
+    streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
+    places[s] = arrays[s].data;
+    in_order = in_order || (kStreams[s].rounded && is_stochastic(arrays[s].dtype, stochastic));
+  }
+  Layout layout = rows == nullptr ? make_layout(streams, t.compute(), in_order)
+                                  : make_layout(streams, t.compute(), in_order, rows->rows(), rows->count());
+  layout.tensor = static_cast<std::uint32_t>(tensor);
+  backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad, t.compute()) : Layout{},
+                       size_of(grad));
 }
 
 void Stepper::reserve(std::size_t tensors) {
@@ -170,6 +180,7 @@ void Stepper::reserve(std::size_t tensors) {
 void Stepper::begin() {
   if (!owned_is_known_) find_owned();
   std::fill(gradients_.begin(), gradients_.end(), nullptr);
+  with_rows_.clear();
 }
 
 void Stepper::find_owned() {
@@ -198,12 +209,58 @@ void Stepper::refuse_shape(std::size_t tensor, const Array& grad) const {
 bool Stepper::place_gradient(std::size_t tensor, const Array& grad) {
   Slot& slot = slots_[tensor];
   if (grad.rank != slot.rank || !same(slot.shape, grad.shape, grad.rank)) refuse_shape(tensor, grad);
-  if (!slot.is_like(grad) || !slot.aligned || !aligned(grad, slot.misaligned)) set_layout(tensor, grad);
+  if (slot.of_rows || !slot.is_like(grad) || !slot.aligned || !aligned(grad, slot.misaligned)) set_layout(tensor, grad);
   const Extent bytes = extent(grad);
   if (bytes.begin < slot.free.begin || bytes.end > slot.free.end) slot.free = owned_.gap_around(bytes);
   const bool apart = slot.free.end != 0;
   slot.data = apart ? grad.data : nullptr;
   return !apart;
+}
+
+bool Stepper::set_rows(std::size_t tensor, const IndexArray& indices, const Array& values) {
+  Tensor& t = tensors_[tensor];
+  const Array param = t.param().view();
+  const std::string name = grads_ + t.name;
+  if (param.rank == 0) throw std::invalid_argument(name + " has rows, but its parameter has no axes");
+  if (values.rank != param.rank || values.shape[0] != indices.size ||
+      !same(values.shape + 1, param.shape + 1, param.rank - 1)) {
+    std::vector<std::int64_t> wanted(param.shape, param.shape + param.rank);
+    wanted[0] = indices.size;
+    throw std::invalid_argument("the values of " + name + " have shape " + tuple(values.shape, values.rank) +
+                                ", but must have shape " + tuple(wanted.data(), param.rank) +
+                                ", a row of its parameter for each index");
+  }
+  std::int64_t length = 1;
+  for (int axis = 1; axis < param.rank; ++axis) length *= param.shape[axis];
+  for (int s = kFirstState; s < kCopy; ++s) {
+    if (t.streams[s].data == nullptr || !has_scales(t.streams[s].dtype) || length % kBlock == 0) continue;
+    throw std::invalid_argument(name + " has rows of " + std::to_string(length) +
+                                " elements; with q8 states their number must be a multiple of " +
+                                std::to_string(kBlock) + ", because so many elements share a scale");
+  }
+  if (t.rows == nullptr) t.rows = std::make_unique<RowGradient>();
+  t.rows->assign(indices, values);
+  slots_[tensor].data = nullptr;
+  gradients_[tensor] = values.data;
+  with_rows_.push_back(tensor);
+  return owned_.gap_around(extent(values)).end == 0;
+}
+
+// All indices are read before anything is changed.
+void Stepper::prepare_rows() {
+  if (with_rows_.empty()) return;
+  const cpu::NoFork whole;
+  for (const std::size_t tensor : with_rows_) {
+    const Tensor& t = tensors_[tensor];
+    t.rows->read(t.param().view().shape[0], grads_ + t.name);
+  }
+  for (const std::size_t tensor : with_rows_) {
+    const Tensor& t = tensors_[tensor];
+    const Array grad = t.rows->sum(t.compute());
+    slots_[tensor].of_rows = true;
+    gradients_[tensor] = grad.data;
+    set_layout(tensor, grad, t.rows.get());
+  }
 }
 
 void Stepper::set_state(const StepState& state) {
@@ -214,6 +271,7 @@ void Stepper::set_state(const StepState& state) {
 
 void Stepper::run(double grad_scale, bool clears) {
   has_pass_ = false;
+  prepare_rows();
   backend_->run(gradients_.data(), grad_scale, clears);
   has_pass_ = asked_.asks();
 }

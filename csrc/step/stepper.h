@@ -16,6 +16,7 @@
 #include "step/layout.h"
 #include "step/norm.h"
 #include "step/ranges.h"
+#include "step/rows.h"
 
 namespace gradstep::step {
 
@@ -73,10 +74,12 @@ class Stepper {
     gradients_[tensor] = grad.data;
     return slot.data != grad.data || !slot.is_like(grad) || !slot.aligned ? place_gradient(tensor, grad) : false;
   }
+  // The same for a gradient of some rows. Its indices are read by run().
+  bool set_rows(std::size_t tensor, const IndexArray& indices, const Array& values);
   // The type of the last gradient, which is most likely that of the next.
   DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
-  // The gradients are divided by `grad_scale`. Throws where the backend does: it writes nothing then, and the step is
-  // not counted. `clears`: gradients become zero; see Backend.
+  // The gradients are divided by `grad_scale`. Throws where the backend does, or where an index of a row is out of
+  // range: nothing is written then, and the step is not counted. `clears`: gradients become zero; see Backend.
   void run(double grad_scale, bool clears = false);
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
@@ -97,7 +100,8 @@ class Stepper {
     std::string name;
     int group;
     bool has_master;
-    KeptArray streams[kMaxStreams];  // the gradient's has the layout of the last one, not its data
+    KeptArray streams[kMaxStreams];     // the gradient's has the layout of the last one, not its data
+    std::unique_ptr<RowGradient> rows;  // the last gradient of some rows
 
     const KeptArray& param() const { return streams[has_master ? kCopy : kParameter]; }
     Compute compute() const { return compute_of(param().dtype); }
@@ -112,6 +116,7 @@ class Stepper {
     DType dtype;
     std::uint8_t misaligned;  // the bits of an address that are 0 where it is aligned
     bool aligned = true;
+    bool of_rows = false;  // whether the backend has the layout of a gradient of some rows
     std::int8_t rank;
 
     bool is_like(const Array& grad) const {
@@ -125,6 +130,9 @@ class Stepper {
   void check_group(int group) const;
   const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
   void set_layout(std::size_t tensor, const Array& grad);
+  // Sets the backend's layout for a gradient, of some rows if these are given.
+  void set_layout(std::size_t tensor, const Array& grad, const RowGradient* rows);
+  void prepare_rows();
   bool place_gradient(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
   void find_owned();
@@ -134,12 +142,13 @@ class Stepper {
   std::string params_, grads_;
   std::vector<GroupOptions> groups_;
   std::vector<Tensor> tensors_;
-  std::vector<Slot> slots_;            // one per tensor
-  std::vector<std::byte*> gradients_;  // one per tensor; null: takes no part in the next step
-  Ranges owned_;                       // the extents of parameters and states
-  bool owned_is_known_ = false;        // whether owned_ is current
-  PassOptions asked_{};                // of the gradient pass
-  bool has_pass_ = false;              // whether the last step had one
+  std::vector<Slot> slots_;             // one per tensor
+  std::vector<std::byte*> gradients_;   // one per tensor; null: takes no part in the next step
+  std::vector<std::size_t> with_rows_;  // the tensors whose gradients are of some rows
+  Ranges owned_;                        // the extents of parameters and states
+  bool owned_is_known_ = false;         // whether owned_ is current
+  PassOptions asked_{};                 // of the gradient pass
+  bool has_pass_ = false;               // whether the last step had one
 };
 
 }  // namespace gradstep::step

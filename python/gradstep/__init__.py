@@ -14,6 +14,7 @@ from ._core import __version__
 from ._loss_scale import LossScale
 from ._norm import global_norm
 from ._optimizer import Optimizer, StepResult
+from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ else:
 __all__ = [
     "LossScale",
     "Optimizer",
+    "Rows",
     "StepResult",
     "__version__",
     "functional",

@@ -6,6 +6,7 @@ from typing import Any
 
 from . import _core
 from ._libraries import library_of, stream_handle
+from ._rows import Rows
 from ._types import Grads
 
 
@@ -21,7 +22,8 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
     ----------
     arrays : array, or any nesting of lists, tuples, named tuples, dicts and dataclasses of arrays
         float32, float64, float16 or bfloat16, of any shape and strides, NumPy's or all on one GPU. None among them
-        stands for an array of zeros.
+        stands for an array of zeros. The rows of a `Rows` are summed as a step sums them, in float64 where its values
+        are float64, and in float32 otherwise.
     stream : a stream of CUDA, or its handle
         Where arrays on a GPU are read; by default the current stream of their library. The device is waited for.
 
@@ -40,7 +42,8 @@ def global_norm(arrays: Grads, *, stream: Any = None) -> float:
         Where CUDA fails, or the stream is captured in a graph.
     """
     tree = _core.Tree(arrays, "arrays")
-    library = library_of(tree.leaves[0] if tree.leaves else None)
+    first = tree.leaves[0] if tree.leaves else None
+    library = library_of(first.values if isinstance(first, Rows) else first)
     if library.on_gpu:
         norm: float = library.core.global_norm(
             library.core.Tree(arrays, "arrays"), lambda device: stream_handle(library, stream, device)

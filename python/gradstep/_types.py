@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy.typing as npt
 
+from ._rows import Rows
+
 Array: TypeAlias = npt.NDArray[Any]
 """The type of arrays inside the package. Arrays of other libraries are treated as this type, too."""
 
@@ -31,8 +33,9 @@ class Dataclass(Protocol):
 Params: TypeAlias = ArrayLike | Sequence["Params"] | Mapping[Any, Any] | Dataclass | None
 """An array; any nesting of lists, tuples, named tuples, dicts and dataclasses of arrays and None; or a list of groups,
 which are dicts with such a nest under "params" and with options."""
-Grads: TypeAlias = ArrayLike | float | Sequence["Grads"] | Mapping[Any, Any] | Dataclass | None
-"""The nesting of the parameters, with None for an array to skip. A number is allowed for a parameter without axes."""
+Grads: TypeAlias = ArrayLike | Rows | float | Sequence["Grads"] | Mapping[Any, Any] | Dataclass | None
+"""The nesting of the parameters, with None for an array to skip. A number is allowed for a parameter without axes,
+and a Rows for one with axes."""
 
 
 def is_groups(params: object) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ._tree import build, leaves
 from .norm import global_norm
+from .rows import is_rows, part, put_back, summed
 from .storage import Array, bfloat16_for, compute_type, drawn, is_narrow, store, widened
 
 Params: TypeAlias = Any  # arrays, nested in any way, or a list of groups
@@ -114,6 +115,8 @@ class Optimizer:
                 average=None,
                 copy=None,
                 accumulator=None,
+                places=None,
+                size=p.size,
                 ema_product=1.0,
                 **dict(self.scalars),
             ),
@@ -180,7 +183,7 @@ class Optimizer:
                 found = self._taken()
             else:
                 found = self._found(grads)
-            flat_grads = [g for flat in found for g in flat]
+            flat_grads = [g[1] if isinstance(g, tuple) else g for flat in found for g in flat]
             factors, result = self._pass(flat_grads, scale)
             bad = result.nonfinite
             result.applied = bad is None or self.on_nonfinite == "propagate"
@@ -247,7 +250,14 @@ class Optimizer:
         first = next((position for position in bad if position[1] >= 0), None)
         return [x / scale for x in clips], SimpleNamespace(grad_norm=norm, clip_factor=smallest, nonfinite=first)
 
-    def _step_one(self, g: Array, factor: float, o: Options, s: Slot) -> None:
+    def _step_one(self, g: Any, factor: float, o: Options, s: Slot) -> None:
+        if isinstance(g, tuple):  # indices of rows, and their gradients
+            rows, values = g
+            states = list(self.states(o))
+            of = part(s, rows, states)
+            self._step_one(values, factor, o, of)
+            put_back(s, of, rows, states)
+            return
         s.t += 1
         wide = self._widened(o, s)
         p, T = wide.p, wide.p.dtype.type
@@ -279,7 +289,8 @@ class Optimizer:
         """Round the new parameter, and what ``wide`` holds, to what is stored."""
 
         def bits(stored: Array, stream: int) -> Array | None:
-            return drawn(stored, stream, s.t, s.tensor, o.stochastic_rounding)
+            r = drawn(s.size, stored, stream, s.t, s.tensor, o.stochastic_rounding)
+            return r if r is None or s.places is None else r[s.places]
 
         for name, _ in self.scalars:
             setattr(s, name, getattr(wide, name))
@@ -346,10 +357,10 @@ class _Group:
         at = {name: value(step_count) if callable(value) else value for name, value in vars(self.options).items()}
         return Options(**{**at, "lr": float(at["lr"])})
 
-    def gradients(self, tree: Grads) -> list[Array | None]:
-        """Gradients in the order of the slots, each as values of its parameter's ``T``."""
+    def gradients(self, tree: Grads) -> list[Any]:
+        """Gradients in the order of the slots, each as values of its parameter's ``T``; of rows, with their indices."""
         pairs = zip(leaves(tree, self.params), self.slots, strict=True)
-        return [None if g is None else widened(g).astype(compute_type(s.p), copy=False) for g, s in pairs]
+        return [None if g is None else _in(g, compute_type(s.p)) for g, s in pairs]
 
     def beside(self, states: Iterable[str]) -> list[str]:
         """The names of the scales and the master, those that some tensor of the group has."""
@@ -359,6 +370,10 @@ class _Group:
     def show(self, name: str) -> Any:
         """The states of this name, in the structure of the group's params; None for a tensor that has none."""
         return build((getattr(s, name) for s in self.slots), self.params)
+
+
+def _in(g: Any, T: Any) -> Any:
+    return summed(g, T) if is_rows(g) else widened(g).astype(T, copy=False)
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .storage import Array, widened
+from .rows import is_rows, summed
+from .storage import Array, compute_type, widened
 
 
 def lane_sums(x: Array) -> Array:
@@ -22,11 +24,13 @@ def lane_sums(x: Array) -> Array:
     return lanes[:, 0]
 
 
-def global_norm(arrays: Sequence[Array | None]) -> float:
+def global_norm(arrays: Sequence[Any]) -> float:
     """The Euclidean norm of all elements together: chunks of 4096 are added up, then tensors, then the whole."""
     sums = np.zeros((1, len(arrays)))
     with np.errstate(all="ignore"):
         for i, array in enumerate(arrays):
+            if is_rows(array):
+                array = summed(array, compute_type(array.values))[1]
             if array is not None and array.size > 0:
                 x = widened(array).reshape(-1).astype(np.float64)
                 chunks = np.pad(x * x, (0, -x.size % 4096)).reshape(-1, 4096)
