@@ -351,7 +351,7 @@ def test_other_refusals():
         gs.SGD(p).step(gs.Rows([0], p[3:4]))
     with pytest.raises(TypeError, match="bound gradients are arrays"):
         gs.SGD(p, grads=gs.Rows([0], p[:1].copy()))
-    with pytest.raises(TypeError, match="params must be a NumPy array, not .*Rows"):
+    with pytest.raises(TypeError, match="params must be a NumPy array, not Rows"):
         gs.SGD(gs.Rows([0], p[:1].copy()))
     with pytest.raises(ValueError, match="index -1 at place 0"):
         gs.global_norm([gs.Rows([-1], p[:1])])

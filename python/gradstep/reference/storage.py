@@ -160,7 +160,7 @@ def store(x: Any, into: Array, scales: Array | None = None, r: Any = None) -> No
 
 
 def drawn(size: int, stored: Array, stream: int, t: int, tensor: int, seed: int | None) -> Array | None:
-    """The random bits of ``size`` elements for storing so: for q8 always, for what is narrow with a seed. None: to nearest."""
+    """The random bits of ``size`` elements: for q8 always, for what is narrow with a seed. None: to nearest."""
     if stored.dtype in Q8_FORMATS or (is_narrow(stored) and seed is not None):
         return random_bits(size, stream, t, tensor, seed or 0)
     return None
