@@ -1,15 +1,18 @@
 """The functional kernels have the classes' bits; the caller provides all states and step numbers."""
 
+import functools
 import inspect
 import math
 import pickle
 import pydoc
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from gradstep import functional
+from gradstep import _temporary, functional
+from gradstep.functional import adam_, sgd_
 from tests.table import CASES, RULES, WHOLE, problem, same_bits
 from tools import stubs
 
@@ -177,3 +180,80 @@ def test_strided_and_misaligned_arrays_of_any_rank():
 def test_the_stub_is_what_the_options_make():
     """After a change of options: `python tools/stubs.py`."""
     assert stubs.PATH.read_text() == stubs.stub()
+
+
+class TestTemporaries:
+    """A copy that nothing but the call holds is refused; whatever holds an array, it is not."""
+
+    rows = (0, 2)
+
+    def table(self):
+        return [np.ones((4, 3)) for _ in range(4)]
+
+    @pytest.fixture(autouse=True)
+    def _counts(self):
+        if not _temporary.COUNTS:
+            pytest.skip("this interpreter's reference counts do not tell")
+
+    def test_copies_of_rows_are_refused(self):
+        w, g, m, v = self.table()
+        rows = list(self.rows)
+        some = [m[rows], v[rows]]
+        for call, name in [
+            (lambda: adam_(w[rows], g[rows], some[0], some[1]), "p"),
+            (lambda: adam_(w[rows], g[rows], some[0], some[1], lr=0.1), "p"),
+            (lambda: adam_(w[rows][:], g[rows], some[0], some[1]), "p"),
+            (lambda: adam_(w[rows].T.T, g[rows], some[0], some[1]), "p"),
+            (lambda: adam_(w[:2], g[rows], m[rows], some[1]), "exp_avg"),
+            (lambda: adam_(w[:2], g[rows], some[0], v[rows]), "exp_avg_sq"),
+            (lambda: adam_(w[:2].astype("f2"), g[rows], some[0].astype("f4"), some[1].astype("f4")), "p"),
+        ]:
+            with pytest.raises(ValueError, match=f"adam_: {name} is a temporary array.*gradstep.Rows"):
+                call()
+        assert all(np.all(array == 1) for array in (w, m, v, *some))
+
+    def test_other_errors_come_first(self):
+        with pytest.raises(TypeError, match="p has dtype int64"):
+            sgd_(np.ones(3, int), np.ones(3))
+
+    def test_held_arrays_are_not_refused(self):
+        w, g, m, v = self.table()
+        rows = list(self.rows)
+        holder = SimpleNamespace(p=w[rows], m=m[rows])
+        named = {"p": w[rows], "v": v[rows]}
+        items = [w[rows], m[rows], v[rows]]
+        arguments = (w[rows], g[rows], m[rows], v[rows])
+        p, q = w[rows], w[rows]
+        view = q[:]
+        exported = memoryview(w[rows])
+        m, v = m[rows], v[rows]
+        g = g[rows]
+
+        def wrapped(p, *rest, **options):
+            return adam_(p, *rest, **options)
+
+        def first(array):
+            yield array
+
+        adam_(p, g, m, v)
+        adam_(view, g, m, v)
+        adam_(view.base, g, m, v)
+        adam_(q[:], g, m, v)
+        adam_(q[:1], g[:1], m[:1], v[:1], lr=0.1)
+        adam_(holder.p, g, holder.m, v)
+        adam_(named["p"], g, m, named["v"])
+        adam_(*items[:1], g, *items[1:])
+        adam_(items[0], g, items[1], items[2])
+        adam_(*arguments)
+        functools.partial(adam_, *arguments)(lr=0.1)
+        wrapped(p, g, m, v)
+        wrapped(w[:2], g, m, v)
+        for array in first(p):
+            adam_(array, g, m, v)
+        for _ in map(adam_, items[:1], [g], [m], [v]):
+            pass
+        adam_(kept := w[rows], g, m, v)
+        adam_(np.asarray(exported), g, m, v)
+        adam_(np.frombuffer(bytearray(48)).reshape(2, 3), g, m, v)
+        adam_(w[::2], g, m, v)
+        assert all(np.all(array != 1) for array in (p, q, kept, holder.p, named["p"], items[0], arguments[0], w[::2]))

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import gradstep as gs
-from gradstep import q8
+from gradstep import _temporary, q8
 from tests.table import REFERENCE, RULES, knobs, same_bits, schedule
 from tests.test_refusals import frozen, steps_of
 
@@ -1127,6 +1127,32 @@ class TestAScheduleThatSetsLr:
         opt = gs.SGD(p := np.ones(1), lr=lambda _: 0.5 if opt.l2 == 0 else 1.0)
         opt.step(np.ones(1))
         assert p[0] == 0.5
+
+
+class TestRowGradients:
+    """pytorch 1285, mxnet 9177: gradients of few rows of a table."""
+
+    def test_a_batch_of_an_embedding(self):
+        table, batch = np.ones((100, 8), np.float32), np.array([[3, 99], [3, 0]])
+        per_word = np.full((2, 2, 8), 0.25, np.float32)
+        opt = gs.Adam({"emb": table})
+        opt.step({"emb": gs.Rows(batch.ravel(), per_word.reshape(-1, 8))})
+        assert np.flatnonzero(np.any(table != 1, axis=1)).tolist() == [0, 3, 99]
+        moments = opt.state["emb"]["exp_avg"]
+        assert np.all(moments[3] == moments[0] * 2)  # the rows of both occurrences were summed
+
+    @pytest.mark.skipif(not _temporary.COUNTS, reason="this interpreter's reference counts do not tell")
+    def test_a_copy_that_nobody_holds(self):
+        table, g, m, v = np.ones((10, 3)), np.ones((2, 3)), np.zeros((10, 3)), np.zeros((10, 3))
+        rows = [0, 4]
+        with pytest.raises(ValueError, match=r"sgd_: p is a temporary array, .* gradstep\.Rows"):
+            gs.functional.sgd_(table[rows], g)
+        with pytest.raises(ValueError, match=r"adam_: p is a temporary array, .* gradstep\.Rows"):
+            gs.functional.adam_(table[rows], g, m[rows], v[rows], step=1)
+        some, m, v = table[rows], m[rows], v[rows]
+        gs.functional.adam_(some, g, m, v, step=1)
+        table[rows] = some
+        assert np.all(table[rows] < 1)
 
 
 FORK = """

@@ -186,6 +186,11 @@ class OnCpu : public Backend {
     };
     if (clears) {
       update([](const auto&... arguments) { cpu::run_and_clear(arguments...); });
+      for (std::size_t i = 0; i < tensors_.size() && steps_.blocked != 0; ++i) {
+        if (has_blocks(i) && steps_.jobs[i].update != nullptr) {
+          cpu::clear_gradient(steps_.jobs[i], 0, tensors_[i].info.size);
+        }
+      }
     } else {
       update([](const auto&... arguments) { cpu::run(arguments...); });
     }
@@ -257,6 +262,10 @@ class OnCpu : public Backend {
     const PreparedUpdate update = make_update(options.key(info.compute), options.values, after, factor);
     prepared_.push_back({update, info.group, bytes_moved(update.key), factor, clock, after});
     return prepared_.back();
+  }
+
+  bool has_blocks(std::size_t tensor) const {
+    return steps_.layouts[tensor] != nullptr && steps_.layouts[tensor]->blocks.axis >= 0;
   }
 
   // Sets gradients to zero. The gradient pass was taken.

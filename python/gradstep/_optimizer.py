@@ -499,10 +499,10 @@ class Optimizer(Declared):
         ----------
         grads : the nesting of params
             The gradients, each with its parameter's shape, of any strides and any of the types float64, float32,
-            float16 and bfloat16. They are only read. A number is allowed for a parameter without axes. None in place of
-            an array skips that parameter: its states and its own step number stay as they are. Omitted where gradients
-            were bound, as `grads` of the class, and only there; after `accumulate` the step takes what was accumulated,
-            and what is given here is added first.
+            float16 and bfloat16. They are only read. A number is allowed for a parameter without axes; a `Rows` has
+            the gradients of some rows. None in place of an array skips that parameter: its states and its own step
+            number stay as they are. Omitted where gradients were bound, as `grads` of the class, and only there; after
+            `accumulate` the step takes what was accumulated, and what is given here is added first.
         grad_scale : a finite number > 0
             The gradients are divided by it, before they are clipped: the factor by which the loss was multiplied, or
             the number of micro-batches whose gradients were added up. A step that is captured in a graph keeps it.
@@ -527,9 +527,9 @@ class Optimizer(Declared):
             For another nesting, an object that is not an array, or another dtype; for a stream where arrays are not on
             a GPU.
         ValueError
-            For a wrong shape, too few or too many gradients, a parameter that became read-only, a parameter that was
-            replaced in its container, a gradient that overlaps a parameter or state, or a schedule whose value is not a
-            learning rate.
+            For a wrong shape, too few or too many gradients, an index of a row out of range, a parameter that became
+            read-only, a parameter that was replaced in its container, a gradient that overlaps a parameter or state, or
+            a schedule whose value is not a learning rate.
         FloatingPointError
             For gradients that are not finite, with on_nonfinite="raise".
         RuntimeError

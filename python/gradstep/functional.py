@@ -16,6 +16,7 @@ their scales. The options of the class follow by name; `lr` is a number, and `ma
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from ._groups import RULES
 from ._libraries import library_of, refuse_capture, use_stream
 from ._optimizer import Optimizer
 from ._step import check_apart, run_step
+from ._temporary import is_lost
 from .optimizers import ALL
 
 
@@ -44,6 +46,13 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
     scalars: dict[str, float] = dict(RULES[cls.rule]["scalars"])
 
     def update(p: Any, g: Any, /, *arrays: Any, **given: Any) -> float | None:
+        # First, because what follows holds references, too. So does an argument that is evaluated before the count.
+        lost = ["p"] if is_lost(sys.getrefcount(p), p) else []
+        for place, state in enumerate(states[: len(arrays)]):
+            if is_lost(sys.getrefcount(arrays[place]), arrays[place]):
+                lost.append(state)
+        if "master" in given and is_lost(sys.getrefcount(given["master"]), given["master"]):
+            lost.append("master")
         if len(arrays) > len(states):
             raise TypeError(f"{name} takes {len(states)} states ({', '.join(states)}), got {len(arrays)}")
         step = _options.whole(1, 2**62).check(given.pop("step", 1), f"{name}: step")
@@ -77,6 +86,11 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         stepper.set_times(step - 1, [(step - 1, [*carried, 1.0])])
         if library.on_gpu:
             use_stream(library, stepper)
+        for array in lost:
+            raise ValueError(
+                f"{name}: {array} is a temporary array, such as the copy that W[rows] makes, and its update would be "
+                "lost; step some rows with gradstep.Rows, or assign the copy to a name and write it back"
+            )
         words = f"{name}: a step cannot be captured in a graph without an optimizer, which keeps its arrays"
         refuse_capture(library, stepper, words)
         run_step(stepper, [g])
@@ -94,7 +108,8 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
             f"`{scalar}` is what the previous step returned, {first:g} at the first; returns the next value.\n"
             for scalar, first in scalars.items()
         )
-        + "Raises TypeError and ValueError as the class does, with nothing written."
+        + "Raises TypeError and ValueError as the class does, with nothing written. ValueError also where `p` or a\n"
+        "state is a temporary array, which nothing but the call holds, as far as Python's reference counts tell."
     )
     parameters = [
         inspect.Parameter("p", positional),
