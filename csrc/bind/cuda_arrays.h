@@ -26,7 +26,7 @@ class CudaArrays {
   Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
   static step::IndexArray indices(pybind11::handle, const std::string& name) {
-    throw WrongType(name + " are for arrays of NumPy: row gradients are not supported on a GPU");
+    throw WrongType(name + " cannot be used: row gradients are not supported on a GPU");
   }
 
   static bool view_like(pybind11::handle, DType, Array&) { return false; }
