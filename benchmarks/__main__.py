@@ -42,7 +42,7 @@ def build_parser() -> Parser:
     )
     options = parser.add_argument
     rules = [cls.__name__ for cls in gs.optimizers.ALL]
-    libraries = {**peers.MODULES, **peers.ON_GPU, **peers.NARROW}
+    libraries = {**peers.MODULES, **peers.ON_GPU, **peers.NARROW, **peers.TRAINING}
     sizes = " ".join(map(str, SIZES))
     whole = at_least(1)
     options("--parts", choices=ALL, nargs="+", default=list(ALL), metavar="PART", help=f"of {', '.join(ALL)}")
@@ -108,6 +108,7 @@ def settings_of(given: argparse.Namespace, parts: Sequence[str]) -> Settings:
         peers=chosen_peers(given, peers.MODULES) if set(parts) - ON_GPU.keys() else [],
         cuda_peers=chosen_peers(given, peers.ON_GPU) if set(parts) & ON_GPU.keys() else [],
         narrow_peers=chosen_peers(given, peers.NARROW) if "storage" in parts else [],
+        training_peers=chosen_peers(given, peers.TRAINING) if "training" in parts else [],
         repeats=given.repeats or (3 if given.quick else 11),
         pause=((5 if given.quick else 40) if given.pause is None else given.pause) / 1000,
         quick=given.quick,

@@ -44,6 +44,7 @@ class Settings:
     quick: bool
     cuda_peers: Sequence[Peer] = ()
     narrow_peers: Sequence[Peer] = ()  # peers with narrow states
+    training_peers: Sequence[Peer] = ()  # peers that take a whole training step
 
     def on_gpu(self) -> Settings:
         """The settings of a GPU part: its peers, no pauses, and more turns, because a sample is one short step."""

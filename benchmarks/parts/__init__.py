@@ -15,6 +15,7 @@ from . import (
     storage,
     subnormals,
     threads,
+    training,
 )
 
 PARTS = {
@@ -23,6 +24,7 @@ PARTS = {
     "many": many,
     "threads": threads,
     "options": options,
+    "training": training,
     "storage": storage,
     "arithmetic": arithmetic,
     "memory": memory,

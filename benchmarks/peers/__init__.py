@@ -15,6 +15,9 @@ ON_GPU = {"torch": "torch_cuda", "cupy": "cupy_out"}
 NARROW = {"bitsandbytes": "bitsandbytes_adam"}
 """The same beside narrow states, in the part storage."""
 
+TRAINING = {"numpy": "numpy_training", "torch": "torch_training"}
+"""The same for a whole training step, in the part training."""
+
 
 def installed(modules: Mapping[str, str] = MODULES) -> list[str]:
     """The installed libraries."""

@@ -14,8 +14,8 @@ inline constexpr std::int64_t kPrefetchDistance = 2048, kPrefetchBytes = 512;
 // not been measured.
 inline constexpr std::int64_t kTile = 512;
 
-// The blocks in which a gradient is gathered whose closest elements are not in its rows (cpu/panel.h): bytes of a block,
-// its columns at most, and the blocks that a thread keeps (576 KB in all).
+// The blocks in which a gradient is gathered whose closest elements are not in its rows (cpu/panel.h): bytes of a
+// block, its columns at most, and the blocks that a thread keeps (576 KB in all).
 inline constexpr std::int64_t kBlockBytes = 16 << 10, kMaxBlockColumns = 256;
 inline constexpr int kPanelBlocks = 36;
 // Gradients are gathered in blocks if neighbours along the last axis are at least this many bytes apart.
