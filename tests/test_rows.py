@@ -382,3 +382,17 @@ def test_the_class():
         rows.other = 1
     with pytest.raises(TypeError, match="no subclasses"):
         type("More", (gs.Rows,), {})
+
+
+@pytest.mark.parametrize("chosen", [[1, 4, 9], [9, 4, 1, 4]], ids=["ascending", "summed"])
+@pytest.mark.parametrize("grad", ALL_FLOATS)
+def test_gradients_that_are_not_finite_change_nothing(grad, chosen):
+    """The index that is named is that of the whole table."""
+    p, v = np.ones((10, 600), np.float32), np.ones((len(chosen), 600), grad)
+    v[chosen.index(9), 70] = np.inf
+    for cls in (gs.Adam, reference.Adam):
+        opt = cls(q := p.copy(), on_nonfinite="skip")
+        result = opt.step(gs.Rows(chosen, v), grad_scale=2.0)
+        assert not result.applied
+        assert same_bits(p, q)
+        assert result.nonfinite == ("" if cls is gs.Adam else 0, 9 * 600 + 70)

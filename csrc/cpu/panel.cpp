@@ -189,7 +189,7 @@ void gather_block(const TensorJob& job, std::int64_t block, std::byte* to) {
 
 void set_blocks(Layout& layout) {
   const std::vector<std::int64_t>& strides = layout.strides[kGradient];
-  if (strides.empty()) return;
+  if (strides.empty() || layout.rows != nullptr) return;
   const int last = static_cast<int>(strides.size()) - 1;
   int closest = last;
   for (int axis = last - 1; axis >= 0; --axis) {

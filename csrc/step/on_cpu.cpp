@@ -323,6 +323,13 @@ class OnCpu : public Backend {
     return compute_no_pass(grad_scale);
   }
 
+  // The index in the whole tensor of an element of a gradient of `size` elements.
+  static std::int64_t place_of(const Layout* layout, std::int64_t size, std::int64_t element) {
+    if (layout == nullptr || layout->rows == nullptr) return element;
+    const std::int64_t length = size / layout->shape[0];
+    return layout->rows[element / length] * length + element % length;
+  }
+
   // Only chunks whose sum is not finite are searched: a sum of finite float64 squares may overflow.
   Position first_nonfinite(std::byte* const* gradients) const {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -332,7 +339,7 @@ class OnCpu : public Backend {
         if (is_finite(of_chunks_[plan_.first_chunk[i] + static_cast<std::size_t>(begin / kChunk)])) continue;
         const std::int64_t end = std::min(begin + kChunk, size);
         const std::int64_t found = cpu::first_nonfinite(norms_.jobs[i], begin, end);
-        if (found != end) return {static_cast<std::uint32_t>(i), found};
+        if (found != end) return {static_cast<std::uint32_t>(i), place_of(steps_.jobs[i].layout, size, found)};
       }
     }
     return kNowhere;

@@ -185,7 +185,7 @@ class Optimizer:
                 found = self._found(grads)
             flat_grads = [g[1] if isinstance(g, tuple) else g for flat in found for g in flat]
             factors, result = self._pass(flat_grads, scale)
-            bad = result.nonfinite
+            bad = result.nonfinite = _whole([g for flat in found for g in flat], result.nonfinite)
             result.applied = bad is None or self.on_nonfinite == "propagate"
             if not result.applied and self.on_nonfinite == "raise":
                 raise FloatingPointError(bad)
@@ -370,6 +370,15 @@ class _Group:
     def show(self, name: str) -> Any:
         """The states of this name, in the structure of the group's params; None for a tensor that has none."""
         return build((getattr(s, name) for s in self.slots), self.params)
+
+
+def _whole(grads: Sequence[Any], position: tuple[int, int] | None) -> tuple[int, int] | None:
+    """A tensor and an index of its gradient, which may be that of some rows, with the index in the whole."""
+    if position is None or not isinstance(grads[position[0]], tuple):
+        return position
+    rows, values = grads[position[0]]
+    row, column = divmod(position[1], values[0].size)
+    return position[0], int(rows[row]) * values[0].size + column
 
 
 def _in(g: Any, T: Any) -> Any:
