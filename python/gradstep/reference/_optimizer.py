@@ -337,7 +337,7 @@ def _copy(p: Array, into: Array) -> None:
 
 def first_nonfinite(g: Array | None) -> int:
     """The index, in C order, of the first element that is infinite or NaN; -1 where there is none."""
-    bad = [] if g is None else np.flatnonzero(~np.isfinite(g))
+    bad: Any = [] if g is None else np.flatnonzero(~np.isfinite(g))
     return int(bad[0]) if len(bad) else -1
 
 
