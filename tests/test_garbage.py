@@ -116,6 +116,7 @@ def test_references_are_shown_to_the_collector():
     p, g, m = np.ones(3), np.ones(3), np.zeros(3)
     stepper = _core.Stepper("momentum")
     options = {name: 0.0 for rule in _core.rules() if rule["name"] == "momentum" for name in rule["options"]}
+    options |= dict.fromkeys(("clip_value", "ema"), np.nan)  # off
     stepper.add_group(options)
     before = sys.getrefcount(p)
     stepper.add_tensors([0], [p], [{"momentum_buffer": m}])

@@ -102,6 +102,7 @@ print(good, p.min() == p.max(), v.max() == count())
 """
 CORE = """
 options = dict.fromkeys(next(rule["options"] for rule in _core.rules() if rule["name"] == "momentum"), 0.0)
+options |= dict.fromkeys(("clip_value", "ema"), float("nan"))  # off
 stepper = _core.Stepper("momentum")
 stepper.add_group({**options, "lr": 1.0, "momentum": 1.0})
 stepper.add_tensors([0], [p], [{"momentum_buffer": v}])

@@ -1,6 +1,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 __version__: str
 MAX_THREADS: int
 BLOCK: int
@@ -18,6 +20,7 @@ class Tree:
     def check_unchanged(self) -> None: ...
     def build(self, leaves: Sequence[object]) -> Any: ...
 
+@disjoint_base
 class StepResult:
     @property
     def applied(self) -> bool: ...
