@@ -173,6 +173,71 @@ def test_large_tensors_shared_among_threads(case, layout):
         assert_untouched_around(param)
 
 
+# Shapes and orders of axes in memory whose elements are gathered in blocks: with fewer and more rows and columns than a
+# block has, with sizes that are no multiples of a register, with rows that are visited window by window.
+BLOCKED = [
+    ((5, 7), (1, 0)),
+    ((33, 47), (1, 0)),
+    ((300, 131), (1, 0)),
+    ((64, 128), (1, 0)),
+    ((1000, 5), (1, 0)),
+    ((3, 9000), (1, 0)),
+    ((70, 8200), (1, 0)),
+    ((40, 20, 30), (2, 0, 1)),
+    ((40, 20, 30), (1, 2, 0)),
+    ((30, 100, 90), (2, 1, 0)),
+    ((5, 40, 33), (0, 2, 1)),
+    ((3, 3, 64, 60), (3, 2, 0, 1)),
+    ((64, 60, 3, 3), (2, 3, 1, 0)),
+]
+
+
+def in_memory(array, axes, steps, offset=0):
+    """A copy of the array whose axes have this order in memory, from the longest stride to the shortest."""
+    full = [array.shape[axis] * abs(step) for axis, step in zip(axes, steps, strict=True)]
+    room = np.zeros(int(np.prod(full)) * array.itemsize + offset, np.uint8)[offset:].view()
+    placed = np.ndarray(full, array.dtype, room)[tuple(slice(None, None, step) for step in steps)]
+    view = placed.transpose(np.argsort(axes))
+    view[...] = array
+    return view
+
+
+@pytest.mark.parametrize(("shape", "axes"), BLOCKED, ids=str)
+@pytest.mark.parametrize(("last_step", "offset"), [(1, 0), (-1, 0), (2, 1), (1, 3)])
+def test_gradients_gathered_in_blocks(shape, axes, last_step, offset):
+    """Every storage type and instruction set, several threads, and a gradient that changes in place between steps."""
+    steps = [*[1] * (len(shape) - 2), -1 if offset else 1, last_step]
+    cases = [
+        ("float32", "float32", {}),
+        ("float64", "float64", {}),
+        ("float32", "float64", {"clip_norm": 0.5}),
+        ("float32", "float16", {"state_dtype": "q8", "min_8bit_size": 1}),
+        ("bfloat16", "bfloat16", {"stochastic_rounding": 3}),
+    ]
+    for (dtype, grad_dtype, options), isa, threads in zip(
+        cases, (*ISAS, *ISAS, *ISAS), (*THREADS, *THREADS, *THREADS), strict=False
+    ):
+        _core.use_isa(isa)
+        gradstep.set_num_threads(threads)
+        rng = np.random.default_rng(len(shape))
+        named = {
+            name: gradstep._libraries.bfloat16() if name == "bfloat16" else np.dtype(name)
+            for name in (dtype, grad_dtype)
+        }
+        first = rng.standard_normal(shape).astype(named[dtype])
+        ours, theirs = first.copy(), first.copy()
+        opt = gradstep.Adam(ours, **options)
+        ref = reference.Adam(theirs, **options)
+        placed = in_memory(np.zeros(shape, named[grad_dtype]), axes, steps, offset)
+        for _ in range(2):
+            grad = rng.standard_normal(shape).astype(named[grad_dtype])
+            placed[...] = grad
+            assert gradstep.global_norm(placed) == reference.global_norm([grad]), (dtype, isa)
+            opt.step(placed)
+            ref.step(grad)
+        assert same_bits(ours, theirs), (dtype, grad_dtype, options, isa, threads)
+
+
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_broadcast_gradients(case):
     """Gradients with strides of zero, broadcast from a row, a column or one number."""

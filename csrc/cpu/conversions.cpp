@@ -137,6 +137,95 @@ void round_to_floats(const double* GS_RESTRICT values, std::int64_t size, const 
   for (std::int64_t j = 0; j < size; ++j) items[j] = static_cast<float>(values[j]);
 }
 
+// The numbers 0 ... n - 1.
+template <int...>
+struct Numbers {};
+template <int kCount, int... kTail>
+struct NumbersTo : NumbersTo<kCount - 1, kCount - 1, kTail...> {};
+template <int... kAll>
+struct NumbersTo<0, kAll...> {
+  using Type = Numbers<kAll...>;
+};
+
+// The items of two registers alternately: of their lower halves, or of their upper halves.
+template <int kFirst, class Native, int... kIndex>
+GS_INLINE Native interleave(Native a, Native b, Numbers<kIndex...>) {
+  constexpr int kItems = sizeof...(kIndex);
+  return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * kItems)...);
+}
+
+// Transposes a square of as many columns as a register has items. Each step interleaves register i with register
+// i + n / 2; after log2(n) steps register j holds item j of every column.
+template <class Item, int kBytes>
+GS_INLINE void transpose_square(const std::byte* const* columns, std::int64_t offset, std::byte* to,
+                                std::int64_t pitch) {
+  constexpr int kItems = kBytes / static_cast<int>(sizeof(Item));
+  using Native = typename NativeOf<Item, kBytes>::Type;
+  constexpr typename NumbersTo<kItems>::Type kAll;
+  Native v[kItems], next[kItems];
+  GS_UNROLL(32)
+  for (int i = 0; i < kItems; ++i) __builtin_memcpy(&v[i], columns[i] + offset, kBytes);
+  GS_UNROLL(8)
+  for (int step = 1; step < kItems; step *= 2) {
+    GS_UNROLL(32)
+    for (int i = 0; i < kItems / 2; ++i) {
+      next[2 * i] = interleave<0>(v[i], v[i + kItems / 2], kAll);
+      next[2 * i + 1] = interleave<kItems / 2>(v[i], v[i + kItems / 2], kAll);
+    }
+    GS_UNROLL(32)
+    for (int i = 0; i < kItems; ++i) v[i] = next[i];
+  }
+  GS_UNROLL(32)
+  for (int i = 0; i < kItems; ++i) __builtin_memcpy(to + i * pitch, &v[i], kBytes);
+}
+
+// In squares, the last of which may overlap the ones before.
+template <class Item, int kBytes>
+GS_INLINE void gather_squares(const std::byte* const* columns, std::int64_t width, std::int64_t height,
+                              std::int64_t step, std::byte* to, std::int64_t pitch) {
+  constexpr std::int64_t kSize = sizeof(Item), kItems = kBytes / kSize;
+  alignas(64) std::byte packed[kBlockBytes];
+  for (std::int64_t next = 0; next < width; next += kItems) {
+    const std::int64_t i = next + kItems <= width ? next : width - kItems;
+    for (std::int64_t k = i + kPrefetchColumns; k < i + kPrefetchColumns + kItems && k < width; ++k) {
+      // Into L2, because columns that are a power of two apart evict each other from L1.
+      for (std::int64_t byte = 0; byte < kPrefetchedBytes && byte < height * step + kCacheLine; byte += kCacheLine) {
+        __builtin_prefetch(columns[k] + byte, 0, 2);
+      }
+    }
+    const std::byte* const* from = columns + i;
+    const std::byte* without_gaps[kItems];
+    if (step != kSize) {
+      for (std::int64_t k = 0; k < kItems; ++k) {
+        std::byte* const items = packed + k * height * kSize;
+        for (std::int64_t j = 0; j < height; ++j) __builtin_memcpy(items + j * kSize, from[k] + j * step, kSize);
+        without_gaps[k] = items;
+      }
+      from = without_gaps;
+    }
+    for (std::int64_t below = 0; below < height; below += kItems) {
+      const std::int64_t j = below + kItems <= height ? below : height - kItems;
+      transpose_square<Item, kBytes>(from, j * kSize, to + j * pitch + i * kSize, pitch);
+    }
+  }
+}
+
+template <class Item>
+void gather_columns(const std::byte* const* columns, std::int64_t width, std::int64_t height, std::int64_t step,
+                    std::byte* to, std::int64_t pitch) {
+  constexpr std::int64_t kSize = sizeof(Item);
+  // A square of 16-bit items in wider registers would need more registers than there are with AVX2.
+  constexpr int kWide = kSize == 2 ? 16 : kRegister, kShort = 16;
+  const std::int64_t side = width < height ? width : height;
+  if (side >= kWide / kSize) return gather_squares<Item, kWide>(columns, width, height, step, to, pitch);
+  if (side >= kShort / kSize) return gather_squares<Item, kShort>(columns, width, height, step, to, pitch);
+  for (std::int64_t i = 0; i < width; ++i) {
+    for (std::int64_t j = 0; j < height; ++j) {
+      __builtin_memcpy(to + j * pitch + i * kSize, columns[i] + j * step, kSize);
+    }
+  }
+}
+
 // The loops that a codec needs for a compute type.
 template <class Codec>
 constexpr Conversion<float> to_floats() {
@@ -163,8 +252,15 @@ const Conversions& GS_JOIN(conversions_, GS_ISA)() {
 #define GS_TO_FLOATS(name, Codec) to_floats<codecs::Codec>(),
 #define GS_TO_DOUBLES(name, Codec) to_doubles<codecs::Codec>(),
   static constexpr Conversions all{
-      {GS_CODECS(GS_TO_FLOATS)}, {GS_CODECS(GS_TO_DOUBLES)}, &draw_places,       &draw_groups,
-      &add_squares<float>,       &add_squares<double>,       &average_of<float>, &average_of<double>};
+      {GS_CODECS(GS_TO_FLOATS)},
+      {GS_CODECS(GS_TO_DOUBLES)},
+      &draw_places,
+      &draw_groups,
+      &add_squares<float>,
+      &add_squares<double>,
+      &average_of<float>,
+      &average_of<double>,
+      {&gather_columns<std::uint16_t>, &gather_columns<std::uint32_t>, &gather_columns<std::uint64_t>}};
 #undef GS_TO_FLOATS
 #undef GS_TO_DOUBLES
   return all;

@@ -40,6 +40,9 @@ using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* 
 // average[i] = keep * average[i] + take * x[i].
 template <class T>
 using Average = void (*)(T* average, const T* x, std::int64_t size, T keep, T take);
+// Copies `width` columns of `height` items `step` bytes apart to rows of `pitch` bytes.
+using GatherColumns = void (*)(const std::byte* const* columns, std::int64_t width, std::int64_t height,
+                               std::int64_t step, std::byte* to, std::int64_t pitch);
 
 // The conversions of one instruction set.
 struct Conversions {
@@ -59,6 +62,7 @@ struct Conversions {
       return average_floats;
     }
   }
+  GatherColumns gather_columns[3];  // for items of 2, 4 and 8 bytes
 
   template <class T>
   const Conversion<T>& to(DType dtype) const {

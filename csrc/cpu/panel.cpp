@@ -6,8 +6,8 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <utility>
 
+#include "cpu/isa.h"
 #include "exec/norm.h"
 
 namespace gradstep::cpu {
@@ -46,87 +46,6 @@ std::vector<std::uint32_t> order_of_chunks(std::int64_t outer, std::int64_t axis
   return order;
 }
 
-template <int kBytes>
-struct Item;
-template <>
-struct Item<1> {
-  using Type = std::uint8_t;
-};
-template <>
-struct Item<2> {
-  using Type = std::uint16_t;
-};
-template <>
-struct Item<4> {
-  using Type = std::uint32_t;
-};
-template <>
-struct Item<8> {
-  using Type = std::uint64_t;
-};
-
-// Registers of 16 bytes, which every processor has.
-template <int kSize>
-struct Register {
-  typedef typename Item<kSize>::Type Type __attribute__((vector_size(16)));
-};
-
-// The items of two registers alternately: of their lower halves, or of their upper halves.
-template <int kSize, bool kUpper, int... kIndex>
-typename Register<kSize>::Type interleave(typename Register<kSize>::Type a, typename Register<kSize>::Type b,
-                                          std::integer_sequence<int, kIndex...>) {
-  constexpr int kItems = 16 / kSize;
-  return __builtin_shufflevector(a, b, (kIndex / 2 + kIndex % 2 * kItems + (kUpper ? kItems / 2 : 0))...);
-}
-
-// Transposes a square of 16 / kSize columns: `to` has rows of `pitch` bytes. Each step of the loop interleaves register
-// i with register i + n / 2; after log2(n) steps register j holds item j of every column.
-template <int kSize>
-void transpose(const std::byte* const* columns, std::int64_t offset, std::byte* to, std::int64_t pitch) {
-  constexpr int kItems = 16 / kSize;
-  using Vector = typename Register<kSize>::Type;
-  constexpr std::make_integer_sequence<int, kItems> kIndex;
-  Vector v[kItems], w[kItems];
-  for (int i = 0; i < kItems; ++i) std::memcpy(&v[i], columns[i] + offset, 16);
-  GS_UNROLL(4)
-  for (int step = 1; step < kItems; step *= 2) {
-    GS_UNROLL(16)
-    for (int i = 0; i < kItems / 2; ++i) {
-      w[2 * i] = interleave<kSize, false>(v[i], v[i + kItems / 2], kIndex);
-      w[2 * i + 1] = interleave<kSize, true>(v[i], v[i + kItems / 2], kIndex);
-    }
-    GS_UNROLL(16)
-    for (int i = 0; i < kItems; ++i) v[i] = w[i];
-  }
-  for (int i = 0; i < kItems; ++i) std::memcpy(to + i * pitch, &v[i], 16);
-}
-
-// Copies `width` columns of `height` items `step` bytes apart to rows of `pitch` bytes.
-template <int kSize>
-void gather_columns(const std::byte* const* columns, std::int64_t width, std::int64_t height, std::int64_t step,
-                    std::byte* to, std::int64_t pitch) {
-  constexpr std::int64_t kItems = 16 / kSize;
-  const std::int64_t wide = step == kSize ? width / kItems * kItems : 0, high = height / kItems * kItems;
-  const auto one_by_one = [&](std::int64_t begin, std::int64_t end, std::int64_t first) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      for (std::int64_t j = first; j < height; ++j) {
-        std::memcpy(to + j * pitch + i * kSize, columns[i] + j * step, kSize);  // items may be unaligned
-      }
-    }
-  };
-  for (std::int64_t i = 0; i < wide; i += kItems) {
-    for (std::int64_t k = i + kPrefetchColumns; k < std::min(i + kPrefetchColumns + kItems, width); ++k) {
-      __builtin_prefetch(columns[k]);
-      __builtin_prefetch(columns[k] + height * kSize - 1);
-    }
-    for (std::int64_t j = 0; j < high; j += kItems) {
-      transpose<kSize>(columns + i, j * kSize, to + j * pitch + i * kSize, pitch);
-    }
-    one_by_one(i, i + kItems, high);
-  }
-  one_by_one(wide, width, 0);
-}
-
 // A block's place in its tensor.
 struct Place {
   std::int64_t row, height;    // along Blocks::axis
@@ -137,11 +56,10 @@ struct Place {
 Place place_of(const Layout& layout, std::int64_t block) {
   const Blocks& blocks = layout.blocks;
   const std::int64_t axis = layout.shape[static_cast<std::size_t>(blocks.axis)];
-  const std::int64_t across = (blocks.plane + blocks.columns - 1) / blocks.columns;
-  const std::int64_t down = (axis + blocks.rows - 1) / blocks.rows;
-  const std::int64_t column = block % across * blocks.columns, row = block / across % down * blocks.rows;
+  const std::int64_t column = block % blocks.across * blocks.columns;
+  const std::int64_t row = block / blocks.across % blocks.down * blocks.rows;
   return {row, std::min(blocks.rows, axis - row), column, std::min(blocks.columns, blocks.plane - column),
-          block / across / down};
+          block / blocks.across / blocks.down};
 }
 
 void gather_block(const TensorJob& job, std::int64_t block, std::byte* to) {
@@ -178,10 +96,8 @@ void gather_block(const TensorJob& job, std::int64_t block, std::byte* to) {
     between = -between;
     pitch = -pitch;
   }
-  const auto gather = size == 1   ? &gather_columns<1>
-                      : size == 2 ? &gather_columns<2>
-                      : size == 4 ? &gather_columns<4>
-                                  : &gather_columns<8>;
+  const auto& by_size = conversions().gather_columns;
+  const GatherColumns gather = size == 2 ? by_size[0] : size == 4 ? by_size[1] : by_size[2];
   gather(columns, place.width, place.height, between, to, pitch);
 }
 
@@ -197,16 +113,23 @@ void set_blocks(Layout& layout) {
     if (stride != 0 && std::abs(stride) < std::abs(strides[static_cast<std::size_t>(closest)])) closest = axis;
   }
   const std::int64_t stride = std::abs(strides[static_cast<std::size_t>(closest)]);
-  if (std::abs(strides.back()) < kBlockedFrom || stride >= kLine) return;
+  const std::int64_t plane = extent_of(layout, closest + 1, last + 1);
+  if (std::abs(strides.back()) < kBlockedFrom || stride >= kLine || plane < kBlockedColumns) return;
   Blocks& blocks = layout.blocks;
   const std::int64_t size = item_size(layout.dtypes[kGradient]), axis = layout.shape[static_cast<std::size_t>(closest)];
   const std::int64_t line = kLine / size;  // items
   blocks.axis = closest;
-  blocks.plane = extent_of(layout, closest + 1, last + 1);
-  const std::int64_t across = (blocks.plane + kMaxBlockColumns - 1) / kMaxBlockColumns;
-  blocks.columns =
-      across == 1 ? blocks.plane : std::min(((blocks.plane + across - 1) / across + 15) / 16 * 16, kMaxBlockColumns);
+  blocks.plane = plane;
+  const auto divide_up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  blocks.across = divide_up(plane, kMaxBlockColumns);
+  if (blocks.across == 1) {
+    blocks.columns = plane;
+  } else {  // about equally wide, and multiples of a register
+    blocks.columns = std::min(divide_up(divide_up(plane, blocks.across), 16) * 16, kMaxBlockColumns);
+    blocks.across = divide_up(plane, blocks.columns);
+  }
   blocks.rows = std::min(kBlockBytes / (size * blocks.columns) / line * line, axis);
+  blocks.down = divide_up(axis, blocks.rows);
   if (blocks.plane > kPanelColumns) {
     layout.chunks = order_of_chunks(extent_of(layout, 0, closest), axis, blocks.plane, blocks.rows);
   }
@@ -227,26 +150,27 @@ void Panel::gather(const TensorJob& job, std::int64_t begin, std::int64_t end, s
     std::fill(std::begin(blocks_), std::end(blocks_), -1);
     std::fill(std::begin(used_), std::end(used_), 0);
   }
-  const Layout& layout = *job.layout;
-  const Blocks& blocks = layout.blocks;
-  const std::int64_t axis = layout.shape[static_cast<std::size_t>(blocks.axis)];
-  const std::int64_t across = (blocks.plane + blocks.columns - 1) / blocks.columns;
-  const std::int64_t down = (axis + blocks.rows - 1) / blocks.rows;
-  const std::int64_t size = item_size(layout.dtypes[kGradient]);
+  const Blocks& blocks = job.layout->blocks;
+  const std::int64_t axis = job.layout->shape[static_cast<std::size_t>(blocks.axis)];
+  const std::int64_t size = item_size(job.layout->dtypes[kGradient]);
   while (begin < end) {
-    const std::int64_t line = begin / blocks.plane, column = begin % blocks.plane;
-    const std::int64_t outer = line / axis, row = line % axis;
-    const std::int64_t first_row = row / blocks.rows * blocks.rows, first = column / blocks.columns * blocks.columns;
-    const std::int64_t block = (outer * down + row / blocks.rows) * across + column / blocks.columns;
-    const std::int64_t width = std::min(blocks.columns, blocks.plane - first);
-    const std::int64_t at = (row - first_row) * width + column - first;
-    // Blocks as wide as the plane are contiguous.
-    const std::int64_t in_block =
-        across == 1 ? std::min(blocks.rows, axis - first_row) * width - at : width - (column - first);
-    const std::int64_t count = std::min(in_block, end - begin);
-    std::memcpy(to, find(job, block) + at * size, static_cast<std::size_t>(count * size));
-    to += count * size;
-    begin += count;
+    const std::int64_t line = begin / blocks.plane, outer = line / axis, group = line % axis / blocks.rows;
+    const std::int64_t row = line % axis - group * blocks.rows;  // within its block
+    std::int64_t column = begin - line * blocks.plane, first = column / blocks.columns * blocks.columns;
+    std::int64_t block = (outer * blocks.down + group) * blocks.across + column / blocks.columns;
+    // Blocks as wide as the plane are contiguous, from one row to the next.
+    const std::int64_t rows = blocks.across == 1 ? std::min(blocks.rows, axis - group * blocks.rows) - row : 1;
+    const std::int64_t row_end = std::min(end, begin + rows * blocks.plane - column);
+    while (begin < row_end) {
+      const std::int64_t width = std::min(blocks.columns, blocks.plane - first);
+      const std::int64_t at = row * width + column - first;
+      const std::int64_t count = std::min(rows * width - (column - first), row_end - begin);
+      std::memcpy(to, find(job, block) + at * size, static_cast<std::size_t>(count * size));
+      to += count * size;
+      begin += count;
+      column = first += blocks.columns;
+      ++block;
+    }
   }
 }
 

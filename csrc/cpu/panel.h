@@ -10,7 +10,7 @@
 // dimensions: a run of the axis along which elements are closest by a run of the axes after it.
 namespace gradstep::cpu {
 
-// Chooses the layout's blocks, if blocks are of use: for a gradient of at least `size` elements.
+// Chooses the blocks of a layout and the order of its chunks, if its gradient is to be gathered in blocks.
 void set_blocks(Layout& layout);
 
 // Called before a pass over layouts with blocks: gradients may have changed.

@@ -16,6 +16,7 @@ namespace gradstep {
 struct Blocks {
   int axis = -1;  // none
   std::int64_t rows = 0, columns = 0, plane = 0;
+  std::int64_t down = 0, across = 0;  // the number of blocks along the axis, and across the plane
 };
 
 // The order in which a tensor's elements are traversed, last axis fastest, and each stream's strides and storage.
