@@ -161,7 +161,7 @@ GS_INLINE void transpose_square(const std::byte* const* columns, std::int64_t of
                                 std::int64_t pitch) {
   constexpr int kItems = kBytes / static_cast<int>(sizeof(Item));
   using Native = typename NativeOf<Item, kBytes>::Type;
-  constexpr typename NumbersTo<kItems>::Type kAll;
+  constexpr typename NumbersTo<kItems>::Type kWhole;
   Native v[kItems], next[kItems];
   GS_UNROLL(32)
   for (int i = 0; i < kItems; ++i) __builtin_memcpy(&v[i], columns[i] + offset, kBytes);
@@ -169,8 +169,8 @@ GS_INLINE void transpose_square(const std::byte* const* columns, std::int64_t of
   for (int step = 1; step < kItems; step *= 2) {
     GS_UNROLL(32)
     for (int i = 0; i < kItems / 2; ++i) {
-      next[2 * i] = interleave<0>(v[i], v[i + kItems / 2], kAll);
-      next[2 * i + 1] = interleave<kItems / 2>(v[i], v[i + kItems / 2], kAll);
+      next[2 * i] = interleave<0>(v[i], v[i + kItems / 2], kWhole);
+      next[2 * i + 1] = interleave<kItems / 2>(v[i], v[i + kItems / 2], kWhole);
     }
     GS_UNROLL(32)
     for (int i = 0; i < kItems; ++i) v[i] = next[i];
