@@ -396,3 +396,25 @@ def test_gradients_that_are_not_finite_change_nothing(grad, chosen):
         assert not result.applied
         assert same_bits(p, q)
         assert result.nonfinite == ("" if cls is gs.Adam else 0, 9 * 600 + 70)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_averages_and_copies_of_other_rows_stay(dtype):
+    rng = np.random.default_rng(5)
+    p = rng.standard_normal((40, 33)).astype(dtype)
+    ours, theirs = p.copy(), p.copy()
+    copied = "float64" if dtype == "float64" else "float32"
+    copies = [np.zeros(p.shape, copied) for _ in range(2)]
+    opt = gs.Adam(ours, ema=0.9, copy_out=copies[0])
+    ref = reference.Adam(theirs, ema=0.9, copy_out=copies[1])
+    for _ in range(3):
+        indices = rng.integers(0, 40, 9)
+        rows = gs.Rows(indices, rng.standard_normal((9, 33)).astype(dtype))
+        before = opt.state["average"].copy()
+        opt.step(rows)
+        ref.step(rows)
+        others = np.setdiff1d(np.arange(40), indices)
+        assert same_bits(opt.state["average"][others], before[others])
+        assert same_bits(ours, theirs)
+        assert same_bits(copies[0], copies[1])
+        assert same_bits(opt.state["average"], ref.state["average"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from .storage import Array, widened
 
-ARRAYS_BY_ELEMENT = ("p", "master")
+ARRAYS_BY_ELEMENT = ("p", "master", "average", "copy")
 
 
 def is_rows(g: Any) -> bool:
