@@ -402,22 +402,23 @@ def test_a_change_of_options_waits_for_the_step_that_is_under_way(change):
 
 
 @pytest.mark.usefixtures("eager")
-def test_threads_that_look_ahead_and_step():
-    """Only one thread at a time is at the lookahead point, and no step starts there."""
+@pytest.mark.parametrize("place", ["lookahead", "averaged"])
+def test_threads_that_move_the_parameters_and_step(place):
+    """Only one thread at a time is at the lookahead point or at the averages, and no step starts there."""
     start, g = np.linspace(-1, 1, 300_000), np.linspace(2, -3, 300_000)
     p, own = start.copy(), start.copy()
-    opt, alone = (gs.NAG(x, lr=0.1, lookahead=True) for x in (p, own))
+    opt, alone = (gs.NAG(x, lr=0.1, lookahead=True, ema=0.9) for x in (p, own))
     taken = []
 
-    def look_and_step():
+    def move_and_step():
         for _ in range(30):
-            with contextlib.suppress(RuntimeError), opt.lookahead():
+            with contextlib.suppress(RuntimeError), getattr(opt, place)():
                 time.sleep(1e-5)
             with contextlib.suppress(RuntimeError):
                 opt.step(g)
                 taken.append(1)
 
-    together(*[look_and_step] * 3)
+    together(*[move_and_step] * 3)
     assert opt.step_count == len(taken) > 0
     for _ in taken:
         alone.step(g)

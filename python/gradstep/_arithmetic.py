@@ -19,17 +19,21 @@ def sgd_options(lr: float) -> dict[str, float]:
     return {**dict.fromkeys(RULES["sgd"]["options"], 0.0), **off, "lr": lr}
 
 
-def assign_multiples(library: Library, to: list[Array], values: list[Array], factors: Sequence[float]) -> None:
-    """Sets arrays to multiples of others, rounded to nearest where types differ. Raises with nothing written."""
+def assign_multiples(library: Library, multiples: Sequence[tuple[Array, Array, float]]) -> None:
+    """Sets each first array to a multiple of the second, rounded to nearest where types differ.
+
+    Raises with nothing written.
+    """
     stepper: _core.Stepper = library.core.Stepper("sgd")
-    for factor in factors:
+    for _, _, factor in multiples:
         stepper.add_group(sgd_options(-factor))
-    stepper.add_tensors(range(len(to)), to, [{} for _ in to])
+    targets = [target for target, _, _ in multiples]
+    stepper.add_tensors(range(len(targets)), targets, [{} for _ in targets])
     if library.on_gpu:
         use_stream(library, stepper)
-    for array in to:
-        library.fill(array, -0.0)  # -0 - (-factor * value) is a step of SGD; the sum with -0 is exact
-    run_step(stepper, values)
+    for target in targets:
+        library.fill(target, -0.0)  # -0 - (-factor * value) is a step of SGD; the sum with -0 is exact
+    run_step(stepper, [value for _, value, _ in multiples])
 
 
 class Sums:

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import compress
 from types import EllipsisType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, SupportsFloat, TypeAlias, TypeVar
@@ -398,9 +399,8 @@ class Optimizer(Declared):
             stepper.set_frozen(group.number, group.raw["frozen"])
         _set_gradient_pass(stepper, self._step_options)
         if copies is not None:
-            pairs = [pair for pair in zip(tree.flatten(copies, "copy_out"), params, strict=True) if pair[0] is not None]
-            targets = [library.own(copy) for copy, _ in pairs]
-            assign_multiples(library, targets, [param for _, param in pairs], [1.0] * len(pairs))
+            of = zip(tree.flatten(copies, "copy_out"), params, strict=True)
+            assign_multiples(library, [(library.own(copy), param, 1.0) for copy, param in of if copy is not None])
         self._away = ""
         self._sums: Sums | None = None
         first = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
@@ -910,19 +910,24 @@ class Optimizer(Declared):
         `lookahead()`, and while a CUDA stream is captured in a graph.
         """
         engine = self._engine
-        with engine.lock:
-            if not any(_storage.AVERAGE in kept for kept in self._kept.values()):
-                raise RuntimeError("averaged() is for optimizers with ema")
-            self._check_settled("averaged()")
-            factors = [1.0 / (1.0 - product) if product < 1 else 0.0 for (_, (*_, product)) in engine.stepper.clocks]
-            factors = [
-                factor if self._groups[number]["ema_correction"] else 1.0
-                for factor, number in zip(factors, self._numbers, strict=True)
-            ]
-            averages = [kept.get(_storage.AVERAGE) for kept in self._kept.values()]
-            moves = [average is not None and factor > 0 for average, factor in zip(averages, factors, strict=True)]
-            params, averages, factors = (list(compress(of, moves)) for of in (self._params.values(), averages, factors))
-        with self._moved("averaged()", moves, lambda: assign_multiples(engine.library, params, averages, factors)):
+        with ExitStack() as stack:
+            with engine.lock:  # until the parameters have moved: no other thread passes the checks meanwhile
+                if not any(_storage.AVERAGE in kept for kept in self._kept.values()):
+                    raise RuntimeError("averaged() is for optimizers with ema")
+                self._check_settled("averaged()")
+                factors = [
+                    1.0 / (1.0 - product) if product < 1 else 0.0 for (_, (*_, product)) in engine.stepper.clocks
+                ]
+                factors = [
+                    factor if self._groups[number]["ema_correction"] else 1.0
+                    for factor, number in zip(factors, self._numbers, strict=True)
+                ]
+                each = list(zip(self._params.values(), self._kept.values(), factors, strict=True))
+                moves = [_storage.AVERAGE in kept and factor > 0 for _, kept, factor in each]
+                moving = compress(each, moves)
+                multiples = [(param, kept[_storage.AVERAGE], factor) for param, kept, factor in moving]
+                move = partial(assign_multiples, engine.library, multiples)
+                stack.enter_context(self._moved("averaged()", moves, move))
             yield
 
     @contextmanager

@@ -6,7 +6,8 @@ Formulas omit what all share (`l2`, `weight_decay`, `maximize`); `docs/numerics.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from . import _core, _storage
@@ -166,21 +167,23 @@ class NAG(Optimizer):
     @contextmanager
     def _look_ahead(self) -> Iterator[None]:
         """`with opt.lookahead():`."""
-        with self._engine.lock:
-            if not self.lookahead:
-                raise RuntimeError("lookahead() is for NAG(lookahead=True)")
-            if self._away:
-                where = "already at the point ahead" if self._away == "lookahead()" else f"within {self._away}"
-                raise RuntimeError(f"the parameters are {where}")
-            moves = [group["lookahead"] and not group["frozen"] for group in self._groups]
-            for number, group in enumerate(self._groups):
-                shift = group["momentum"] if group["lr_in_velocity"] else group["lr"] * group["momentum"]
-                self._move.set_options(number, sgd_options(shift))
-            velocities = [
-                _storage.values(kept, "momentum_buffer") if moves[number] else None
-                for kept, number in zip(self._kept.values(), self._numbers, strict=True)
-            ]
-        with self._moved("lookahead()", [by is not None for by in velocities], lambda: self._step_along(velocities)):
+        with ExitStack() as stack:
+            with self._engine.lock:  # until the parameters have moved: no other thread passes the checks meanwhile
+                if not self.lookahead:
+                    raise RuntimeError("lookahead() is for NAG(lookahead=True)")
+                if self._away:
+                    where = "already at the point ahead" if self._away == "lookahead()" else f"within {self._away}"
+                    raise RuntimeError(f"the parameters are {where}")
+                moves = [group["lookahead"] and not group["frozen"] for group in self._groups]
+                for number, group in enumerate(self._groups):
+                    shift = group["momentum"] if group["lr_in_velocity"] else group["lr"] * group["momentum"]
+                    self._move.set_options(number, sgd_options(shift))
+                velocities = [
+                    _storage.values(kept, "momentum_buffer") if moves[number] else None
+                    for kept, number in zip(self._kept.values(), self._numbers, strict=True)
+                ]
+                move = partial(self._step_along, velocities)
+                stack.enter_context(self._moved("lookahead()", [by is not None for by in velocities], move))
             yield
 
     def _step_along(self, velocities: list[Any]) -> None:
