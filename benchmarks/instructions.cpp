@@ -65,7 +65,7 @@ struct Problem {
     // The first step makes the plan; the later ones, which are counted, do not.
     stepper.begin();
     set_gradients();
-    stepper.run(1);
+    stepper.run({});
   }
 
   void set_gradients() {
@@ -103,11 +103,11 @@ void count_steps(std::size_t rule, const Storage& storage) {
   const std::string what = step::catalog()[rule].name + ' ' + storage.name + ' ' + cpu::isa();
   for (const std::int64_t size : kSizes) {
     Problem problem(static_cast<int>(rule), storage, 1, size);
-    count(what + " element", size, [&] { problem.stepper.run(1); });
+    count(what + " element", size, [&] { problem.stepper.run({}); });
   }
   for (const std::int64_t tensors : kTensors) {
     Problem problem(static_cast<int>(rule), storage, tensors, 1);
-    count(what + " tensor", tensors, [&] { problem.stepper.run(1); });
+    count(what + " tensor", tensors, [&] { problem.stepper.run({}); });
   }
 }
 

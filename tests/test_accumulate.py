@@ -211,6 +211,27 @@ def test_refusals():
         nag.accumulate(grads[0])
 
 
+@pytest.mark.parametrize("wrong", ["grad_scale", "stats", "read-only", "replaced", "loss_scale"])
+def test_a_refused_step_adds_nothing(wrong):
+    params, grads = problem()
+    scale = gs.LossScale(1e300) if wrong == "loss_scale" else None
+    opt = gs.Adam(params, on_nonfinite="skip", loss_scale=scale)
+    opt.accumulate(grads[0])
+    saved, w = opt.state_dict(), params["w"]
+    keywords = {"grad_scale": {"grad_scale": -1.0}, "stats": {"stats": 2}, "loss_scale": {"grad_scale": 1e100}}
+    if wrong == "read-only":
+        w.flags.writeable = False
+    if wrong == "replaced":
+        params["w"] = w.copy()
+    with pytest.raises((TypeError, ValueError)):
+        opt.step(grads[1], **keywords.get(wrong, {}))
+    w.flags.writeable, params["w"] = True, w
+    now = opt.state_dict()
+    assert now["accumulated"] == 1
+    assert opt.step_count == 0
+    assert all(same_bits(now["state"][name]["accumulator"], saved["state"][name]["accumulator"]) for name in params)
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_skipped_steps_clear_the_sums(order):
     g = np.full((40, 300), np.inf, np.float32)

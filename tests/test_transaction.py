@@ -192,7 +192,9 @@ def test_results():
         0.5,
         None,
     )
-    assert repr(result) == "StepResult(applied=True, step=1, grad_norm=5.0, clip_factor=0.5, nonfinite=None)"
+    assert (
+        repr(result) == "StepResult(applied=True, step=1, grad_norm=5.0, clip_factor=0.5, nonfinite=None, stats=None)"
+    )
     opt.step([np.ones(9), np.ones(16)])
     assert result.step == 1  # a result is that of its step
     opt.clip_norm, opt.clip_per_tensor = None, 3.0

@@ -223,14 +223,6 @@ Array CudaArrays::writable_view(py::handle object, const std::string& kind, cons
   return look(object, kind, name, codes, true);
 }
 
-py::object CudaArrays::make_result(std::int64_t step, const std::optional<GradientPass>& pass,
-                                   const std::string* nonfinite) {
-  const py::object norm = pass ? py::object(py::float_(pass->norm)) : py::none();
-  const py::object position =
-      nonfinite == nullptr ? py::object(py::none()) : py::make_tuple(*nonfinite, pass->nonfinite.element);
-  return py::make_tuple(!pass || !pass->skip, step, norm, pass ? pass->clip_factor : 1.0, position);
-}
-
 py::object CudaArrays::to_compare(const py::object&, const Array& array) {
   const py::tuple shape(array.rank), strides(array.rank);
   for (int axis = 0; axis < array.rank; ++axis) {

@@ -76,10 +76,6 @@ class CudaArrays {
 
   static constexpr bool kOnDevice = true;
 
-  // The values of a StepResult, whose type belongs to another module.
-  static pybind11::object make_result(std::int64_t step, const std::optional<GradientPass>& pass,
-                                      const std::string* nonfinite);
-
   // Checking where the memory of a thousand tensors is takes longer than stepping them: each step checks this many, in
   // turn. Only those with a C interface, because other libraries do not exchange an array's memory.
   static constexpr int kSpotChecks = 8;

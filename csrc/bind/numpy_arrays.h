@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "bind/arrays.h"
-#include "bind/step_result.h"
 #include "step/backend.h"
 
 namespace gradstep::bind {
@@ -63,11 +62,6 @@ class NumPyArrays {
   static pybind11::object to_compare(const pybind11::object& object, const Array&) { return object; }
 
   static constexpr bool kOnDevice = false;
-
-  static pybind11::object make_result(std::int64_t step, const std::optional<GradientPass>& pass,
-                                      const std::string* nonfinite) {
-    return make_step_result(step, pass, nonfinite);
-  }
 
   // Every step checks all arrays.
   static constexpr int kSpotChecks = 0;

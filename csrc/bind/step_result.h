@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "exec/norm.h"
 
@@ -13,8 +15,11 @@ namespace gradstep::bind {
 
 void register_step_result(pybind11::module_& m);
 
-// `nonfinite` is the name of the tensor with the first gradient that is not finite, if there is one.
+// The name of a tensor.
+using NameOf = std::function<std::string(std::size_t tensor)>;
+
+// From the number of steps, the gradient pass if there was one, and the norms of each tensor if they were measured.
 pybind11::object make_step_result(std::int64_t step, const std::optional<GradientPass>& pass,
-                                  const std::string* nonfinite);
+                                  const std::vector<TensorNorms>& measured, const NameOf& name_of);
 
 }  // namespace gradstep::bind

@@ -17,6 +17,7 @@
 #include "bind/gc.h"
 #include "bind/options.h"
 #include "bind/rows.h"
+#include "bind/step_result.h"
 #include "bind/tree.h"
 #include "step/catalog.h"
 #include "step/norm.h"
@@ -185,15 +186,13 @@ class Stepper {
   py::object result() {
     std::optional<GradientPass> pass;
     std::int64_t step_count = 0;
+    std::vector<TensorNorms> norms;
     may_wait([&] {
       pass = stepper_.gradient_pass();
       step_count = stepper_.step_count();
+      norms = stepper_.norms();
     });
-    std::string name;
-    const bool names = pass && pass->nonfinite.exists();
-    if (names) name = stepper_.name(pass->nonfinite.tensor);
-    if (!name.empty() && name[0] == '.') name.erase(0, 1);
-    return Arrays::make_result(step_count, pass, names ? &name : nullptr);
+    return make_step_result(step_count, pass, norms, [this](std::size_t tensor) { return path(tensor); });
   }
 
   std::optional<double> grad_norm() {
@@ -225,6 +224,15 @@ class Stepper {
     }
   }
 
+  // Throws where a step would, whatever its gradients are.
+  void check_arrays() const {
+    if (tree_ != nullptr) tree_->check_unchanged();
+    if (copy_tree_) copy_tree_->check_unchanged();
+    for (std::size_t i = 0; i < frozen_.size(); ++i) {
+      if (!frozen_[i]) check_unmoved(i);
+    }
+  }
+
   // The pairs of arrays that steps write whose address ranges intersect; no two may share an element.
   std::vector<PossibleOverlap> possible_overlaps() const {
     std::vector<std::pair<step::Extent, const Watched*>> order;
@@ -246,13 +254,13 @@ class Stepper {
     return found;
   }
 
-  // Takes a step with gradients that are divided by `grad_scale`; `...` stands for bound ones. Returns its result, or
-  // None where that would wait for a device. If the address ranges of gradients and of arrays that steps write
-  // intersect, it only prepares the step and returns the gradients and their possible overlaps; run() with the
-  // gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter ends,
-  // a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
-  // `clears`: the gradients are accumulators, which become zero; these may be given beside bound ones.
-  py::object step(const py::object& grads, double grad_scale, bool clears) {
+  // Takes a step with gradients that are divided by `grad_scale`; `...` stands for bound ones. `clears`: the gradients
+  // are accumulators, which become zero; these may be given beside bound ones. `stats`: the norms of tensors are
+  // measured. Returns its result, or None where that would wait for a device. If the address ranges of gradients and of
+  // arrays that steps write intersect, it only prepares the step and returns the gradients and their possible overlaps;
+  // run() with the gradients then takes the step. NumPy's exact test of overlap may not run here: when the interpreter
+  // ends, a thread that waits for the GIL is unwound, and these frames would drop references without holding it.
+  py::object step(const py::object& grads, double grad_scale, bool clears, bool stats) {
     const Flag stepping(is_stepping_);
     spot_check();
     if (tree_ != nullptr) tree_->check_unchanged();
@@ -273,28 +281,27 @@ class Stepper {
       std::vector<PossibleOverlap> possible_overlaps = set_gradients(held);
       if (!possible_overlaps.empty()) return py::make_tuple(std::move(held), std::move(possible_overlaps));
     }
-    if (!clears) return run(held, grad_scale, false);
-    py::object result = run(held, grad_scale, true);
-    if (is_bound_) set_bound_gradients();
+    py::object result = run(held, {grad_scale, clears, stats});
+    if (clears && is_bound_) set_bound_gradients();
     return result;
   }
 
   // Takes the step that step() prepared, with the gradients that it returned. They are set again, because other steps
   // may have been taken since then, by a signal handler or a finalizer.
-  py::object run_prepared(const py::tuple& held, double grad_scale) {
+  py::object run_prepared(const py::tuple& held, double grad_scale, bool stats) {
     set_gradients(held);
-    return run(held, grad_scale, false);
+    return run(held, {grad_scale, false, stats});
   }
 
   // Whether code of the user's that was called by a step is running.
   bool is_stepping() const { return is_stepping_; }
 
   // The argument keeps its gradients alive.
-  py::object run(const py::tuple&, double grad_scale, bool clears) {
+  py::object run(const py::tuple&, const step::RunOptions& options) {
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
-      stepper_.run(grad_scale, clears);
+      stepper_.run(options);
     } else {
-      without_gil([&] { stepper_.run(grad_scale, clears); });
+      without_gil([&] { stepper_.run(options); });
     }
     if (raises_) refuse_nonfinite();
     if constexpr (Arrays::kOnDevice) return py::none();
@@ -377,6 +384,12 @@ class Stepper {
 
   const step::RuleInfo& info() const { return step::catalog()[static_cast<std::size_t>(rule_)]; }
   std::size_t scalars() const { return info().scalars.size(); }
+
+  // The name of a tensor in the face: that in messages, which may begin with a dot, without it.
+  std::string path(std::size_t tensor) const {
+    const std::string& name = stepper_.name(tensor);
+    return name.empty() || name[0] != '.' ? name : name.substr(1);
+  }
 
   // The name of an array in messages.
   std::string label(const Watched& watched) const { return *watched.kind + name_of(watched.tensor); }
@@ -689,13 +702,15 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("set_frozen", &Steps::set_frozen, py::arg("group"), py::arg("frozen"))
       .def_property_readonly("is_captured", &Steps::is_captured)
       .def("check_params", &Steps::check_params, py::arg("params"))
+      .def("check_arrays", &Steps::check_arrays)
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
            py::arg("copies") = py::none())
       .def("possible_overlaps", &Steps::possible_overlaps)
-      .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0, py::arg("clears") = false)
-      .def("run", &Steps::run_prepared, py::arg("prepared"), py::arg("grad_scale") = 1.0)
+      .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0, py::arg("clears") = false,
+           py::arg("stats") = false)
+      .def("run", &Steps::run_prepared, py::arg("prepared"), py::arg("grad_scale") = 1.0, py::arg("stats") = false)
       .def_property_readonly("result", &Steps::result)
       .def_property_readonly("is_stepping", &Steps::is_stepping)
       .def_property_readonly("step_count", &Steps::step_count)

@@ -247,17 +247,26 @@ class Tiles {
   }
 
   // Averages the parameter that a kernel has updated where it lies.
-  void average(std::int64_t begin, std::int64_t end) {
-    begin_ = begin;
-    size_ = end - begin;
-    add_to_average(load(kParameter));
-  }
+  void average(std::int64_t begin, std::int64_t end) { add_to_average(parameter(begin, end)); }
 
   void add_squares(std::int64_t begin, std::int64_t end, double* lanes, bool prefetches) {
-    const AddSquares add =
-        kCompute == Compute::kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats;
     const std::byte* const values = gradient(begin, end);
-    add(values, size_, lanes, prefetches && values == place(kGradient));  // a tile is in L1
+    add(values, lanes, prefetches && values == place(kGradient));  // a tile is in L1
+  }
+
+  // Copies the parameter's elements [begin, end).
+  void copy_parameter(std::int64_t begin, std::int64_t end, T* to) {
+    std::memcpy(to, parameter(begin, end), static_cast<std::size_t>(end - begin) * sizeof(T));
+  }
+
+  // Adds the squares of the parameter's elements, and of their differences from those before.
+  void add_weights(std::int64_t begin, std::int64_t end, const T* before, double* weights, double* updates) {
+    const std::byte* const values = parameter(begin, end);
+    const auto* const after = reinterpret_cast<const T*>(values);
+    T* const difference = tiles_[kGradient];
+    for (std::int64_t i = 0; i < size_; ++i) difference[i] = after[i] - before[i];
+    add(values, weights, false);
+    add(reinterpret_cast<const std::byte*>(difference), updates, false);
   }
 
   // The number of gradients before the first that is not finite.
@@ -269,13 +278,22 @@ class Tiles {
   }
 
   // The gradient's elements [begin, end) as values of T.
-  const std::byte* gradient(std::int64_t begin, std::int64_t end) {
-    begin_ = begin;
-    size_ = end - begin;
-    return load(kGradient);
-  }
+  const std::byte* gradient(std::int64_t begin, std::int64_t end) { return values(kGradient, begin, end); }
+  const std::byte* parameter(std::int64_t begin, std::int64_t end) { return values(kParameter, begin, end); }
 
  private:
+  const std::byte* values(int s, std::int64_t begin, std::int64_t end) {
+    begin_ = begin;
+    size_ = end - begin;
+    return load(s);
+  }
+
+  // Adds the squares of this tile's number of values.
+  void add(const std::byte* values, double* lanes, bool prefetches) const {
+    (kCompute == Compute::kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats)(
+        values, size_, lanes, prefetches);
+  }
+
   DType dtype(int s) const { return job_.layout == nullptr ? native_of(kCompute) : job_.layout->dtypes[s]; }
   bool strided(int s) const { return job_.layout != nullptr && !job_.layout->strides[s].empty(); }
   float* scales(int s) const { return has_scales(dtype(s)) ? job_.layout->scales[s] + place_ / kBlock : nullptr; }
@@ -411,6 +429,37 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
   return fold(lanes);
 }
 
+// Updates elements [begin, end), in the order of the indices.
+void run_here(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (job.layout == nullptr) return run(job, kernels, begin, end, prefetches);
+  if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
+  job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
+                                              : run_in<float>(job, kernels, begin, end, prefetches);
+}
+
+// The same for one chunk, number `chunk` of the sums.
+template <class T>
+void measure(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches,
+             const ChunkSums& sums) {
+  alignas(64) double gradients[kSumLanes] = {}, updates[kSumLanes] = {}, weights[kSumLanes] = {};
+  alignas(64) T before[kChunk];
+  Tiles<T> tiles(job);
+  const auto each_tile = [&](const auto& f) {
+    for (std::int64_t first = begin; first < end; first += kTile) f(first, std::min(first + kTile, end));
+  };
+  each_tile([&](std::int64_t first, std::int64_t last) {
+    tiles.add_squares(first, last, gradients, prefetches);
+    tiles.copy_parameter(first, last, before + (first - begin));
+  });
+  run_here(job, kernels, begin, end, prefetches);
+  each_tile([&](std::int64_t first, std::int64_t last) {
+    tiles.add_weights(first, last, before + (first - begin), weights, updates);
+  });
+  sums.gradient[begin / kChunk] = fold(gradients);
+  sums.update[begin / kChunk] = fold(updates);
+  sums.weight[begin / kChunk] = fold(weights);
+}
+
 template <class T>
 std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end) {
   Tiles<T> tiles(job);
@@ -460,11 +509,8 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
 }
 
 void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
-  if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
-  each_part(job, begin, end, [&](std::int64_t first, std::int64_t last) {
-    job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, first, last, prefetches)
-                                                : run_in<float>(job, kernels, first, last, prefetches);
-  });
+  each_part(job, begin, end,
+            [&](std::int64_t first, std::int64_t last) { run_here(job, kernels, first, last, prefetches); });
 }
 
 void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end) {
@@ -489,6 +535,19 @@ void run_and_clear(const TensorJob& job, const Kernels& kernels, std::int64_t be
     run(job, kernels, begin, last, prefetches);
     clear_gradient(job, begin, last);
   }
+}
+
+void run_and_measure(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end,
+                     bool prefetches, bool clears, const ChunkSums& sums) {
+  clears = clears && (job.layout == nullptr || job.layout->blocks.axis < 0);
+  each_part(job, begin, end, [&](std::int64_t first, std::int64_t part_end) {
+    for (std::int64_t last; first < part_end; first = last) {
+      last = std::min(first + kChunk, part_end);
+      job.update->key.compute == Compute::kDouble ? measure<double>(job, kernels, first, last, prefetches, sums)
+                                                  : measure<float>(job, kernels, first, last, prefetches, sums);
+      if (clears) clear_gradient(job, first, last);
+    }
+  });
 }
 
 }  // namespace gradstep::cpu

@@ -18,6 +18,14 @@ void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end);
 // Updates elements [begin, end) and clears their gradients chunk by chunk, while these are in a cache.
 void run_and_clear(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches);
 
+// The sums of squares of which a tensor's norms are computed, one per chunk.
+struct ChunkSums {
+  double *gradient, *update, *weight;
+};
+// Updates elements [begin, end) and sums squares chunk by chunk, while these are in a cache. `clears`: as above.
+void run_and_measure(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end,
+                     bool prefetches, bool clears, const ChunkSums& sums);
+
 // The sum of the gradient's squares over elements [begin, end), which is one chunk; the tensor's last may be shorter.
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches);
 

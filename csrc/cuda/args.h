@@ -75,6 +75,18 @@ struct Sums {
   std::uint32_t tensors;
 };
 
+// Sums of squares from which the norms of each tensor are computed: those of TensorNorms, in its order.
+struct NormSums {
+  static constexpr int kKinds = 3;
+  enum Kind { kOfGradient, kOfUpdate, kOfWeight };
+
+  std::byte* const* before;          // memory for each tensor's parameter in its compute type
+  double* of_chunks[kKinds];         // need not be initialized
+  double* of_tensors;                // the kinds of a tensor follow one another
+  const std::uint32_t* first_chunk;  // of each tensor, then the number of chunks
+  std::uint32_t tensors;
+};
+
 // Arguments of the launch that precedes the updates: consecutive tensors of few groups.
 struct AdvanceArgs {
   static constexpr std::uint32_t kTensors = 4096, kGroups = 8;

@@ -6,36 +6,73 @@
 #include "cuda/stored.h"
 #include "cuda/sums.h"
 
-// The norm in two launches: the first sums the squares of a chunk per warp, the second the chunks of a tensor per warp.
-// The next kernel sums the tensors.
+// The norm of all gradients in two launches: the first sums the squares of a chunk per warp, the second the chunks of a
+// tensor per warp. The next kernel sums the tensors. The norms of each tensor are summed alike, around the updates.
 namespace gradstep::cuda {
 namespace {
 
-// An update without states, for visit_stored() of the gradient.
+// An update without states, for visit_stored().
 struct Stateless {
   static constexpr bool non_negative(int) { return false; }
 };
 
-// A lane's part of a block of a float64 gradient, with zeros beyond the last element.
-GS_DEVICE void load_doubles(const TensorDesc& desc, std::byte* gradient, const Block& block, double (&x)[kItems]) {
-  using Values = Raw<double, sizeof(double), double>;
-  const std::byte* from = global(gradient + block.begin * static_cast<std::int64_t>(sizeof(double)));
-  if (block.count == kBlock && !desc.strided[kGradient] && Values::aligned(from)) {
-    Values::load(from, block.lane, x);
-  } else {
-    move<true>(desc, kGradient, gradient, block);
-    Values::load(block.tile, block.lane, x);
-  }
-}
+// A stream's values as doubles. Float64 streams of tensors that are computed in float64 are divided among lanes as
+// doubles are, others as floats.
+template <int s>
+struct Values {
+  const TensorDesc& desc;
+  std::byte* data;
+  bool doubles = desc.compute == Compute::kDouble && is_native(desc.dtypes[s], Compute::kDouble);
 
-GS_DEVICE void load_others(const TensorDesc& desc, std::byte* gradient, const Block& block, double (&x)[kItems]) {
-  std::uint32_t raw[kItems] = {};
-  float values[kItems] = {};
-  fetch(desc, kGradient, gradient, block, raw);
-  visit_stored<Stateless, kGradient>(desc.dtypes[kGradient], [&](auto how) { how.decode(raw, 0.0f, values); });
+  // A lane's part of a block, with zeros beyond the last element.
+  GS_DEVICE void load(const Block& block, double (&x)[kItems]) const {
+    doubles ? load_doubles(block, x) : load_others(block, x);
+  }
+
+  // The index in the block of a lane's item.
+  GS_DEVICE int place(int lane, int item) const {
+    return doubles ? LaneSlice<double>::place(lane, item) : LaneSlice<float>::place(lane, item);
+  }
+
+ private:
+  GS_DEVICE void load_doubles(const Block& block, double (&x)[kItems]) const {
+    using Whole = Raw<double, sizeof(double), double>;
+    const std::byte* from = global(data + block.begin * static_cast<std::int64_t>(sizeof(double)));
+    if (block.count == kBlock && !desc.strided[s] && Whole::aligned(from)) {
+      Whole::load(from, block.lane, x);
+    } else {
+      move<true>(desc, s, data, block);
+      Whole::load(block.tile, block.lane, x);
+    }
+  }
+
+  GS_DEVICE void load_others(const Block& block, double (&x)[kItems]) const {
+    std::uint32_t raw[kItems] = {};
+    float values[kItems] = {};
+    fetch(desc, s, data, block, raw);
+    visit_stored<Stateless, s>(desc.dtypes[s], [&](auto how) { how.decode(raw, 0.0f, values); });
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) x[i] = values[i];
-}
+    for (int i = 0; i < kItems; ++i) x[i] = values[i];
+  }
+};
+
+// A lane's part of a sum of squares.
+class Squares {
+ public:
+  GS_DEVICE void add(int item, double x) { own_[item % kOwn] = own_[item % kOwn] + x * x; }
+
+  // The warp's sum. `lanes` is scratch memory of the warp.
+  template <class Of>
+  GS_DEVICE double fold(const Of& values, int lane, double (&lanes)[kSumLanes]) const {
+    __syncwarp();  // another lane may still read them
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) lanes[values.place(lane, k)] = own_[k];
+    return cuda::fold(lanes, lane);
+  }
+
+ private:
+  double own_[kOwn] = {};
+};
 
 // A warp's sum of the squares of a chunk's elements, and the number of elements from the first that is not finite to
 // kChunk, 0 if there is none. `tile` and `lanes` are scratch memory of the warp.
@@ -45,27 +82,63 @@ struct ChunkSum {
 };
 GS_DEVICE ChunkSum sum_of_squares(const TensorDesc& desc, std::byte* gradient, const Chunk& chunk, int lane,
                                   std::byte* tile, double (&lanes)[kSumLanes]) {
-  const bool doubles = desc.compute == Compute::kDouble && is_native(desc.dtypes[kGradient], Compute::kDouble);
-  double own[kOwn] = {};
+  const Values<kGradient> values{desc, gradient};
+  Squares squares;
   std::uint32_t from_end = 0;
+#pragma unroll 1
+  for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    double x[kItems] = {};
+    values.load(Block(chunk, begin, lane, tile), x);
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      squares.add(i, x[i]);
+      if (is_finite(x[i])) continue;
+      const auto here = static_cast<std::uint32_t>(kChunk - (begin - chunk.begin) - values.place(lane, i));
+      from_end = here > from_end ? here : from_end;
+    }
+  }
+  return {squares.fold(values, lane, lanes), warp_max(from_end)};
+}
+
+// Keeps the parameter's values before the update. T is its compute type.
+template <class T>
+GS_DEVICE void keep(const Values<kParameter>& values, T* before, const Chunk& chunk, int lane, std::byte* tile) {
 #pragma unroll 1
   for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
     const Block block(chunk, begin, lane, tile);
     double x[kItems] = {};
-    doubles ? load_doubles(desc, gradient, block, x) : load_others(desc, gradient, block, x);
+    values.load(block, x);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      own[i % kOwn] = own[i % kOwn] + x[i] * x[i];
-      if (is_finite(x[i])) continue;
-      const int place = doubles ? LaneSlice<double>::place(lane, i) : LaneSlice<float>::place(lane, i);
-      const auto here = static_cast<std::uint32_t>(kChunk - (begin - chunk.begin) - place);
-      from_end = here > from_end ? here : from_end;
+      const int place = values.place(lane, i);
+      if (place < block.count) before[begin + place] = static_cast<T>(x[i]);
     }
   }
+}
+
+// Sums the squares of the parameter's values, and of their differences from those before the update.
+struct WeightSums {
+  double update, weight;
+};
+template <class T>
+GS_DEVICE WeightSums sum_weights(const Values<kParameter>& values, const T* before, const Chunk& chunk, int lane,
+                                 std::byte* tile, double (&lanes)[kSumLanes]) {
+  Squares weights, updates;
+#pragma unroll 1
+  for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+    const Block block(chunk, begin, lane, tile);
+    double x[kItems] = {};
+    values.load(block, x);
 #pragma unroll
-  for (int k = 0; k < kOwn; ++k)
-    lanes[doubles ? LaneSlice<double>::place(lane, k) : LaneSlice<float>::place(lane, k)] = own[k];
-  return {fold(lanes, lane), warp_max(from_end)};
+    for (int i = 0; i < kItems; ++i) {
+      const int place = values.place(lane, i);
+      const T was = place < block.count ? before[begin + place] : T(0);
+      weights.add(i, x[i]);
+      updates.add(i, static_cast<T>(x[i]) - was);
+    }
+  }
+  const double weight = weights.fold(values, lane, lanes);
+  return {updates.fold(values, lane, lanes), weight};
 }
 
 // Arguments of a launch: the gradients of consecutive tensors.
@@ -116,11 +189,65 @@ __global__ void __launch_bounds__(kThreads) add_tensors(const Sums sums) {
                            : (chunk + 1) * kChunk - static_cast<std::int64_t>(sums.nonfinite_from_end[first + chunk]);
 }
 
+// Arguments of a launch that measures consecutive tensors.
+template <int kTensors>
+struct MeasureArgs {
+  const TensorDesc* descs;  // of all tensors
+  const Chunk* chunks;      // starting with this launch's first
+  NormSums sums;
+  std::uint32_t first_chunk, count;  // of chunks
+  std::uint32_t first;               // index of the first tensor
+  bool after;                        // whether the updates have been launched
+  std::byte* gradients[kTensors];    // null: the tensor takes no part
+};
+
+template <int kTensors>
+__global__ void __launch_bounds__(kThreads) measure_chunks(const __grid_constant__ MeasureArgs<kTensors> args) {
+  alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(double)];
+  __shared__ double all_lanes[kWarps][kSumLanes];
+  const std::uint32_t n = warp_of_grid();
+  if (n >= args.count) return;
+  const Chunk chunk = *global(args.chunks + n);
+  std::byte* const gradient = args.gradients[chunk.tensor - args.first];
+  if (gradient == nullptr) return;
+  const int warp = warp_of_thread(), lane = lane_of_thread();
+  std::byte* const tile = tiles[warp];
+  double (&lanes)[kSumLanes] = all_lanes[warp];
+  const TensorDesc& desc = *global(args.descs + chunk.tensor);
+  const Values<kParameter> values{desc, desc.streams[kParameter]};
+  std::byte* const before = *global(args.sums.before + chunk.tensor);
+  const auto put = [&](NormSums::Kind kind, double squares) {
+    if (lane == 0) args.sums.of_chunks[kind][args.first_chunk + n] = squares;
+  };
+  const bool doubles = desc.compute == Compute::kDouble;
+  if (args.after) {
+    const WeightSums found =
+        doubles ? sum_weights(values, reinterpret_cast<const double*>(before), chunk, lane, tile, lanes)
+                : sum_weights(values, reinterpret_cast<const float*>(before), chunk, lane, tile, lanes);
+    put(NormSums::kOfUpdate, found.update);
+    put(NormSums::kOfWeight, found.weight);
+  } else {
+    put(NormSums::kOfGradient, sum_of_squares(desc, gradient, chunk, lane, tile, lanes).squares);
+    doubles ? keep(values, reinterpret_cast<double*>(before), chunk, lane, tile)
+            : keep(values, reinterpret_cast<float*>(before), chunk, lane, tile);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) measure_tensors(const NormSums sums) {
+  __shared__ double lanes[kWarps][kSumLanes];
+  const std::uint32_t n = warp_of_grid(), tensor = n / NormSums::kKinds;
+  if (tensor >= sums.tensors) return;
+  const std::uint32_t first = sums.first_chunk[tensor], end = sums.first_chunk[tensor + 1];
+  const double* const of_chunks = sums.of_chunks[n % NormSums::kKinds];
+  const double total = sum(of_chunks + first, end - first, lane_of_thread(), lanes[warp_of_thread()]);
+  if (lane_of_thread() == 0) sums.of_tensors[n] = total;
+}
+
 constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }
 
 template <class Args>
-void launch(void (*kernel)(Args), Args& args, std::uint32_t warps, const NormWork& work) {
-  if (warps > 0) start(kernel, args, blocks_for(warps), kThreads, work.stream, "launching a norm");
+void launch(void (*kernel)(Args), Args& args, std::uint32_t warps, void* stream) {
+  if (warps > 0) start(kernel, args, blocks_for(warps), kThreads, stream, "launching a norm");
 }
 
 template <int kTensors>
@@ -137,16 +264,46 @@ void launch_chunks(const NormWork& work) {
     args.chunks = work.chunks + begin;
     args.sums = work.sums.of_chunks + begin;
     args.nonfinite_from_end = work.sums.nonfinite_from_end + begin;
-    launch(&add_chunks<kTensors>, args, args.count, work);
+    launch(&add_chunks<kTensors>, args, args.count, work.stream);
   }
+}
+
+template <int kTensors>
+void launch_measures(const MeasureWork& work, bool after) {
+  static_assert(sizeof(MeasureArgs<kTensors>) <= kMostBytes);
+  MeasureArgs<kTensors> args;
+  args.descs = work.descs;
+  args.sums = work.sums;
+  args.after = after;
+  for (std::uint32_t first = 0, last; first < work.sums.tensors; first = last) {
+    last = work.sums.tensors - first < kTensors ? work.sums.tensors : first + kTensors;
+    std::memcpy(args.gradients, work.gradients + first, (last - first) * sizeof(std::byte*));
+    args.first = first;
+    args.first_chunk = static_cast<std::uint32_t>(work.first_chunk[first]);
+    args.count = static_cast<std::uint32_t>(work.first_chunk[last]) - args.first_chunk;
+    args.chunks = work.chunks + args.first_chunk;
+    launch(&measure_chunks<kTensors>, args, args.count, work.stream);
+  }
+}
+
+void launch_measures(const MeasureWork& work, bool after) {
+  work.sums.tensors > kFew ? launch_measures<kMany>(work, after) : launch_measures<kFew>(work, after);
 }
 
 }  // namespace
 
+void launch_measure_before(const MeasureWork& work) { launch_measures(work, false); }
+
+void launch_measure_after(const MeasureWork& work) {
+  launch_measures(work, true);
+  NormSums sums = work.sums;
+  launch(&measure_tensors, sums, NormSums::kKinds * sums.tensors, work.stream);
+}
+
 void launch_sums(const NormWork& work) {
   work.sums.tensors > kFew ? launch_chunks<kMany>(work) : launch_chunks<kFew>(work);
   Sums sums = work.sums;
-  launch(&add_tensors, sums, sums.tensors, work);
+  launch(&add_tensors, sums, sums.tensors, work.stream);
 }
 
 void load_sums(std::size_t tensors) {

@@ -90,4 +90,17 @@ GS_INLINE GradientPass evaluate_pass(double squares, double largest, Position no
   return {norm, clip, (per_tensor ? 1 : clip) / grad_scale, nonfinite, asked.skips_nonfinite && nonfinite.exists()};
 }
 
+// The norms of a tensor's elements in a step.
+struct TensorNorms {
+  double gradient;  // after the division by the scale of the gradients
+  double update;    // of the change of the parameter
+  double weight;    // of the parameter after the step
+  bool exist;       // whether they were measured
+};
+
+// From sums of squares.
+GS_INLINE TensorNorms evaluate_norms(double gradient, double update, double weight, double grad_scale) {
+  return {sqrt(gradient) / grad_scale, sqrt(update), sqrt(weight), true};
+}
+
 }  // namespace gradstep

@@ -22,6 +22,15 @@ struct TensorInfo {
   Compute compute;
 };
 
+// What a run is asked for besides the update.
+struct RunOptions {
+  double grad_scale = 1;  // divides the gradients
+  // Gradients are stored as they are computed with, and set to zero in the same pass, also if the step is skipped.
+  bool clears = false;
+  // The norms of each tensor are taken; layouts are then in the order of the indices.
+  bool measures = false;
+};
+
 // Runs the steps of one optimizer on a processor or a device. It owns the options, the layouts and the clocks.
 class Backend {
  public:
@@ -39,12 +48,13 @@ class Backend {
   virtual void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
                           std::int64_t size) = 0;
 
-  // Runs a step with one gradient per tensor, divided by `grad_scale`; null: the tensor takes no part. If it throws,
-  // nothing was written and the step is not counted, unless a device failed during the step. `clears`: gradients are
-  // stored as they are computed with, and set to zero in the same pass, also if the step is skipped.
-  virtual void run(std::byte* const* gradients, double grad_scale, bool clears) = 0;
+  // Runs a step with one gradient per tensor; null: the tensor takes no part. If it throws, nothing was written and the
+  // step is not counted, unless a device failed during the step.
+  virtual void run(std::byte* const* gradients, const RunOptions& options) = 0;
   // The result of the last run's gradient pass; undefined if that run had none.
   virtual GradientPass gradient_pass() = 0;
+  // The norms that the last run measured, of each tensor; empty if it measured none or was skipped.
+  virtual std::vector<TensorNorms> norms() = 0;
   // Runs only the gradient pass, for the norm.
   virtual double norm(std::byte* const* gradients) = 0;
 

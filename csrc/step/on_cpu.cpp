@@ -148,12 +148,18 @@ class OnCpu : public Backend {
     norms_.set_layout(tensor, std::move(gradient));
   }
 
-  void run(std::byte* const* gradients, double grad_scale, bool clears) override {
+  void run(std::byte* const* gradients, const RunOptions& options) override {
     const cpu::NoFork whole;
     finish_plan();
-    pass_ = asked_.asks() ? pass_over(gradients, asked_, grad_scale) : no_pass_for(grad_scale);
+    measured_.clear();
+    std::vector<double> sums[3];
+    if (options.measures) {
+      for (std::vector<double>& of_chunks : sums) of_chunks.resize(plan_.first_chunk.back());
+      measured_.reserve(tensors_.size());
+    }
+    pass_ = asked_.asks() ? pass_over(gradients, asked_, options.grad_scale) : no_pass_for(options.grad_scale);
     if (pass_.skip) {
-      if (clears) clear(gradients);
+      if (options.clears) clear(gradients);
       return;
     }
     prepared_.clear();
@@ -180,25 +186,35 @@ class OnCpu : public Backend {
       const auto visit = [&run, prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece,
                                                                 KernelCache& cache) {
         if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
-        run(of, *cache.kernels, piece.begin, piece.end, prefetches);
+        run(piece.tensor, of, *cache.kernels, piece.begin, piece.end, prefetches);
       };
       for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
     };
-    if (clears) {
-      update([](const auto&... arguments) { cpu::run_and_clear(arguments...); });
-      for (std::size_t i = 0; i < tensors_.size() && steps_.blocked != 0; ++i) {
-        if (has_blocks(i) && steps_.jobs[i].update != nullptr) {
-          cpu::clear_gradient(steps_.jobs[i], 0, tensors_[i].info.size);
-        }
-      }
+    if (options.measures) {
+      update([&](std::uint32_t tensor, const auto&... arguments) {
+        const std::size_t first = plan_.first_chunk[tensor];
+        const cpu::ChunkSums to{sums[0].data() + first, sums[1].data() + first, sums[2].data() + first};
+        cpu::run_and_measure(arguments..., options.clears, to);
+      });
+      const IeeeMode ieee;
+      add_up_norms(sums, options.grad_scale);
+    } else if (options.clears) {
+      update([](std::uint32_t, const auto&... arguments) { cpu::run_and_clear(arguments...); });
     } else {
-      update([](const auto&... arguments) { cpu::run(arguments...); });
+      update([](std::uint32_t, const auto&... arguments) { cpu::run(arguments...); });
+    }
+    for (std::size_t i = 0; options.clears && steps_.blocked != 0 && i < tensors_.size(); ++i) {
+      if (has_blocks(i) && steps_.jobs[i].update != nullptr) {
+        cpu::clear_gradient(steps_.jobs[i], 0, tensors_[i].info.size);
+      }
     }
     if (threads > 1) consecutive_steps.end();
     ++taken_;
   }
 
   GradientPass gradient_pass() override { return pass_; }
+
+  std::vector<TensorNorms> norms() override { return measured_; }
 
   double norm(std::byte* const* gradients) override {
     finish_plan();
@@ -303,6 +319,15 @@ class OnCpu : public Backend {
   }
 
   // Separate functions, as is all arithmetic that depends on the floating-point mode.
+  [[gnu::noinline]] void add_up_norms(const std::vector<double> (&sums)[3], double grad_scale) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
+      const auto of = [&](int k) { return sum(sums[k].data() + first, count); };
+      measured_.push_back(steps_.jobs[i].update == nullptr ? TensorNorms{}
+                                                           : evaluate_norms(of(0), of(1), of(2), grad_scale));
+    }
+  }
+
   [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
     double largest = 0;
     for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
@@ -355,6 +380,7 @@ class OnCpu : public Backend {
   GradientPass pass_ = no_pass(1);
   PreparedUpdate norm_updates_[2];              // by compute type; only key.compute is used
   std::vector<double> of_chunks_, of_tensors_;  // sums of squares; after the pass the tensors' factors
+  std::vector<TensorNorms> measured_;           // of the last run; empty if it measured none
 };
 
 }  // namespace

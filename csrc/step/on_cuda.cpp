@@ -179,10 +179,60 @@ void OnCuda::load(const std::vector<cuda::Work>& works) {
   }
 }
 
-void OnCuda::run(std::byte* const* gradients, double grad_scale, bool clears) {
+cuda::MeasureWork OnCuda::measure_work(std::byte* const* gradients) const {
+  return {gradients, plan_.first_chunk.data(), descs_, chunks_, measured_->sums, stream_};
+}
+
+// Allocates the memory of a step that measures norms.
+void OnCuda::prepare_measures(std::byte* const* gradients, double grad_scale) {
+  const std::size_t tensors = tensors_.size(), chunks = plan_.pieces.size();
+  const std::size_t sums = cuda::NormSums::kKinds * (chunks + tensors);
+  std::vector<std::size_t> offsets;
+  std::size_t end = sums * sizeof(double) + tensors * sizeof(std::byte*);
+  for (const TensorInfo& tensor : state_.tensors()) {
+    end = (end + alignof(double) - 1) / alignof(double) * alignof(double);
+    offsets.push_back(end);
+    end += static_cast<std::size_t>(tensor.size * size_of(tensor.compute));
+  }
+  Measured measured;
+  measured.memory = cuda::Memory(end);
+  auto* const first = reinterpret_cast<double*>(measured.memory.data());
+  for (int kind = 0; kind < cuda::NormSums::kKinds; ++kind) measured.sums.of_chunks[kind] = first + kind * chunks;
+  measured.sums.of_tensors = first + cuda::NormSums::kKinds * chunks;
+  auto* const before = reinterpret_cast<std::byte**>(first + sums);
+  std::vector<std::byte*> places;
+  for (const std::size_t offset : offsets) places.push_back(measured.memory.data() + offset);
+  cuda::copy_to_device(before, places.data(), tensors * sizeof(std::byte*));
+  measured.sums.before = before;
+  measured.sums.first_chunk = sums_.first_chunk;
+  measured.sums.tensors = static_cast<std::uint32_t>(tensors);
+  for (std::size_t i = 0; i < tensors; ++i) measured.takes_part.push_back(gradients[i] != nullptr);
+  measured.grad_scale = grad_scale;
+  measured_ = std::move(measured);
+}
+
+std::vector<TensorNorms> OnCuda::norms() {
+  if (!measured_) return norms_;
+  const cuda::OnDevice on_device(device_);
+  cuda::wait_for_device();
+  std::vector<double> sums(cuda::NormSums::kKinds * tensors_.size());
+  cuda::copy_to_host(sums.data(), measured_->sums.of_tensors, sums.size() * sizeof(double));
+  const Measured measured = std::move(*measured_);
+  measured_.reset();
+  if (asked_.asks() && gradient_pass().skip) return norms_;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const double* const of = &sums[cuda::NormSums::kKinds * i];
+    norms_.push_back(measured.takes_part[i] ? evaluate_norms(of[0], of[1], of[2], measured.grad_scale) : TensorNorms{});
+  }
+  return norms_;
+}
+
+void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
+  const auto [grad_scale, clears, measures] = options;
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
-  upload(asked_.asks());
+  if (capturing && measures) throw std::runtime_error("a step that measures norms cannot be captured");
+  upload(asked_.asks() || measures);
   if (capturing && !is_captured()) capture();
   cuda::DeviceState state = state_.on_device();
   if (is_captured()) state.pass = &captured()->pass;
@@ -198,11 +248,16 @@ void OnCuda::run(std::byte* const* gradients, double grad_scale, bool clears) {
                                   asked_.asks() ? sums_ : cuda::Sums{},
                                   stream_};
   load(works);
+  norms_.clear();
+  measured_.reset();
+  if (measures) prepare_measures(gradients, grad_scale);
 
   state_.begin_step();
   if (asked_.asks()) cuda::launch_sums(norm_work(gradients));
+  if (measures) cuda::launch_measure_before(measure_work(gradients));
   cuda::launch_advance(advance);
   for (const cuda::Work& work : works) cuda::launch(work);
+  if (measures) cuda::launch_measure_after(measure_work(gradients));
   if (!capturing && !asked_.skips_nonfinite) state_.end_step();
 }
 

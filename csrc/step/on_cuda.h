@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -24,8 +25,9 @@ class OnCuda : public Backend {
   void set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
                   std::int64_t size) override;
 
-  void run(std::byte* const* gradients, double grad_scale, bool clears) override;
+  void run(std::byte* const* gradients, const RunOptions& options) override;
   GradientPass gradient_pass() override;
+  std::vector<TensorNorms> norms() override;
   double norm(std::byte* const* gradients) override;
 
   StepState state() override;
@@ -61,6 +63,8 @@ class OnCuda : public Backend {
   std::vector<cuda::Work> works_for(std::byte* const* gradients, const cuda::DeviceState& state, bool clears) const;
   void load(const std::vector<cuda::Work>& works);
   cuda::NormWork norm_work(std::byte* const* gradients) const;
+  cuda::MeasureWork measure_work(std::byte* const* gradients) const;
+  void prepare_measures(std::byte* const* gradients, double grad_scale);
 
   int device_ = -1;
   void* stream_ = nullptr;
@@ -81,6 +85,16 @@ class OnCuda : public Backend {
   cuda::Memory captured_;                            // cuda::Captured, once a step has been captured
   std::vector<std::pair<rules::Key, bool>> loaded_;  // loaded kernels: key, and whether for stored types
   bool loaded_sums_ = false;                         // whether the norm's kernels are loaded
+
+  // Of the last run, if it measured norms, until they are read.
+  struct Measured {
+    cuda::Memory memory;
+    cuda::NormSums sums{};         // pointers into memory
+    std::vector<bool> takes_part;  // of each tensor
+    double grad_scale = 1;
+  };
+  std::optional<Measured> measured_;
+  std::vector<TensorNorms> norms_;  // that have been read
 };
 
 }  // namespace gradstep::step

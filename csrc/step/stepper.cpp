@@ -157,7 +157,7 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad, const RowGradien
   Array arrays[kMaxStreams];
   const Array* streams[kMaxStreams];
   std::byte* places[kMaxStreams];
-  bool in_order = false;
+  bool in_order = in_order_;
   for (int s = 0; s < kMaxStreams; ++s) {
     arrays[s] = s == kGradient ? grad : t.streams[s].view();
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
@@ -269,10 +269,21 @@ void Stepper::set_state(const StepState& state) {
   backend_->set_state(state);
 }
 
-void Stepper::run(double grad_scale, bool clears) {
+// Without it, the elements of a parameter that is not in C order are traversed as they lie in memory.
+void Stepper::set_order(bool in_order) {
+  if (in_order == in_order_) return;
+  in_order_ = in_order;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const KeptArray gradient = tensors_[i].streams[kGradient];
+    if (!is_packed(tensors_[i].streams[kParameter].view())) set_layout(i, gradient.view());
+  }
+}
+
+void Stepper::run(const RunOptions& options) {
   has_pass_ = false;
+  set_order(options.measures);
   prepare_rows();
-  backend_->run(gradients_.data(), grad_scale, clears);
+  backend_->run(gradients_.data(), options);
   has_pass_ = asked_.asks();
 }
 

@@ -49,6 +49,8 @@ class Stepper {
   void set_gradient_pass(const PassOptions& asked);
   // The result of the last step's gradient pass, if it had one.
   std::optional<GradientPass> gradient_pass();
+  // The norms of each tensor in the last step; empty if it measured none or was skipped.
+  std::vector<TensorNorms> norms() { return backend_->norms(); }
 
   // The arrays that a parameter may have besides its states; null data: there is none. With a master, steps update the
   // master and round it to the parameter; there is no copy then.
@@ -78,9 +80,9 @@ class Stepper {
   bool set_rows(std::size_t tensor, const IndexArray& indices, const Array& values);
   // The type of the last gradient, which is most likely that of the next.
   DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
-  // The gradients are divided by `grad_scale`. Throws where the backend does, or where an index of a row is out of
-  // range: nothing is written then, and the step is not counted. `clears`: gradients become zero; see Backend.
-  void run(double grad_scale, bool clears = false);
+  // Throws where the backend does, or where an index of a row is out of range: nothing is written then, and the step is
+  // not counted.
+  void run(const RunOptions& options);
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
   void release() { backend_.reset(); }
@@ -133,6 +135,7 @@ class Stepper {
   // Sets the backend's layout for a gradient, of some rows if these are given.
   void set_layout(std::size_t tensor, const Array& grad, const RowGradient* rows);
   void prepare_rows();
+  void set_order(bool in_order);
   bool place_gradient(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
   void find_owned();
@@ -149,6 +152,7 @@ class Stepper {
   bool owned_is_known_ = false;         // whether owned_ is current
   PassOptions asked_{};                 // of the gradient pass
   bool has_pass_ = false;               // whether the last step had one
+  bool in_order_ = false;               // whether elements are traversed in the order of their indices
 };
 
 }  // namespace gradstep::step

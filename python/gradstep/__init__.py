@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import functional, optimizers, q8, reference
 from ._config import get_num_threads, set_num_threads, show_config
-from ._core import __version__
+from ._core import TensorNorms, __version__
 from ._loss_scale import LossScale
 from ._norm import global_norm
 from ._optimizer import Optimizer, StepResult
@@ -38,6 +38,7 @@ __all__ = [
     "Optimizer",
     "Rows",
     "StepResult",
+    "TensorNorms",
     "__version__",
     "functional",
     "get_num_threads",

@@ -488,7 +488,12 @@ class Optimizer(Declared):
     # Steps.
 
     def step(
-        self, grads: Grads | EllipsisType = ..., grad_scale: SupportsFloat = UNSCALED, *, stream: Any = None
+        self,
+        grads: Grads | EllipsisType = ...,
+        grad_scale: SupportsFloat = UNSCALED,
+        *,
+        stream: Any = None,
+        stats: bool = False,
     ) -> StepResult:
         """Takes one step, which changes parameters and states in place; where an error is raised, nothing has changed.
 
@@ -511,6 +516,10 @@ class Optimizer(Declared):
             it. If a CUDA graph is captured there, replays take the step again. From then on step numbers and options
             are on the device: `lr` may be set between replays, and `step_count` waits for the device. The optimizer
             must exist as long as the graph.
+        stats : bool
+            Whether the norms of each parameter are measured in the pass of the step, as `stats` of the result. The
+            bits of the step are the same. Parameters that are not in C order are then traversed in the order of their
+            indices, which is slower. A step on a GPU takes memory of the size of the parameters for it.
 
         Returns
         -------
@@ -518,8 +527,12 @@ class Optimizer(Declared):
             `applied`: whether the step was taken, and not skipped. `step`: `step_count` after it. `grad_norm`: the norm
             of all gradients, divided by grad_scale and not yet clipped, or None where no option requires it.
             `clip_factor`: what clipping multiplied them by. `nonfinite`: None, or the name of the first parameter whose
-            gradient is infinite or NaN, with the index of its first such element in C order. On a GPU they are waited
-            for when they are read, which must be before the next step.
+            gradient is infinite or NaN, with the index of its first such element in C order. `stats`: with stats=True,
+            a dict with `TensorNorms` for each parameter that took part, by name: `gradient`, the norm of its gradient
+            as in `grad_norm`; `update`, that of the change of the parameter; `weight`, that of the parameter after the
+            step. With a master they are those of the master, for a `Rows` those of the rows that were stepped. None
+            where the step was skipped. On a GPU they are waited for when they are read, which must be before the next
+            step.
 
         Raises
         ------
@@ -533,37 +546,49 @@ class Optimizer(Declared):
         FloatingPointError
             For gradients that are not finite, with on_nonfinite="raise".
         RuntimeError
-            Where CUDA fails, or a step with a schedule or a loss scale, or with on_nonfinite="raise", is captured in a
-            graph.
+            Where CUDA fails, or a step with a schedule, a loss scale, or stats, or with on_nonfinite="raise", is
+            captured in a graph.
         """
         engine = self._engine
         with engine.lock:
             if engine.prepares or stream is not None:
                 self._prepare(stream)
                 if self._sums is not None and self._sums.count > 0:
-                    return self._step_with(self._sums, grads, grad_scale, stream)
-            if engine.has_loss_scale or grad_scale is not UNSCALED:
-                return self._step_scaled(grads, grad_scale)
+                    return self._step_with(self._sums, grads, grad_scale, stream, stats)
+            if engine.has_loss_scale or grad_scale is not UNSCALED or stats is not False:
+                return self._step_scaled(grads, self._divisor(grad_scale), self._measures(stats))
             result = engine.stepper.step(grads)
-            return result if type(result) is StepResult else self._finished(result, UNSCALED)
+            return result if type(result) is StepResult else self._finished(result)
 
-    def _finished(self, result: Any, grad_scale: float) -> StepResult:
+    def _finished(self, result: Any, *asked: Any) -> StepResult:
         """The result of a step that the core may have held back, or that runs on a GPU."""
-        finished: StepResult | None = finish_step(self._engine.stepper, result, grad_scale)
+        finished: StepResult | None = finish_step(self._engine.stepper, result, *asked)
         return PendingResult(self._engine) if finished is None else finished
 
-    def _step_scaled(self, grads: Any, grad_scale: Any, count: int = 1, clears: bool = False) -> StepResult:
-        """Takes a step whose gradients are divided by a scale and a count. `clears`: they are sums that become zero."""
+    def _divisor(self, grad_scale: Any) -> float:
+        """What gradients are divided by: the scale of this step times the loss scale."""
         engine = self._engine
         loss_scale: LossScale | None = self._step_options["loss_scale"]
-        factor: float = POSITIVE.check(grad_scale, f"{engine.name}: grad_scale")
-        if loss_scale is not None:
-            refuse_capture(
-                engine.library, engine.stepper, f"{engine.name}: a replay cannot adapt a loss scale; use grad_scale"
-            )
-            factor = POSITIVE.check(factor * loss_scale.value, f"{engine.name}: grad_scale * loss_scale.value")
-        factor *= count
-        result = self._finished(engine.stepper.step(grads, factor, clears), factor)
+        divisor: float = POSITIVE.check(grad_scale, f"{engine.name}: grad_scale")
+        if loss_scale is None:
+            return divisor
+        words = f"{engine.name}: a replay cannot adapt a loss scale; use grad_scale"
+        refuse_capture(engine.library, engine.stepper, words)
+        divisor = POSITIVE.check(divisor * loss_scale.value, f"{engine.name}: grad_scale * loss_scale.value")
+        return divisor
+
+    def _measures(self, stats: Any) -> bool:
+        """Whether the norms of parameters are measured."""
+        engine = self._engine
+        measures: bool = FLAG.check(stats, f"{engine.name}: stats")
+        if measures:
+            refuse_capture(engine.library, engine.stepper, f"{engine.name}: a replay cannot return stats")
+        return measures
+
+    def _step_scaled(self, grads: Any, divisor: float, measures: bool, clears: bool = False) -> StepResult:
+        """Takes a step whose gradients are divided. `clears`: they are sums that become zero."""
+        result = self._finished(self._engine.stepper.step(grads, divisor, clears, measures), divisor, measures)
+        loss_scale: LossScale | None = self._step_options["loss_scale"]
         if loss_scale is not None:
             loss_scale.update(result)
         return result
@@ -611,18 +636,22 @@ class Optimizer(Declared):
         of = zip(flat, self._numbers, strict=True)
         sums.add([None if frozen[number] else grad for grad, number in of], stream)
 
-    def _step_with(self, sums: Sums, grads: Grads | EllipsisType, grad_scale: SupportsFloat, stream: Any) -> StepResult:
+    def _step_with(
+        self, sums: Sums, grads: Grads | EllipsisType, grad_scale: SupportsFloat, stream: Any, stats: bool
+    ) -> StepResult:
         """Takes a step with accumulated gradients, after the last ones were added."""
         engine = self._engine
         words = f"{engine.name}: a step with accumulated gradients cannot be captured"
         refuse_capture(engine.library, engine.stepper, words)
+        divisor, measures = self._divisor(grad_scale), self._measures(stats)
         if grads is not ...:
+            engine.stepper.check_arrays()  # first, because a step that is refused must not have added gradients
             self._add(sums, grads, stream)
         frozen = {name for group in self._groups if group["frozen"] for name in group.names}
         given = [array if name in sums.given - frozen else None for name, array in sums.arrays.items()]
         count = sums.count if self.accumulation == "mean" else 1
         try:
-            result = self._step_scaled(engine.tree.build(given), grad_scale, count, clears=True)
+            result = self._step_scaled(engine.tree.build(given), divisor * count, measures, clears=True)
         except FloatingPointError:  # it was skipped
             sums.clear()
             raise

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import _core
+from ._core import StepResult
 from ._libraries import Library, use_stream
 from ._options import SCHEDULED, Schedule
 
 
-def run_step(stepper: _core.Stepper, grads: Any, grad_scale: float = 1.0) -> Any:
-    """Takes a step, with `...` for bound gradients, or raises TypeError or ValueError with nothing written.
-
-    Returns the core's result, None on a GPU. A step that the core holds back is taken after the exact test of overlap.
-    """
-    return finish_step(stepper, stepper.step(grads, grad_scale), grad_scale)
+def run_step(stepper: _core.Stepper, grads: Any) -> None:
+    """Takes a step, with `...` for bound gradients, or raises TypeError or ValueError with nothing written."""
+    finish_step(stepper, stepper.step(grads))
 
 
-def finish_step(stepper: _core.Stepper, result: Any, grad_scale: float) -> Any:
-    """The result of a step, which is taken now where the core has held it back."""
+def finish_step(stepper: _core.Stepper, result: Any, grad_scale: float = 1.0, stats: bool = False) -> Any:
+    """The result of a step, None on a GPU. A step that the core holds back is taken after the exact test of overlap."""
     if type(result) is not tuple:
         return result
     prepared, possible_overlaps = result
     check_apart(possible_overlaps)
-    return stepper.run(prepared, grad_scale)
+    return stepper.run(prepared, grad_scale, stats)
 
 
 def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
@@ -45,44 +45,28 @@ def check_apart(possible_overlaps: Iterable[tuple[Any, Any, str]]) -> None:
             raise ValueError(words)
 
 
-class PendingResult(_core.StepResult):
+class PendingResult(StepResult):
     """The result of a step on a GPU, which is waited for when it is asked for."""
 
-    __slots__ = ("_engine", "_number", "_values")
+    __slots__ = ("_engine", "_number", "_result")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         engine.taken += 1
         self._number = engine.taken
-        self._values: tuple[bool, int, float | None, float, tuple[str, int] | None] | None = None
+        self._result: StepResult | None = None
 
-    def _read(self) -> tuple[bool, int, float | None, float, tuple[str, int] | None]:
+    def _read(self, attribute: str) -> Any:
         with self._engine.lock:
-            if self._values is None:
+            if self._result is None:
                 if self._number != self._engine.taken:
                     raise RuntimeError("the result of a step on a GPU must be read before the next step is taken")
-                self._values = self._engine.stepper.result
-            return self._values
+                self._result = self._engine.stepper.result
+            return getattr(self._result, attribute)
 
-    @property
-    def applied(self) -> bool:
-        return self._read()[0]
 
-    @property
-    def step(self) -> int:
-        return self._read()[1]
-
-    @property
-    def grad_norm(self) -> float | None:
-        return self._read()[2]
-
-    @property
-    def clip_factor(self) -> float:
-        return self._read()[3]
-
-    @property
-    def nonfinite(self) -> tuple[str, int] | None:
-        return self._read()[4]
+for _name in [name for name, attribute in vars(StepResult).items() if inspect.isgetsetdescriptor(attribute)]:
+    setattr(PendingResult, _name, property(partial(PendingResult._read, attribute=_name)))
 
 
 class Engine:

@@ -64,7 +64,7 @@ std::vector<double> adam_options() {
   for (int i = 0; i < 10; ++i) {
     stepper.begin();
     stepper.set_gradient(0, g.view());
-    stepper.run(1);
+    stepper.run({});
   }
   const double norm = stepper.gradient_pass().value().norm;
   p.values.insert(p.values.end(), v.values.begin(), v.values.end());
@@ -144,7 +144,7 @@ TEST(a_coded_state_goes_through_a_step) {
     stepper.add_tensor(0, "", p.view(), {velocity});
     stepper.begin();
     CHECK(!stepper.set_gradient(0, g.view()));
-    stepper.run(1);
+    stepper.run({});
     CHECK(codes == before);
     CHECK(scales[0] == 0.5f && scales[1] == 0x1p-111f);
     CHECK(p.values[0] == 0.5f && p.values[1] == 1.5f && p.values[2] == 1 && p.values[254] == 0.5f);
@@ -173,7 +173,7 @@ TEST(codes_with_gaps_step_as_packed_ones_and_keep_what_lies_between) {
       for (int step = 0; step < 3; ++step) {
         stepper.begin();
         stepper.set_gradient(0, g.view());
-        stepper.run(1);
+        stepper.run({});
       }
       return p.values;
     };
@@ -202,7 +202,7 @@ TEST(a_step_may_be_skipped_where_gradients_are_not_finite) {
     g.values[7] = gradient;
     stepper.begin();
     stepper.set_gradient(0, g.view());
-    stepper.run(1);
+    stepper.run({});
   };
   take(1);
   CHECK(!stepper.gradient_pass());

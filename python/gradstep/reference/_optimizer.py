@@ -168,11 +168,12 @@ class Optimizer:
     accumulation: str
     loss_scale: Any
 
-    def step(self, grads: Grads = ..., grad_scale: float = 1.0) -> SimpleNamespace:
+    def step(self, grads: Grads = ..., grad_scale: float = 1.0, stats: bool = False) -> SimpleNamespace:
         """Take one step, in place; ``grads`` has the structure of params, None where a parameter is to be skipped.
 
-        Return whether it was applied, the number of steps, the norm, the clip factor, and the first gradient that is
-        not finite as the indices of its parameter and element.
+        Return whether it was applied, the number of steps, the norm, the clip factor, the first gradient that is not
+        finite as the indices of its parameter and element, and with ``stats`` the norms of gradient, update and weight
+        of each parameter.
         """
         with np.errstate(all="ignore"):
             scale = float(grad_scale) * (1.0 if self.loss_scale is None else self.loss_scale.value)
@@ -189,13 +190,20 @@ class Optimizer:
             result.applied = bad is None or self.on_nonfinite == "propagate"
             if not result.applied and self.on_nonfinite == "raise":
                 raise FloatingPointError(bad)
+            result.stats = [] if stats and result.applied else None
             each = iter(factors)
             for group, flat in zip(self._groups, found, strict=True):
                 o = group.at(self.step_count)
                 for s, g in zip(group.slots, flat, strict=True):
                     factor = next(each)
+                    before = weights(s, g).copy()
                     if g is not None and result.applied:
                         self._step_one(g, factor, o, s)
+                    if result.stats is not None:
+                        values = g[1] if isinstance(g, tuple) else g
+                        after = weights(s, g)
+                        norms = [global_norm([values]) / scale, global_norm([after - before]), global_norm([after])]
+                        result.stats.append(None if g is None else norms)
         self.step_count += result.applied
         result.step = self.step_count
         if self.loss_scale is not None:
@@ -333,6 +341,12 @@ def _copy(p: Array, into: Array) -> None:
     """Write values of ``T``, rounded to nearest."""
     with np.errstate(all="ignore"):
         store(p, into)
+
+
+def weights(s: Slot, g: Any) -> Array:
+    """The parameter or its master in ``T``; of a gradient of some rows, these rows."""
+    values = widened(s.p if s.master is None else s.master)
+    return values[g[0]] if isinstance(g, tuple) else values
 
 
 def first_nonfinite(g: Array | None) -> int:
