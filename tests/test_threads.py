@@ -3,6 +3,7 @@
 import _thread
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -424,6 +425,30 @@ def test_threads_that_move_the_parameters_and_step(place):
         alone.step(g)
     assert same_bits(opt.state["momentum_buffer"], alone.state["momentum_buffer"])
     assert same_bits(p, own)
+
+
+def test_waiting_for_another_thread_can_be_interrupted():
+    p, g = np.zeros(3), np.ones(3)
+    opt = gs.SGD(p, lr=1.0)
+    has_it, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with opt._engine.lock, opt._engine.lock:
+            has_it.set()
+            may_go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has_it.wait()
+    main = threading.main_thread().ident
+    threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(g)
+    assert p.tolist() == [0.0] * 3
+    may_go.set()
+    thread.join()
+    opt.step(g)
+    assert p.tolist() == [-1.0] * 3
 
 
 def test_an_interrupt_on_the_way_ahead_gives_back_every_bit():

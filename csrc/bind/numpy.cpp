@@ -1,4 +1,5 @@
 #include "bind/bind.h"
+#include "bind/gate.h"
 #include "bind/numpy_arrays.h"
 #include "bind/step_result.h"
 #include "bind/stepper.h"
@@ -65,6 +66,7 @@ void register_numpy(py::module_& m) {
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   register_step_result(m);
   register_stepper<NumPyArrays>(m);
+  register_gate<NumPyArrays>(m);
   m.def(
       "global_norm",
       [](const Tree& tree) {

@@ -410,8 +410,8 @@ class Optimizer(Declared):
         self._given = dict(zip(paths, leaves, strict=True))
         self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
         self._kept = {path: made[path] for path in paths}
-        self._engine.begin(library, tree, stepper, prepares=self._is_grouped)
-        self._engine.has_loss_scale = self._step_options["loss_scale"] is not None
+        prepares = self._is_grouped or self._step_options["loss_scale"] is not None
+        self._engine.begin(library, tree, stepper, prepares)
         if any(group.schedules for group in groups):
             self._engine.expect_schedule()
         for group in groups:
@@ -550,20 +550,16 @@ class Optimizer(Declared):
             captured in a graph.
         """
         engine = self._engine
+        if grad_scale is UNSCALED and stream is None and stats is False:
+            result = engine.quick_step(grads)
+            if result is not None:
+                return result
         with engine.lock:
             if engine.prepares or stream is not None:
                 self._prepare(stream)
                 if self._sums is not None and self._sums.count > 0:
                     return self._step_with(self._sums, grads, grad_scale, stream, stats)
-            if engine.has_loss_scale or grad_scale is not UNSCALED or stats is not False:
-                return self._step_scaled(grads, self._divisor(grad_scale), self._measures(stats))
-            result = engine.stepper.step(grads)
-            return result if type(result) is StepResult else self._finished(result)
-
-    def _finished(self, result: Any, *asked: Any) -> StepResult:
-        """The result of a step that the core may have held back, or that runs on a GPU."""
-        finished: StepResult | None = finish_step(self._engine.stepper, result, *asked)
-        return PendingResult(self._engine) if finished is None else finished
+            return self._step_scaled(grads, self._divisor(grad_scale), self._measures(stats))
 
     def _divisor(self, grad_scale: Any) -> float:
         """What gradients are divided by: the scale of this step times the loss scale."""
@@ -587,7 +583,10 @@ class Optimizer(Declared):
 
     def _step_scaled(self, grads: Any, divisor: float, measures: bool, clears: bool = False) -> StepResult:
         """Takes a step whose gradients are divided. `clears`: they are sums that become zero."""
-        result = self._finished(self._engine.stepper.step(grads, divisor, clears, measures), divisor, measures)
+        engine = self._engine
+        begun = engine.stepper.step(grads, divisor, clears, measures)
+        finished: StepResult | None = finish_step(engine.stepper, begun, divisor, measures)
+        result = PendingResult(engine) if finished is None else finished
         loss_scale: LossScale | None = self._step_options["loss_scale"]
         if loss_scale is not None:
             loss_scale.update(result)
@@ -620,7 +619,7 @@ class Optimizer(Declared):
             self._check_nests()
             if self._sums is None:
                 self._sums = Sums(self._engine, self._params)
-            self._engine.prepares = True
+            self._engine.prepare_steps()
             self._add(self._sums, grads, stream)
 
     def _add(self, sums: Sums, grads: Grads | EllipsisType, stream: Any) -> None:
@@ -750,7 +749,8 @@ class Optimizer(Declared):
             changed = _checked_step_options(type(self), given, self._step_options)
             self._engine.use()  # after a capture, options are on the GPU
             _set_gradient_pass(self._engine.stepper, changed)
-            self._engine.has_loss_scale = changed["loss_scale"] is not None
+            if changed["loss_scale"] is not None:
+                self._engine.prepare_steps()
             self._step_options = changed
 
     # Parameters and states.
@@ -974,7 +974,8 @@ class Optimizer(Declared):
             params = [(param, copy(param)) for param in compress(self._params.values(), moves)]
             kept = [of[_storage.MASTER] for of in compress(self._kept.values(), moves) if _storage.MASTER in of]
             masters = [(master, copy(master)) for master in kept]
-            self._away, engine.prepares = what, True
+            self._away = what
+            engine.prepare_steps()
         try:
             try:
                 with engine.lock:
@@ -1097,7 +1098,7 @@ class Optimizer(Declared):
             if sums is not None:
                 sums.count = COUNT.check(saved["accumulated"], "the state dict['accumulated']")
                 sums.given = {path for path in pending if path in plan.arrays}
-                engine.prepares = True
+                engine.prepare_steps()
             if plan.clocks:
                 self._sums = sums
                 engine.stepper.set_times(plan.step_count, list(clocks.values()))
@@ -1176,7 +1177,7 @@ class Optimizer(Declared):
             for path, array in state["sums"].items():
                 self._engine.library.assign(self._sums.arrays[path], array)
             self._sums.given, self._sums.count = set(state["sums"]), state["accumulated"]
-            self._engine.prepares = True
+            self._engine.prepare_steps()
         for name, value in state["others"].items():  # attributes of a derived class
             setattr(self, name, value)
 

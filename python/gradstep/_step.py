@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import weakref
 from collections.abc import Iterable
 from functools import partial
@@ -75,12 +74,12 @@ class Engine:
     __slots__ = (
         "__weakref__",
         "_asking",
-        "has_loss_scale",
         "is_scheduled",
         "library",
         "lock",
         "name",
         "prepares",
+        "quick_step",
         "rates",
         "stepper",
         "taken",
@@ -95,15 +94,15 @@ class Engine:
         self.library: Library
         self.tree: _core.Tree
         self.stepper: _core.Stepper
-        self.lock = threading.RLock()
+        self.lock = _core.Gate()
+        self.quick_step = self.lock.step
+        """Takes a step in one call, or returns None where `prepares` is true or something else is to be done."""
         self.taken = 0
         """The number of steps on a GPU whose results may be asked for."""
-        self.has_loss_scale = False
-        """Whether steps divide gradients by a loss scale."""
         self.is_scheduled = False
         """Whether a group has a schedule, or had one at the last step."""
         self.prepares = False
-        """Whether each step needs preparation: a stream or the values of schedules."""
+        """Whether each step needs preparation in Python: a stream, the values of schedules, a loss scale."""
         self.rates: list[tuple[Schedule, str, int, float]] = []  # schedules, options, the step, what they returned
         self._asking: list[Schedule] = []
         Engine.alive.add(self)
@@ -111,7 +110,9 @@ class Engine:
     def begin(self, library: Library, tree: _core.Tree, stepper: _core.Stepper, prepares: bool) -> None:
         """Steps with another stepper from now on."""
         self.library, self.tree, self.stepper = library, tree, stepper
-        self.prepares = self.prepares or prepares or library.on_gpu
+        if prepares or library.on_gpu:
+            self.prepares = True
+        self.lock.open(None if self.prepares else stepper)
 
     @property
     def is_busy(self) -> bool:
@@ -120,7 +121,13 @@ class Engine:
 
     def expect_schedule(self) -> None:
         """A group has a schedule from now on."""
-        self.is_scheduled = self.prepares = True
+        self.is_scheduled = True
+        self.prepare_steps()
+
+    def prepare_steps(self) -> None:
+        """Steps need preparation from now on."""
+        self.prepares = True
+        self.lock.open(None)
 
     def use(self, stream: Any = None, stepper: Any = None) -> None:
         """Selects the stream of the next step on a GPU. Raises TypeError where arrays are not on a GPU."""
@@ -155,9 +162,9 @@ class Engine:
 
 
 def _renew_locks() -> None:
-    """Replaces locks in the child of a fork: threads that held them do not exist there."""
+    """Renews locks in the child of a fork: threads that held them do not exist there."""
     for engine in list(Engine.alive):
-        engine.lock = threading.RLock()
+        engine.lock.renew()
 
 
 if hasattr(os, "register_at_fork"):
