@@ -1,6 +1,7 @@
 #include "cpu/run.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
@@ -38,6 +39,14 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   }
 }
 
+// Prefetches the beginning of a row.
+template <bool kWritten>
+void prefetch_row(const std::byte* row, std::int64_t bytes) {
+  bytes = std::clamp<std::int64_t>(bytes, 1, kPrefetchedRowBytes);
+  for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, kWritten);
+  __builtin_prefetch(row + bytes - 1, kWritten);  // rows need not begin with a cache line
+}
+
 // Visits the rows (runs along the last axis) of elements [begin, end): calls visit(column, count) while `rows[k]`
 // points to the row of stream `which[k]`. On entry `rows[k]` points to the stream's first element.
 template <bool kListed, class Visit>
@@ -50,6 +59,16 @@ GS_INLINE void each_row_of(const Layout& layout, const int* which, int streams, 
       const bool listed = kListed && axis == 0 && which[k] != kGradient;
       const std::int64_t by = listed ? layout.rows[to] - layout.rows[from] : to - from;
       rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
+    }
+  };
+  const std::byte* starts[kMaxStreams];
+  std::copy_n(rows, streams, starts);
+  const auto prefetch = [&](std::int64_t listed) {
+    const std::int64_t row = layout.rows[std::min(listed + kPrefetchRows, shape[0])];
+    for (int k = 0; k < streams; ++k) {
+      if (which[k] == kGradient) continue;
+      const std::int64_t pitch = layout.strides[which[k]][0];
+      prefetch_row<true>(starts[k] + row * pitch, std::abs(pitch));
     }
   };
   if constexpr (kListed) {
@@ -69,6 +88,7 @@ GS_INLINE void each_row_of(const Layout& layout, const int* which, int streams, 
     visit(column, count);
     left -= count;
     for (int axis = last - 1; axis >= 0; --axis) {
+      if (kListed && axis == 0) prefetch(index[0]);
       move_rows(axis, index[axis], index[axis] + 1);
       if (++index[axis] < shape[axis]) break;
       move_rows(axis, shape[axis], 0);
@@ -474,7 +494,11 @@ std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int6
 template <class T>
 void sum_rows(const TensorJob& job, const RowSums& rows, std::int64_t begin, std::int64_t end) {
   Tiles<T> tiles(job);
+  const std::int64_t bytes = rows.length * static_cast<std::int64_t>(sizeof(T));
   for (std::int64_t row = begin; row < end; ++row) {
+    if (job.layout == nullptr && row + kPrefetchRows < end) {
+      prefetch_row<false>(job.streams[kGradient] + rows.places[rows.first[row + kPrefetchRows]] * bytes, bytes);
+    }
     T* to = reinterpret_cast<T*>(rows.to) + row * rows.length;
     for (std::int64_t column = 0; column < rows.length; column += kTile, to += kTile) {
       const std::int64_t count = std::min(kTile, rows.length - column);
