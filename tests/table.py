@@ -281,6 +281,23 @@ def stored_problem(size, dtype, grad):
     return mixed(4, 1, dtype)[0], mixed(5, SHORT, grad)
 
 
+ALL_STORAGES = list(dict.fromkeys([*PLAIN, *STORAGES]))
+TAILS = [1, 0, 7, 255, 513, 4097, 20001]  # sizes that leave a tail in each loop
+
+
+def stored_problems(storage, sizes):
+    """A problem for each rule that a storage allows.
+
+    Yields a number, the rule, a function that returns new parameters of these sizes, and gradients, whose types take
+    turns.
+    """
+    for i, rule in enumerate(RULES):
+        if storage.state and not REFERENCE[rule].codes:
+            continue
+        p, grads = stored_problem(sum(sizes), storage.param, ("float32", "float16", "float64")[i % 3])
+        yield i, rule, lambda p=p: split(p.copy(), sizes), [split(g, sizes) for g in grads]
+
+
 @dataclass(frozen=True)
 class StoredCase:
     """One row of the table of storage types."""

@@ -8,45 +8,51 @@ import pytest
 
 import gradstep as gs
 from gradstep import _core
-from tests.table import ISAS, PLAIN, REFERENCE, RULES, STORAGES, THREADS, flat, same_bits, split, stored_problem
-from tests.test_average import SIZES, has_states, layouts
+from tests.table import (
+    ALL_STORAGES,
+    ISAS,
+    REFERENCE,
+    RULES,
+    TAILS,
+    THREADS,
+    flat,
+    same_bits,
+    stored_problems,
+)
+from tests.test_average import layouts
 
-ALL = list(dict.fromkeys([*PLAIN, *STORAGES]))
 HOWS = [{}, {"accumulation": "sum"}, {"clip_norm": 0.5}, {"ema": 0.75}]
 
 
+def accumulate_and_step(opt, grads):
+    """Steps with one micro-batch alone, with several, with the last one given, and with one that lacks a gradient."""
+    first, second, third = grads
+    partial = [*second[:3], None, *second[4:]]
+    opt.accumulate(first)
+    opt.accumulate(partial)
+    opt.step()
+    opt.accumulate(partial)
+    opt.step(third)
+    opt.step(first)
+    opt.accumulate(partial)
+    opt.step()
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("storage", ALL, ids=str)
+@pytest.mark.parametrize("storage", ALL_STORAGES, ids=str)
 def test_bits(storage, isa):
-    """All rules and storage types; steps with one micro-batch alone, with several, and with the last one given."""
-    before = _core.isa()
+    """All rules and storage types."""
     _core.use_isa(isa)
-    try:
-        for i, rule in enumerate(RULES):
-            if storage.state and not has_states(rule):
-                continue
-            p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
-            gs.set_num_threads(THREADS[i % 2])
-            found = []
-            for cls in (RULES[rule], REFERENCE[rule]):
-                params = split(p.copy(), SIZES)
-                opt = cls(params, **storage.options(), **HOWS[i % len(HOWS)])
-                g = [split(g, SIZES) for g in grads]
-                g[1][3] = None
-                opt.accumulate(g[0])
-                opt.accumulate(g[1])
-                opt.step()
-                opt.accumulate(g[1])
-                opt.step(g[2])
-                opt.step(g[0])
-                opt.accumulate(g[1])
-                opt.step()
-                found.append([*params, *(opt.state[name] for name in opt.state)])
-            for mine, theirs in zip(*found, strict=True):
-                assert same_bits(flat([mine]), flat([theirs])), f"{rule}"
-    finally:
-        _core.use_isa(before)
-        gs.set_num_threads(_core.default_threads())
+    for i, rule, start, grads in stored_problems(storage, TAILS):
+        gs.set_num_threads(THREADS[i % 2])
+        found = []
+        for cls in (RULES[rule], REFERENCE[rule]):
+            params = start()
+            opt = cls(params, **storage.options(), **HOWS[i % len(HOWS)])
+            accumulate_and_step(opt, grads)
+            found.append([*params, *(opt.state[name] for name in opt.state)])
+        for mine, theirs in zip(*found, strict=True):
+            assert same_bits(flat([mine]), flat([theirs])), f"{rule}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -10,22 +10,20 @@ import pytest
 import gradstep as gs
 from gradstep import _core
 from tests.table import (
+    ALL_STORAGES,
     ISAS,
-    PLAIN,
     REFERENCE,
     RULES,
-    STORAGES,
+    TAILS,
     THREADS,
     assert_same,
     flat,
     leaves,
     run,
     same_bits,
-    split,
     stored_problem,
+    stored_problems,
 )
-
-SIZES = [1, 0, 7, 255, 513, 4097, 20001]
 
 
 def decay(step):
@@ -36,34 +34,17 @@ def decay(step):
 EMAS = [{"ema": 0.99}, {"ema": decay}, {"ema": 0.5, "ema_correction": True}, {"ema": 0.0}]
 
 
-def storages():
-    return [storage for storage in [*PLAIN, *STORAGES] if storage not in PLAIN or storage.param == "float64"]
-
-
-def has_states(rule):
-    return bool(REFERENCE[rule].codes)
-
-
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("storage", storages(), ids=str)
+@pytest.mark.parametrize("storage", ALL_STORAGES, ids=str)
 def test_bits(storage, isa):
     """All rules and storage types, with threads and sizes of tails."""
-    before = _core.isa()
     _core.use_isa(isa)
-    try:
-        for i, rule in enumerate(RULES):
-            if storage.state and not has_states(rule):
-                continue
-            p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
-            options = {**storage.options(), **EMAS[i % len(EMAS)]}
-            grads = [split(g, SIZES) for g in grads]
-            gs.set_num_threads(THREADS[i % 2])
-            ours = run(RULES[rule], split(p.copy(), SIZES), grads, options)
-            assert "average after step 3" in ours
-            assert_same(ours, run(REFERENCE[rule], split(p.copy(), SIZES), grads, options), f"{rule} {storage}")
-    finally:
-        _core.use_isa(before)
-        gs.set_num_threads(_core.default_threads())
+    for i, rule, params, grads in stored_problems(storage, TAILS):
+        gs.set_num_threads(THREADS[i % 2])
+        options = {**storage.options(), **EMAS[i % len(EMAS)]}
+        ours = run(RULES[rule], params(), grads, options)
+        assert "average after step 3" in ours
+        assert_same(ours, run(REFERENCE[rule], params(), grads, options), f"{rule} {storage}")
 
 
 def layouts(shape, dtype):
@@ -139,7 +120,7 @@ def test_averaged(rule, correction):
     assert all(same_bits(ours.state["average"][name], average[name]) for name in params)
 
 
-@pytest.mark.parametrize("storage", storages(), ids=str)
+@pytest.mark.parametrize("storage", ALL_STORAGES, ids=str)
 def test_averaged_of_storage(storage):
     p, grads = stored_problem(5000, storage.param, "float32")
     mine, other = p.copy(), p.copy()

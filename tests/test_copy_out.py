@@ -10,25 +10,24 @@ import pytest
 import gradstep as gs
 from gradstep import _core
 from tests.table import (
+    ALL_STORAGES,
     ISAS,
-    PLAIN,
     REFERENCE,
     RULES,
-    STORAGES,
+    TAILS,
     THREADS,
     flat,
     same_bits,
-    split,
-    stored_problem,
+    stored_problems,
 )
-from tests.test_average import SIZES, has_states, layouts
+from tests.test_average import layouts
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TYPES = {"float16": np.dtype(np.float16), "bfloat16": BFLOAT16, "float32": np.dtype(np.float32)}
 
 
 def storages():
-    return [storage for storage in dict.fromkeys([*PLAIN, *STORAGES]) if not storage.master]
+    return [storage for storage in ALL_STORAGES if not storage.master]
 
 
 def copy_types(param):
@@ -39,30 +38,21 @@ def copy_types(param):
 @pytest.mark.parametrize("storage", storages(), ids=str)
 def test_bits(storage, isa):
     """All rules, storage types and types of copies, some of them averaged, with threads and sizes of tails."""
-    before = _core.isa()
     _core.use_isa(isa)
-    try:
-        for i, rule in enumerate(RULES):
-            if storage.state and not has_states(rule):
-                continue
-            p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
-            dtypes = copy_types(storage.param)
-            knobs = {**storage.options(), "ema": 0.75 if i % 2 else None}
-            gs.set_num_threads(THREADS[i % 2])
-            found = []
-            for cls in (RULES[rule], REFERENCE[rule]):
-                params = split(p.copy(), SIZES)
-                copies = [np.zeros(x.shape, dtypes[(i + k) % len(dtypes)]) for k, x in enumerate(params)]
-                copies[1] = None if i == 3 else copies[1]
-                opt = cls(params, copy_out=copies, **knobs)
-                found.append([*params, *copies])
-                for g in grads:
-                    opt.step(split(g, SIZES))
-            for k, (mine, theirs) in enumerate(zip(*found, strict=True)):
-                assert (mine is None and theirs is None) or same_bits(mine, theirs), f"{rule} {k}"
-    finally:
-        _core.use_isa(before)
-        gs.set_num_threads(_core.default_threads())
+    dtypes = copy_types(storage.param)
+    for i, rule, start, grads in stored_problems(storage, TAILS):
+        gs.set_num_threads(THREADS[i % 2])
+        found = []
+        for cls in (RULES[rule], REFERENCE[rule]):
+            params = start()
+            copies = [np.zeros(x.shape, dtypes[(i + k) % len(dtypes)]) for k, x in enumerate(params)]
+            copies[1] = None if i == 3 else copies[1]
+            opt = cls(params, copy_out=copies, ema=0.75 if i % 2 else None, **storage.options())
+            found.append([*params, *copies])
+            for g in grads:
+                opt.step(g)
+        for k, (mine, theirs) in enumerate(zip(*found, strict=True)):
+            assert (mine is None and theirs is None) or same_bits(mine, theirs), f"{rule} {k}"
 
 
 @pytest.mark.parametrize("dtype", TYPES)

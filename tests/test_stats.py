@@ -9,6 +9,7 @@ import gradstep as gs
 from gradstep import _core
 from tests.table import (
     ALL_FLOATS,
+    ALL_STORAGES,
     ISAS,
     PLAIN,
     REFERENCE,
@@ -30,7 +31,7 @@ from tests.test_rows import indices
 from tests.test_transaction import everything
 
 SIZES = [3, 0, 300, 4097, 30_000, 1]
-CASES = stored_cases(storages=[*PLAIN, *(s for s in STORAGES if s not in PLAIN)], settings=["widest"])
+CASES = stored_cases(storages=ALL_STORAGES, settings=["widest"])
 
 
 def case_problem(case, sizes=SIZES):

@@ -5,30 +5,19 @@ import pytest
 
 from gradstep import optimizers
 from tests.gpu.test_bits import SIZES, to
-from tests.table import REFERENCE, RULES, flat, leaves, same_bits, split, stored_problem
-from tests.test_accumulate import ALL, HOWS
-from tests.test_average import has_states
+from tests.table import ALL_STORAGES, REFERENCE, RULES, flat, leaves, same_bits, stored_problems
+from tests.test_accumulate import HOWS, accumulate_and_step
 
 
-@pytest.mark.parametrize("storage", ALL, ids=str)
+@pytest.mark.parametrize("storage", ALL_STORAGES, ids=str)
 def test_bits(storage, gpu):
-    for i, rule in enumerate(RULES):
-        if storage.state and not has_states(rule):
-            continue
-        p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
+    for i, rule, start, grads in stored_problems(storage, SIZES):
         options = {**storage.options(), **HOWS[i % len(HOWS)]}
-        params = split(p.copy(), SIZES)
+        params = start()
         there = to(gpu, params)
         ours, theirs = RULES[rule](there, **options), REFERENCE[rule](params, **options)
-        g = [split(g, SIZES) for g in grads]
-        g[1][3] = None
-        for opt, of in ((ours, to(gpu, g)), (theirs, g)):
-            opt.accumulate(of[0])
-            opt.accumulate(of[1])
-            opt.step()
-            opt.accumulate(of[1])
-            opt.step(of[2])
-            opt.step(of[0])
+        accumulate_and_step(ours, to(gpu, grads))
+        accumulate_and_step(theirs, grads)
         assert all(same_bits(gpu.numpy(a), b) for a, b in zip(there, params, strict=True)), rule
         for name, arrays in ours.state.items():
             mine = flat([gpu.numpy(array) for array in leaves(arrays)])

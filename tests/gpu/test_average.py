@@ -5,40 +5,33 @@ import pytest
 
 from gradstep import optimizers
 from tests.gpu.test_bits import SIZES, run, to
-from tests.table import REFERENCE, RULES, assert_same, same_bits, split, stored_problem
+from tests.table import ALL_STORAGES, REFERENCE, RULES, assert_same, same_bits, stored_problems
 from tests.table import run as expect
-from tests.test_average import EMAS, decay, has_states, storages
+from tests.test_average import EMAS, decay
 from tests.test_copy_out import BFLOAT16, copy_types
 from tests.test_copy_out import storages as copied_storages
 
 
-@pytest.mark.parametrize("storage", storages(), ids=str)
+@pytest.mark.parametrize("storage", ALL_STORAGES, ids=str)
 def test_bits(storage, gpu):
-    for i, rule in enumerate(RULES):
-        if storage.state and not has_states(rule):
-            continue
-        p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
+    for i, rule, params, grads in stored_problems(storage, SIZES):
         options = {**storage.options(), **EMAS[i % len(EMAS)]}
-        grads = [split(g, SIZES) for g in grads]
-        ours = run(gpu, rule, split(p.copy(), SIZES), grads, options)
-        assert_same(ours, expect(REFERENCE[rule], split(p.copy(), SIZES), grads, options), f"{rule} {storage}")
+        ours = run(gpu, rule, params(), grads, options)
+        assert_same(ours, expect(REFERENCE[rule], params(), grads, options), f"{rule} {storage}")
 
 
 @pytest.mark.parametrize("storage", copied_storages(), ids=str)
 def test_copies(storage, gpu):
-    for i, rule in enumerate(RULES):
-        if storage.state and not has_states(rule):
-            continue
-        p, grads = stored_problem(sum(SIZES), storage.param, ("float32", "float16", "float64")[i % 3])
-        dtypes = copy_types(storage.param)
+    dtypes = copy_types(storage.param)
+    for i, rule, start, grads in stored_problems(storage, SIZES):
         knobs = {**storage.options(), "ema": 0.75 if i % 2 else None}
-        params = split(p.copy(), SIZES)
+        params = start()
         copies = [np.zeros(x.shape, dtypes[(i + k) % len(dtypes)]) for k, x in enumerate(params)]
         there, copied = to(gpu, params), to(gpu, copies)
         ours, theirs = RULES[rule](there, copy_out=copied, **knobs), REFERENCE[rule](params, copy_out=copies, **knobs)
         for g in grads:
-            ours.step(to(gpu, split(g, SIZES)))
-            theirs.step(split(g, SIZES))
+            ours.step(to(gpu, g))
+            theirs.step(g)
         for k, (mine, other) in enumerate(zip([*there, *copied], [*params, *copies], strict=True)):
             assert same_bits(gpu.numpy(mine), other), f"{rule} {k}"
 
