@@ -665,7 +665,7 @@ double global_norm(Arrays& arrays, const Tree& tree, const Seen& seen) {
     for (std::size_t i = 0; i < kept.size(); ++i) {
       if (has_rows[i]) {
         rows[i].read(std::numeric_limits<std::int64_t>::max(), tree.what() + tree.suffix(i));
-        views.push_back(rows[i].sum(compute_of(kept[i].dtype)));
+        views.push_back(rows[i].sum(compute_of(kept[i].dtype), *backend));
       } else {
         views.push_back(kept[i].view());
       }

@@ -107,18 +107,45 @@ void encode_blocks(const float* values, std::int64_t size, const Noise* noise, s
   });
 }
 
+// Values as doubles.
+template <int kCount>
+GS_INLINE Vector<double, kCount> widened(Vector<float, kCount> x) {
+  return __builtin_convertvector(x.v, typename Vector<double, kCount>::Native);
+}
+template <int kCount>
+GS_INLINE Vector<double, kCount> widened(Vector<double, kCount> x) {
+  return x;
+}
+
 template <class T>
 void add_squares(const std::byte* values, std::int64_t size, double* GS_RESTRICT lanes, bool prefetches) {
   constexpr std::int64_t kRun = kPrefetchRun<T>;
   static_assert(kSumLanes % kRun == 0);
   const T* const GS_RESTRICT x = reinterpret_cast<const T*>(values);
-  const auto add = [=](std::int64_t begin, std::int64_t first, std::int64_t count) GS_ALWAYS_INLINE {
+  std::int64_t begin = 0;
+  if constexpr (kRegister == 64) {  // registers have room for all lanes
+    constexpr int kHeld = kSumLanes / Doubles::kLanes;
+    Doubles held[kHeld];
+    GS_UNROLL(16)
+    for (int k = 0; k < kHeld; ++k) held[k] = load<Doubles>(lanes + k * Doubles::kLanes);
+    GS_UNROLL(1)
+    for (; begin + kSumLanes <= size; begin += kSumLanes) {
+      if (prefetches) prefetch<kSumLanes>(x + begin);
+      GS_UNROLL(16)
+      for (int k = 0; k < kHeld; ++k) {
+        const Doubles value = widened(load<Vector<T, Doubles::kLanes>>(x + begin + k * Doubles::kLanes));
+        held[k] = held[k] + value * value;
+      }
+    }
+    GS_UNROLL(16)
+    for (int k = 0; k < kHeld; ++k) store(lanes + k * Doubles::kLanes, held[k]);
+  }
+  const auto add = [=](std::int64_t first, std::int64_t lane, std::int64_t count) GS_ALWAYS_INLINE {
     for (std::int64_t i = 0; i < count; ++i) {
-      const double value = x[begin + i];
-      lanes[first + i] = lanes[first + i] + value * value;
+      const double value = x[first + i];
+      lanes[lane + i] = lanes[lane + i] + value * value;
     }
   };
-  std::int64_t begin = 0;
   for (; begin + kRun <= size; begin += kRun) {
     if (prefetches) prefetch<kRun>(x + begin);
     add(begin, begin % kSumLanes, kRun);

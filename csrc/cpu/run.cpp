@@ -257,6 +257,7 @@ class Tiles {
     for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].read) values[s] = load(s);
     }
+    prefetch_more();
     kernel(job_.update->element, values, 0, size_, false, nullptr);  // tiles are in L1
     for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].written && kStreams[s].read) store(s, values[s], noises[s]);
@@ -300,6 +301,14 @@ class Tiles {
   // The gradient's elements [begin, end) as values of T.
   const std::byte* gradient(std::int64_t begin, std::int64_t end) { return values(kGradient, begin, end); }
   const std::byte* parameter(std::int64_t begin, std::int64_t end) { return values(kParameter, begin, end); }
+
+  void prefetch_more() const {
+    for (const int s : {kCopy, kAverage}) {
+      if (data(s) == nullptr || strided(s)) continue;
+      const std::byte* const to = place(s);
+      for (std::int64_t b = 0; b < size_ * item_size(dtype(s)); b += 64) __builtin_prefetch(to + b, 1);
+    }
+  }
 
  private:
   const std::byte* values(int s, std::int64_t begin, std::int64_t end) {
@@ -445,7 +454,8 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
   static_assert(kTile % kSumLanes == 0);
   alignas(64) double lanes[kSumLanes] = {};
   Tiles<T> tiles(job);
-  for (; begin < end; begin += kTile) tiles.add_squares(begin, std::min(begin + kTile, end), lanes, prefetches);
+  const std::int64_t step = job.layout == nullptr ? kChunk : kTile;  // no tile is needed
+  for (; begin < end; begin += step) tiles.add_squares(begin, std::min(begin + step, end), lanes, prefetches);
   return fold(lanes);
 }
 

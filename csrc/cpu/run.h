@@ -32,13 +32,6 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
 // The first gradient in [begin, end), which is one chunk, that is infinite or NaN; `end` if there is none.
 std::int64_t first_nonfinite(const TensorJob& job, std::int64_t begin, std::int64_t end);
 
-// Row u of `to` is the sum of rows places[first[u]] ... places[first[u + 1] - 1] of a gradient, added in this order in
-// the compute type. Rows have `length` elements.
-struct RowSums {
-  const std::int64_t *first, *places;
-  std::int64_t length;
-  std::byte* to;
-};
 // Computes rows [begin, end) of the sums. The job has the gradient alone, in the order of its indices.
 void sum_rows(const TensorJob& job, const RowSums& rows, std::int64_t begin, std::int64_t end);
 

@@ -81,10 +81,10 @@ struct NormSums {
   enum Kind { kOfGradient, kOfUpdate, kOfWeight };
 
   std::byte* const* before;          // memory for each tensor's parameter in its compute type
-  double* of_chunks[kKinds];         // need not be initialized
-  double* of_tensors;                // the kinds of a tensor follow one another
+  double* of_chunks;                 // by kind, then by chunk; need not be initialized
+  double* of_tensors;                // by tensor, then by kind
   const std::uint32_t* first_chunk;  // of each tensor, then the number of chunks
-  std::uint32_t tensors;
+  std::uint32_t tensors, chunks;
 };
 
 // Arguments of the launch that precedes the updates: consecutive tensors of few groups.

@@ -43,6 +43,31 @@ GS_DEVICE void each_written(const Visit& visit) {
   });
 }
 
+// The byte offsets of an element in the streams that a rule uses, and with kMore in the copy and the average. Indices
+// are divided once.
+template <class ElementUpdate, bool kMore>
+GS_DEVICE void offsets(const TensorDesc& desc, std::int64_t index, std::int64_t (&bytes)[kMaxStreams]) {
+  const auto each_used = [](const auto& visit) {
+    each_number(
+        [&](auto s) {
+          if constexpr (s < kCopy ? kWalks<ElementUpdate, s> : kMore) visit(s);
+        },
+        std::make_integer_sequence<int, kMaxStreams>());
+  };
+  each_used([&](auto s) { bytes[s] = desc.strided[s] ? 0 : index * desc.item_sizes[s]; });
+  if (desc.strided_layout == nullptr) return;
+  const auto rank = static_cast<int>(*global(desc.strided_layout));
+  const std::int64_t *const shape = global(desc.strided_layout) + 1, *const strides = shape + rank;
+#pragma unroll 1
+  for (int axis = rank - 1; axis >= 0; --axis) {
+    const std::int64_t outer = axis > 0 ? index / shape[axis] : 0, inner = index - outer * shape[axis];
+    each_used([&](auto s) {
+      if (desc.strided[s]) bytes[s] += inner * strides[s * rank + axis];
+    });
+    index = outer;
+  }
+}
+
 template <class ElementUpdate, class T, int... k>
 GS_DEVICE void update(const ElementUpdate& element, T (&x)[kKernelStreams][kItems], int i,
                       std::integer_sequence<int, k...>) {
@@ -95,10 +120,11 @@ GS_DEVICE bool has_more(const TensorDesc& desc) {
   return desc.streams[kCopy] != nullptr || desc.streams[kAverage] != nullptr;
 }
 
-// Writes the copy and the average of an element whose parameter is computed in doubles.
-GS_DEVICE void write_more(const TensorDesc& desc, const StorePolicy& step, std::int64_t i, double p) {
+// Writes the copy and the average, at these offsets, of an element whose parameter is computed in doubles.
+GS_DEVICE void write_more(const TensorDesc& desc, const StorePolicy& step, const std::int64_t (&bytes)[kMaxStreams],
+                          double p) {
   if (desc.streams[kCopy] != nullptr) {
-    std::byte* const item = global(desc.streams[kCopy]) + offset(desc, kCopy, i);
+    std::byte* const item = global(desc.streams[kCopy]) + bytes[kCopy];
     if (is_native(desc.dtypes[kCopy], Compute::kDouble)) {
       *reinterpret_cast<double*>(item) = p;
     } else {
@@ -106,7 +132,7 @@ GS_DEVICE void write_more(const TensorDesc& desc, const StorePolicy& step, std::
     }
   }
   if (desc.streams[kAverage] != nullptr) {
-    auto& average = *reinterpret_cast<double*>(global(desc.streams[kAverage]) + offset(desc, kAverage, i));
+    auto& average = *reinterpret_cast<double*>(global(desc.streams[kAverage]) + bytes[kAverage]);
     average = rules::blend(step.ema, average, 1 - step.ema, p);
   }
 }
@@ -129,10 +155,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
   constexpr bool kConverts = kComputeOf<T> == Compute::kDouble;
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
-  if (task.skips) {
-    if (args.clears) task.clear_gradient();
-    return;
-  }
   const Chunk chunk = task.chunk;
   const TensorDesc& desc = task.desc;
   const ElementUpdate element = task.element();
@@ -146,7 +168,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
       in_one_piece = in_one_piece && is_native(desc.dtypes[s], Compute::kDouble);
   });
   const int lane = lane_of_thread(), warp = warp_of_thread();
-  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
+  const std::int64_t end_of_updates = task.skips ? 0 : chunk.end;
+  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < end_of_updates; begin += kWarps * kBlock) {
     if (in_one_piece && chunk.end - begin >= kBlock) {
       T x[kKernelStreams][kItems] = {};
       each_stream<ElementUpdate>([&](auto s) { Values::load(reinterpret_cast<T*>(streams[s]) + begin, lane, x[s]); });
@@ -159,8 +182,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
       for (std::int64_t i = begin + lane; i < end; i += kWarp) {
         T x[kKernelStreams][kItems] = {};
         T* at[kKernelStreams];
+        std::int64_t bytes[kMaxStreams];
+        offsets<ElementUpdate, kConverts>(desc, i, bytes);
         each_stream<ElementUpdate>([&](auto s) {
-          std::byte* const item = streams[s] + offset(desc, s, i);
+          std::byte* const item = streams[s] + bytes[s];
           at[s] = reinterpret_cast<T*>(item);
           if constexpr (kConverts && s == kGradient) {
             x[s][0] = gradient_at<T>(desc.dtypes[s], item);
@@ -170,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<ElementUpdate>)
         });
         update(element, x, 0);
         each_written<ElementUpdate>([&](auto s) { *at[s] = x[s][0]; });
-        if constexpr (kConverts) write_more(desc, task.step, i, x[kParameter][0]);
+        if constexpr (kConverts) write_more(desc, task.step, bytes, x[kParameter][0]);
       }
     }
   }
@@ -185,10 +210,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(float)];
   const Task<ElementUpdate> task(args);
   if (task.gradient == nullptr) return;
-  if (task.skips) {
-    if (args.clears) task.clear_gradient();
-    return;
-  }
   const Chunk chunk = task.chunk;
   // A copy in registers: the compiler would reload a description in memory after each store.
   const TensorDesc desc = task.desc;
@@ -219,7 +240,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   __syncthreads();
 
   const int lane = lane_of_thread(), warp = warp_of_thread();
-  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < chunk.end; begin += kWarps * kBlock) {
+  const std::int64_t end_of_updates = task.skips ? 0 : chunk.end;
+  for (std::int64_t begin = chunk.begin + warp * kBlock; begin < end_of_updates; begin += kWarps * kBlock) {
     const Block block(chunk, begin, lane, tiles[warp]);
     const auto rounding_of = [&](int s) {
       return StochasticRounding{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};

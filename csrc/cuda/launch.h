@@ -47,19 +47,10 @@ struct NormWork {
 // Sums each tensor's squares.
 void launch_sums(const NormWork& work);
 
-// A step that measures norms. The descriptions and gradients are those of its updates.
-struct MeasureWork {
-  std::byte* const* gradients;  // of all tensors; null: the tensor takes no part
-  const std::size_t* first_chunk;
-  const TensorDesc* descs;  // on the device, as are chunks and sums
-  const Chunk* chunks;
-  NormSums sums;
-  void* stream;
-};
-
-// These precede and follow the updates.
-void launch_measure_before(const MeasureWork& work);
-void launch_measure_after(const MeasureWork& work);
+// Measure the norms of a step whose updates have these descriptions and gradients: they precede and follow the updates.
+// The first overwrites where chunks are not finite.
+void launch_measure_before(const NormWork& work, const NormSums& sums);
+void launch_measure_after(const NormWork& work, NormSums sums);
 
 // The input of the launch that precedes the updates of a step.
 struct AdvanceWork {

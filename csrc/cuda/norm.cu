@@ -100,46 +100,21 @@ GS_DEVICE ChunkSum sum_of_squares(const TensorDesc& desc, std::byte* gradient, c
   return {squares.fold(values, lane, lanes), warp_max(from_end)};
 }
 
-// Keeps the parameter's values before the update. T is its compute type.
-template <class T>
-GS_DEVICE void keep(const Values<kParameter>& values, T* before, const Chunk& chunk, int lane, std::byte* tile) {
-#pragma unroll 1
-  for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const Block block(chunk, begin, lane, tile);
-    double x[kItems] = {};
-    values.load(block, x);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int place = values.place(lane, i);
-      if (place < block.count) before[begin + place] = static_cast<T>(x[i]);
-    }
-  }
-}
+// The parameter's values before the update, in its compute type.
+struct Before {
+  std::byte* values;
+  bool doubles;
 
-// Sums the squares of the parameter's values, and of their differences from those before the update.
-struct WeightSums {
-  double update, weight;
-};
-template <class T>
-GS_DEVICE WeightSums sum_weights(const Values<kParameter>& values, const T* before, const Chunk& chunk, int lane,
-                                 std::byte* tile, double (&lanes)[kSumLanes]) {
-  Squares weights, updates;
-#pragma unroll 1
-  for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
-    const Block block(chunk, begin, lane, tile);
-    double x[kItems] = {};
-    values.load(block, x);
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int place = values.place(lane, i);
-      const T was = place < block.count ? before[begin + place] : T(0);
-      weights.add(i, x[i]);
-      updates.add(i, static_cast<T>(x[i]) - was);
-    }
+  GS_DEVICE void keep(std::int64_t element, double x) const {
+    doubles ? reinterpret_cast<double*>(values)[element] = x
+            : reinterpret_cast<float*>(values)[element] = static_cast<float>(x);
   }
-  const double weight = weights.fold(values, lane, lanes);
-  return {updates.fold(values, lane, lanes), weight};
-}
+  // The difference of the value after the update, in the compute type.
+  GS_DEVICE double update(std::int64_t element, double x) const {
+    return doubles ? x - reinterpret_cast<const double*>(values)[element]
+                   : static_cast<float>(x) - reinterpret_cast<const float*>(values)[element];
+  }
+};
 
 // Arguments of a launch: the gradients of consecutive tensors.
 template <int kTensors>
@@ -190,7 +165,6 @@ __global__ void __launch_bounds__(kThreads) add_tensors(const Sums sums) {
 }
 
 // Arguments of a launch that measures consecutive tensors.
-template <int kTensors>
 struct MeasureArgs {
   const TensorDesc* descs;  // of all tensors
   const Chunk* chunks;      // starting with this launch's first
@@ -198,11 +172,10 @@ struct MeasureArgs {
   std::uint32_t first_chunk, count;  // of chunks
   std::uint32_t first;               // index of the first tensor
   bool after;                        // whether the updates have been launched
-  std::byte* gradients[kTensors];    // null: the tensor takes no part
+  std::byte* gradients[kMany];       // null: the tensor takes no part
 };
 
-template <int kTensors>
-__global__ void __launch_bounds__(kThreads) measure_chunks(const __grid_constant__ MeasureArgs<kTensors> args) {
+__global__ void __launch_bounds__(kThreads, 4) measure_chunks(const __grid_constant__ MeasureArgs args) {
   alignas(16) __shared__ std::byte tiles[kWarps][kBlock * sizeof(double)];
   __shared__ double all_lanes[kWarps][kSumLanes];
   const std::uint32_t n = warp_of_grid();
@@ -211,25 +184,33 @@ __global__ void __launch_bounds__(kThreads) measure_chunks(const __grid_constant
   std::byte* const gradient = args.gradients[chunk.tensor - args.first];
   if (gradient == nullptr) return;
   const int warp = warp_of_thread(), lane = lane_of_thread();
-  std::byte* const tile = tiles[warp];
   double (&lanes)[kSumLanes] = all_lanes[warp];
   const TensorDesc& desc = *global(args.descs + chunk.tensor);
+  const Before before{*global(args.sums.before + chunk.tensor), desc.compute == Compute::kDouble};
   const Values<kParameter> values{desc, desc.streams[kParameter]};
-  std::byte* const before = *global(args.sums.before + chunk.tensor);
-  const auto put = [&](NormSums::Kind kind, double squares) {
-    if (lane == 0) args.sums.of_chunks[kind][args.first_chunk + n] = squares;
+  const auto each_value = [&](const auto& visit) {
+#pragma unroll 1
+    for (std::int64_t begin = chunk.begin; begin < chunk.end; begin += kBlock) {
+      const Block block(chunk, begin, lane, tiles[warp]);
+      double x[kItems] = {};
+      values.load(block, x);
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const int place = values.place(lane, i);
+        if (place < block.count) visit(i, begin + place, x[i]);
+      }
+    }
   };
-  const bool doubles = desc.compute == Compute::kDouble;
-  if (args.after) {
-    const WeightSums found =
-        doubles ? sum_weights(values, reinterpret_cast<const double*>(before), chunk, lane, tile, lanes)
-                : sum_weights(values, reinterpret_cast<const float*>(before), chunk, lane, tile, lanes);
-    put(NormSums::kOfUpdate, found.update);
-    put(NormSums::kOfWeight, found.weight);
-  } else {
-    put(NormSums::kOfGradient, sum_of_squares(desc, gradient, chunk, lane, tile, lanes).squares);
-    doubles ? keep(values, reinterpret_cast<double*>(before), chunk, lane, tile)
-            : keep(values, reinterpret_cast<float*>(before), chunk, lane, tile);
+  if (!args.after) return each_value([&](int, std::int64_t element, double x) { before.keep(element, x); });
+  // One sum at a time, which needs fewer registers.
+#pragma unroll 1
+  for (int kind = NormSums::kOfUpdate; kind <= NormSums::kOfWeight; ++kind) {
+    Squares squares;
+    each_value([&](int i, std::int64_t element, double x) {
+      squares.add(i, kind == NormSums::kOfUpdate ? before.update(element, x) : x);
+    });
+    const double sum = squares.fold(values, lane, lanes);
+    if (lane == 0) args.sums.of_chunks[kind * args.sums.chunks + args.first_chunk + n] = sum;
   }
 }
 
@@ -238,7 +219,7 @@ __global__ void __launch_bounds__(kThreads) measure_tensors(const NormSums sums)
   const std::uint32_t n = warp_of_grid(), tensor = n / NormSums::kKinds;
   if (tensor >= sums.tensors) return;
   const std::uint32_t first = sums.first_chunk[tensor], end = sums.first_chunk[tensor + 1];
-  const double* const of_chunks = sums.of_chunks[n % NormSums::kKinds];
+  const double* const of_chunks = sums.of_chunks + n % NormSums::kKinds * sums.chunks;
   const double total = sum(of_chunks + first, end - first, lane_of_thread(), lanes[warp_of_thread()]);
   if (lane_of_thread() == 0) sums.of_tensors[n] = total;
 }
@@ -268,42 +249,45 @@ void launch_chunks(const NormWork& work) {
   }
 }
 
-template <int kTensors>
-void launch_measures(const MeasureWork& work, bool after) {
-  static_assert(sizeof(MeasureArgs<kTensors>) <= kMostBytes);
-  MeasureArgs<kTensors> args;
+void launch_chunks_of(const NormWork& work) {
+  work.sums.tensors > kFew ? launch_chunks<kMany>(work) : launch_chunks<kFew>(work);
+}
+
+void launch_measures(const NormWork& work, const NormSums& sums, bool after) {
+  static_assert(sizeof(MeasureArgs) <= kMostBytes);
+  MeasureArgs args;
   args.descs = work.descs;
-  args.sums = work.sums;
+  args.sums = sums;
   args.after = after;
-  for (std::uint32_t first = 0, last; first < work.sums.tensors; first = last) {
-    last = work.sums.tensors - first < kTensors ? work.sums.tensors : first + kTensors;
+  for (std::uint32_t first = 0, last; first < sums.tensors; first = last) {
+    last = sums.tensors - first < kMany ? sums.tensors : first + kMany;
     std::memcpy(args.gradients, work.gradients + first, (last - first) * sizeof(std::byte*));
     args.first = first;
     args.first_chunk = static_cast<std::uint32_t>(work.first_chunk[first]);
     args.count = static_cast<std::uint32_t>(work.first_chunk[last]) - args.first_chunk;
     args.chunks = work.chunks + args.first_chunk;
-    launch(&measure_chunks<kTensors>, args, args.count, work.stream);
+    launch(&measure_chunks, args, args.count, work.stream);
   }
-}
-
-void launch_measures(const MeasureWork& work, bool after) {
-  work.sums.tensors > kFew ? launch_measures<kMany>(work, after) : launch_measures<kFew>(work, after);
 }
 
 }  // namespace
 
-void launch_measure_before(const MeasureWork& work) { launch_measures(work, false); }
-
-void launch_measure_after(const MeasureWork& work) {
-  launch_measures(work, true);
-  NormSums sums = work.sums;
-  launch(&measure_tensors, sums, NormSums::kKinds * sums.tensors, work.stream);
-}
-
 void launch_sums(const NormWork& work) {
-  work.sums.tensors > kFew ? launch_chunks<kMany>(work) : launch_chunks<kFew>(work);
+  launch_chunks_of(work);
   Sums sums = work.sums;
   launch(&add_tensors, sums, sums.tensors, work.stream);
+}
+
+void launch_measure_before(const NormWork& work, const NormSums& sums) {
+  NormWork gradients = work;
+  gradients.sums.of_chunks = sums.of_chunks + NormSums::kOfGradient * sums.chunks;
+  launch_chunks_of(gradients);
+  launch_measures(work, sums, false);
+}
+
+void launch_measure_after(const NormWork& work, NormSums sums) {
+  launch_measures(work, sums, true);
+  launch(&measure_tensors, sums, NormSums::kKinds * sums.tensors, work.stream);
 }
 
 void load_sums(std::size_t tensors) {

@@ -78,4 +78,12 @@ struct alignas(64) TensorJob {
 };
 static_assert(sizeof(TensorJob) == 64);
 
+// Row u of `to` is the sum of rows places[first[u]] ... places[first[u + 1] - 1] of a gradient, added in this order in
+// the compute type. Rows have `length` elements.
+struct RowSums {
+  const std::int64_t *first, *places;
+  std::int64_t length;
+  std::byte* to;
+};
+
 }  // namespace gradstep

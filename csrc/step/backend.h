@@ -6,6 +6,7 @@
 
 #include "exec/norm.h"
 #include "exec/tensor_job.h"
+#include "step/array.h"
 #include "step/catalog.h"
 
 namespace gradstep::step {
@@ -57,6 +58,9 @@ class Backend {
   virtual std::vector<TensorNorms> norms() = 0;
   // Runs only the gradient pass, for the norm.
   virtual double norm(std::byte* const* gradients) = 0;
+
+  // Computes `count` rows of sums of a gradient's values.
+  virtual void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) = 0;
 
   virtual StepState state() = 0;
   virtual void set_state(const StepState& state) = 0;

@@ -20,6 +20,7 @@
 #include "cpu/threads.h"
 #include "cpu/tuning.h"
 #include "exec/norm.h"
+#include "step/norm.h"
 #include "step/plan.h"
 
 namespace gradstep::step {
@@ -219,6 +220,32 @@ class OnCpu : public Backend {
   double norm(std::byte* const* gradients) override {
     finish_plan();
     return pass_over(gradients, {}, 1).norm;
+  }
+
+  // Threads share the rows.
+  void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) override {
+    const Layout layout = norm_layout(values, compute);
+    PreparedUpdate update;
+    update.key.compute = compute;
+    TensorJob job;
+    job.update = &update;
+    job.layout = layout.plain() ? nullptr : &layout;
+    job.streams[kGradient] = values.data;
+    struct Work {
+      const TensorJob& job;
+      const RowSums& sums;
+      std::int64_t grain, count;
+    } work{job, sums, std::max<std::int64_t>(1, cpu::grain(size_of(values)) / std::max<std::int64_t>(1, sums.length)),
+           count};
+    const std::int64_t bytes = 2 * size_of(values) * gradstep::size_of(compute);
+    const auto task = [](void* context, std::size_t index) {
+      const IeeeMode ieee;
+      const Work& of = *static_cast<const Work*>(context);
+      const std::int64_t begin = static_cast<std::int64_t>(index) * of.grain;
+      cpu::sum_rows(of.job, of.sums, begin, std::min(begin + of.grain, of.count));
+    };
+    const auto tasks = static_cast<std::size_t>((count + work.grain - 1) / work.grain);
+    cpu::parallel_for(tasks, threads_for(bytes), wakes_for(bytes), task, &work);
   }
 
   StepState state() override {

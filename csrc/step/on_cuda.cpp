@@ -137,8 +137,8 @@ void OnCuda::capture() {
   state_.expect_replays();
 }
 
-cuda::NormWork OnCuda::norm_work(std::byte* const* gradients) const {
-  return {gradients, plan_.first_chunk.data(), gradient_descs_, chunks_, sums_, stream_};
+cuda::NormWork OnCuda::norm_work(std::byte* const* gradients, const cuda::TensorDesc* descs) const {
+  return {gradients, plan_.first_chunk.data(), descs, chunks_, sums_, stream_};
 }
 
 // Usually there is one element: the tensors of a step differ in scalars, rarely in kernels.
@@ -179,10 +179,6 @@ void OnCuda::load(const std::vector<cuda::Work>& works) {
   }
 }
 
-cuda::MeasureWork OnCuda::measure_work(std::byte* const* gradients) const {
-  return {gradients, plan_.first_chunk.data(), descs_, chunks_, measured_->sums, stream_};
-}
-
 // Allocates the memory of a step that measures norms.
 void OnCuda::prepare_measures(std::byte* const* gradients, double grad_scale) {
   const std::size_t tensors = tensors_.size(), chunks = plan_.pieces.size();
@@ -197,7 +193,7 @@ void OnCuda::prepare_measures(std::byte* const* gradients, double grad_scale) {
   Measured measured;
   measured.memory = cuda::Memory(end);
   auto* const first = reinterpret_cast<double*>(measured.memory.data());
-  for (int kind = 0; kind < cuda::NormSums::kKinds; ++kind) measured.sums.of_chunks[kind] = first + kind * chunks;
+  measured.sums.of_chunks = first;
   measured.sums.of_tensors = first + cuda::NormSums::kKinds * chunks;
   auto* const before = reinterpret_cast<std::byte**>(first + sums);
   std::vector<std::byte*> places;
@@ -206,6 +202,7 @@ void OnCuda::prepare_measures(std::byte* const* gradients, double grad_scale) {
   measured.sums.before = before;
   measured.sums.first_chunk = sums_.first_chunk;
   measured.sums.tensors = static_cast<std::uint32_t>(tensors);
+  measured.sums.chunks = static_cast<std::uint32_t>(chunks);
   for (std::size_t i = 0; i < tensors; ++i) measured.takes_part.push_back(gradients[i] != nullptr);
   measured.grad_scale = grad_scale;
   measured_ = std::move(measured);
@@ -253,11 +250,11 @@ void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
   if (measures) prepare_measures(gradients, grad_scale);
 
   state_.begin_step();
-  if (asked_.asks()) cuda::launch_sums(norm_work(gradients));
-  if (measures) cuda::launch_measure_before(measure_work(gradients));
+  if (asked_.asks()) cuda::launch_sums(norm_work(gradients, gradient_descs_));
+  if (measures) cuda::launch_measure_before(norm_work(gradients, descs_), measured_->sums);
   cuda::launch_advance(advance);
   for (const cuda::Work& work : works) cuda::launch(work);
-  if (measures) cuda::launch_measure_after(measure_work(gradients));
+  if (measures) cuda::launch_measure_after(norm_work(gradients, descs_), measured_->sums);
   if (!capturing && !asked_.skips_nonfinite) state_.end_step();
 }
 
@@ -274,7 +271,7 @@ double OnCuda::norm(std::byte* const* gradients) {
   upload(true);
   cuda::DeviceState state{};
   state.pass = state_.on_device().pass;
-  cuda::launch_sums(norm_work(gradients));
+  cuda::launch_sums(norm_work(gradients, gradient_descs_));
   cuda::launch_advance({nullptr, nullptr, 0, groups_, state, nullptr, {}, 1, sums_, stream_});
   return gradient_pass().norm;
 }

@@ -29,6 +29,8 @@ class OnCuda : public Backend {
   GradientPass gradient_pass() override;
   std::vector<TensorNorms> norms() override;
   double norm(std::byte* const* gradients) override;
+  // Arrays on a GPU have no gradients of rows.
+  void sum_rows(const Array&, Compute, const RowSums&, std::int64_t) override {}
 
   StepState state() override;
   void set_state(const StepState& state) override;
@@ -62,8 +64,7 @@ class OnCuda : public Backend {
   void set_captured(double* there, const double* values, std::size_t count) const;
   std::vector<cuda::Work> works_for(std::byte* const* gradients, const cuda::DeviceState& state, bool clears) const;
   void load(const std::vector<cuda::Work>& works);
-  cuda::NormWork norm_work(std::byte* const* gradients) const;
-  cuda::MeasureWork measure_work(std::byte* const* gradients) const;
+  cuda::NormWork norm_work(std::byte* const* gradients, const cuda::TensorDesc* descs) const;
   void prepare_measures(std::byte* const* gradients, double grad_scale);
 
   int device_ = -1;

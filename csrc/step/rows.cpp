@@ -5,13 +5,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "base/ieee_mode.h"
-#include "cpu/pool.h"
-#include "cpu/run.h"
-#include "cpu/threads.h"
-#include "cpu/tuning.h"
-#include "step/norm.h"
-
 namespace gradstep::step {
 namespace {
 
@@ -94,7 +87,7 @@ void RowGradient::sort(std::int64_t largest) {
   first_.push_back(static_cast<std::int64_t>(size));
 }
 
-Array RowGradient::sum(Compute compute) {
+Array RowGradient::sum(Compute compute, Backend& backend) {
   const Array given = values_.view();
   if (is_sorted_) return given;
   const auto rank = static_cast<std::size_t>(given.rank);
@@ -105,33 +98,9 @@ Array RowGradient::sum(Compute compute) {
   for (std::size_t axis = rank; axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
   for (std::size_t axis = 1; axis < rank; ++axis) length *= shape_[axis];
   sums_.resize(static_cast<std::size_t>(count() * length * gradstep::size_of(compute)) / sizeof(double) + 1);
-
-  // Threads share the rows.
-  const Layout layout = norm_layout(given, compute);
-  PreparedUpdate update;
-  update.key.compute = compute;
-  TensorJob job;
-  job.update = &update;
-  job.layout = layout.plain() ? nullptr : &layout;
-  job.streams[kGradient] = given.data;
-  struct Work {
-    const TensorJob& job;
-    cpu::RowSums sums;
-    std::int64_t grain, count;
-  } work{job, {first_.data(), places_.data(), length, reinterpret_cast<std::byte*>(sums_.data())}, 0, count()};
-  const std::int64_t bytes = 2 * size_of(given) * gradstep::size_of(compute);
-  const bool shares = cpu::shares_all() || bytes >= cpu::kBytesWorthSharing;
-  work.grain = std::max<std::int64_t>(1, cpu::grain(size_of(given)) / std::max<std::int64_t>(1, length));
-  const auto task = [](void* context, std::size_t index) {
-    const IeeeMode ieee;
-    const Work& of = *static_cast<const Work*>(context);
-    const std::int64_t begin = static_cast<std::int64_t>(index) * of.grain;
-    cpu::sum_rows(of.job, of.sums, begin, std::min(begin + of.grain, of.count));
-  };
-  const auto tasks = static_cast<std::size_t>((work.count + work.grain - 1) / work.grain);
-  cpu::parallel_for(tasks, shares ? cpu::threads() : 1, cpu::shares_all() || bytes >= cpu::kBytesWorthWaking, task,
-                    &work);
-  return {work.sums.to, native_of(compute), given.rank, shape_.data(), strides_.data()};
+  auto* const to = reinterpret_cast<std::byte*>(sums_.data());
+  backend.sum_rows(given, compute, {first_.data(), places_.data(), length, to}, count());
+  return {to, native_of(compute), given.rank, shape_.data(), strides_.data()};
 }
 
 }  // namespace gradstep::step

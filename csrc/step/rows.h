@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "step/array.h"
+#include "step/backend.h"
 
 namespace gradstep::step {
 
@@ -37,7 +38,7 @@ class RowGradient {
 
   // After read(): the rows of the gradient in this order. Those that were named in another order are copied and summed,
   // in the compute type and in the order of occurrence. The result is valid until the next call.
-  Array sum(Compute compute);
+  Array sum(Compute compute, Backend& backend);
 
  private:
   struct Occurrence {

@@ -256,7 +256,7 @@ void Stepper::prepare_rows() {
   }
   for (const std::size_t tensor : with_rows_) {
     const Tensor& t = tensors_[tensor];
-    const Array grad = t.rows->sum(t.compute());
+    const Array grad = t.rows->sum(t.compute(), *backend_);
     slots_[tensor].of_rows = true;
     gradients_[tensor] = grad.data;
     set_layout(tensor, grad, t.rows.get());
