@@ -103,6 +103,26 @@ def test_whole_gradients_in_turn_with_rows(case):
     both(case, [p], [[first], [dense], [second], [dense], [None], [third], [dense]], ISAS[-1:])
 
 
+@pytest.mark.parametrize("options", [{}, {"accumulation": "sum", "clip_norm": 0.01}], ids=str)
+@pytest.mark.parametrize("case", WIDEST, ids=str)
+def test_accumulated_rows(case, options):
+    """Rows alone, with repeats, and with whole gradients; the step then takes a whole gradient."""
+    p, dense = table(case), values([5], 1, 23 * row_length(case), case.grad)[0]
+    repeated, permuted = gradients(["repeated", "permuted"], p.shape, case.grad)
+    found = []
+    for cls in (RULES[case.rule], REFERENCE[case.rule]):
+        param = p.copy()
+        opt = cls([param, param[:3].copy()], **case.options(), **options)
+        for grads in ([repeated, permuted], [permuted, dense.reshape(p.shape), repeated]):
+            for g in grads:
+                opt.accumulate([g, None])
+            result = opt.step(stats=True)
+        stats = result.stats if isinstance(result.stats, dict) else dict(zip(["[0]"], result.stats, strict=False))
+        found.append([param, np.array(stats["[0]"]), *(opt.state[name][0] for name in opt.state)])
+    for mine, theirs in zip(*found, strict=True):
+        assert same_bits(mine, theirs)
+
+
 @pytest.mark.parametrize(
     "shape", [(7,), (7, 1), (1, 5), (40, 3), (9, 5, 2, 3), (6, 1, 4), (5, 0), (0, 4), (11, 700)], ids=str
 )

@@ -215,6 +215,15 @@ bool CudaArrays::is_unmoved(const Watched& watched) {
          step::same(was.shape, shape_.data(), was.rank) && step::same(was.strides, strides_.data(), was.rank);
 }
 
+step::IndexArray CudaArrays::indices(py::handle object, const std::string& name) {
+  const py::buffer on_host = py::module_::import("gradstep._libraries").attr("host_indices")(object, name);
+  const py::buffer_info values = on_host.request();
+  const auto* const first = static_cast<const std::int64_t*>(values.ptr);
+  const auto kept = std::make_shared<const std::vector<std::int64_t>>(first, first + values.size);
+  const auto* const data = reinterpret_cast<const std::byte*>(kept->data());
+  return {data, sizeof(std::int64_t), true, static_cast<std::int64_t>(kept->size()), sizeof(std::int64_t), kept};
+}
+
 Array CudaArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   return look(object, kind, name, codes, false);
 }

@@ -25,9 +25,8 @@ class CudaArrays {
   Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
   Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
-  static step::IndexArray indices(pybind11::handle, const std::string& name) {
-    throw WrongType(name + " cannot be used: row gradients are not supported on a GPU");
-  }
+  // A copy of the indices of a row gradient, which may be NumPy's or on a GPU, and are then waited for.
+  static step::IndexArray indices(pybind11::handle object, const std::string& name);
 
   static bool view_like(pybind11::handle, DType, Array&) { return false; }
 

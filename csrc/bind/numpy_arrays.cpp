@@ -227,8 +227,12 @@ step::IndexArray NumPyArrays::indices(py::handle object, const std::string& name
   }
   if (fields.nd != 1) throw std::invalid_argument(name + " must have one axis, but have " + std::to_string(fields.nd));
   const auto size = py::reinterpret_borrow<py::dtype>(fields.descr).itemsize();
-  return {reinterpret_cast<const std::byte*>(fields.data), static_cast<int>(size), dtype->kind == 'i',
-          fields.dimensions[0], fields.strides[0]};
+  return {reinterpret_cast<const std::byte*>(fields.data),
+          static_cast<int>(size),
+          dtype->kind == 'i',
+          fields.dimensions[0],
+          fields.strides[0],
+          nullptr};
 }
 
 py::object NumPyArrays::number_as_array(py::handle object) {

@@ -27,6 +27,10 @@ struct TensorDesc {
   float* scales[kMaxStreams];
   // If any stream is strided: the rank and shape of the traversal, and each stream's strides in bytes. Otherwise null.
   const std::int64_t* strided_layout;
+  // With a row gradient, the indices of its rows and the elements of a row; otherwise null. The first axis of the
+  // traversal goes through the list in all streams but the gradient.
+  const std::int64_t* rows;
+  std::int64_t row_length;
   DType dtypes[kMaxStreams];
   std::uint8_t item_sizes[kMaxStreams];
   bool strided[kMaxStreams];

@@ -62,7 +62,7 @@ GS_DEVICE void offsets(const TensorDesc& desc, std::int64_t index, std::int64_t 
   for (int axis = rank - 1; axis >= 0; --axis) {
     const std::int64_t outer = axis > 0 ? index / shape[axis] : 0, inner = index - outer * shape[axis];
     each_used([&](auto s) {
-      if (desc.strided[s]) bytes[s] += inner * strides[s * rank + axis];
+      if (desc.strided[s]) bytes[s] += (axis > 0 ? inner : row_of(desc, s, inner)) * strides[s * rank + axis];
     });
     index = outer;
   }
@@ -227,7 +227,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   if (drawn < kKernelStreams && stochastic_in(drawn)) {
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
     const int drop = 32 - random_bits(task.desc.dtypes[drawn]);
-    const std::int64_t block = chunk.begin / kBlock + n;
+    const bool beyond = chunk.begin + n * kBlock >= chunk.end;
+    const std::int64_t block = beyond ? 0 : whole_block(task.desc, chunk.begin / kBlock + n);
     const FourWords p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
     const FourWords g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
     const std::uint32_t of_places[] = {p.w0, p.w1, p.w2, p.w3}, of_groups[] = {g.w0, g.w1, g.w2, g.w3};
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
       return StochasticRounding{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};
     };
     const auto scale_of = [&](int s) {
-      return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + begin / kBlock) : nullptr;
+      return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + whole_block(desc, begin / kBlock)) : nullptr;
     };
 
     std::uint32_t raw[kKernelStreams][kItems];

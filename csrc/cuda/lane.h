@@ -39,6 +39,11 @@ GS_DEVICE std::uint32_t warp_max(std::uint32_t x) {
 #endif
 }
 
+// The index of the first axis, from that in the traversal.
+GS_DEVICE std::int64_t row_of(const TensorDesc& desc, int s, std::int64_t index) {
+  return desc.rows == nullptr || s == kGradient ? index : global(desc.rows)[index];
+}
+
 // The byte offset of an element in a stream.
 GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index) {
   if (!desc.strided[s]) return index * desc.item_sizes[s];
@@ -51,7 +56,14 @@ GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index)
     bytes += (index - outer * shape[axis]) * strides[axis];
     index = outer;
   }
-  return bytes + index * strides[0];
+  return bytes + row_of(desc, s, index) * strides[0];
+}
+
+// The index in the whole tensor of a block of a row gradient, whose rows consist of whole blocks.
+GS_DEVICE std::int64_t whole_block(const TensorDesc& desc, std::int64_t block) {
+  if (desc.rows == nullptr) return block;
+  const std::int64_t blocks = desc.row_length / kBlock, row = block / blocks;
+  return global(desc.rows)[row] * blocks + (block - row * blocks);
 }
 
 // Items that one instruction loads or stores.

@@ -52,6 +52,10 @@ void launch_sums(const NormWork& work);
 void launch_measure_before(const NormWork& work, const NormSums& sums);
 void launch_measure_after(const NormWork& work, NormSums sums);
 
+// Sums rows of a gradient with this description. The lists of `sums` are on the device.
+void launch_row_sums(const TensorDesc& desc, std::byte* gradient, const RowSums& sums, std::int64_t count,
+                     void* stream);
+
 // The input of the launch that precedes the updates of a step.
 struct AdvanceWork {
   std::byte* const* gradients;  // of all tensors; null: the tensor takes no part

@@ -224,6 +224,32 @@ __global__ void __launch_bounds__(kThreads) measure_tensors(const NormSums sums)
   if (lane_of_thread() == 0) sums.of_tensors[n] = total;
 }
 
+struct RowSumArgs {
+  TensorDesc desc;  // of the gradient
+  std::byte* gradient;
+  RowSums sums;
+  std::int64_t elements;
+};
+
+// One thread per element of the sums.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sum_rows(const __grid_constant__ RowSumArgs args) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= args.elements) return;
+  const RowSums& sums = args.sums;
+  const std::int64_t row = i / sums.length, column = i - row * sums.length;
+  const auto value = [&](std::int64_t k) {
+    const std::int64_t element = global(sums.places)[k] * sums.length + column;
+    const DType dtype = args.desc.dtypes[kGradient];
+    return gradient_at<T>(dtype, global(args.gradient) + offset(args.desc, kGradient, element));
+  };
+  const std::int64_t first = global(sums.first)[row], end = global(sums.first)[row + 1];
+  T sum = value(first);
+#pragma unroll 1
+  for (std::int64_t k = first + 1; k < end; ++k) sum = sum + value(k);
+  reinterpret_cast<T*>(global(sums.to))[i] = sum;
+}
+
 constexpr std::uint32_t blocks_for(std::uint32_t warps) { return (warps + kWarps - 1) / kWarps; }
 
 template <class Args>
@@ -288,6 +314,15 @@ void launch_measure_before(const NormWork& work, const NormSums& sums) {
 void launch_measure_after(const NormWork& work, NormSums sums) {
   launch_measures(work, sums, true);
   launch(&measure_tensors, sums, NormSums::kKinds * sums.tensors, work.stream);
+}
+
+void launch_row_sums(const TensorDesc& desc, std::byte* gradient, const RowSums& sums, std::int64_t count,
+                     void* stream) {
+  RowSumArgs args{desc, gradient, sums, count * sums.length};
+  const auto blocks = static_cast<std::uint32_t>((args.elements + kThreads - 1) / kThreads);
+  if (blocks == 0) return;
+  const bool doubles = desc.compute == Compute::kDouble;
+  start(doubles ? &sum_rows<double> : &sum_rows<float>, args, blocks, kThreads, stream, "summing rows");
 }
 
 void load_sums(std::size_t tensors) {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "exec/norm.h"
@@ -59,6 +60,11 @@ class Backend {
   // Runs only the gradient pass, for the norm.
   virtual double norm(std::byte* const* gradients) = 0;
 
+  // Memory for arrays of the backend. It may be written by the work of a later step, not by the caller.
+  virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
+  // Whether a row of a row gradient must consist of whole blocks where its parameter or a state is rounded
+  // stochastically.
+  virtual bool draws_by_block() const = 0;
   // Computes `count` rows of sums of a gradient's values.
   virtual void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) = 0;
 

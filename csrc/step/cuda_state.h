@@ -19,6 +19,8 @@ class CudaState {
   void add_tensor(const TensorInfo& info, const rules::Clock& clock);
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::vector<std::uint32_t>& groups() const { return groups_; }
+  // Sets the number of elements that steps update. Returns whether it was another.
+  bool set_size(std::size_t tensor, std::int64_t size) { return std::exchange(tensors_[tensor].size, size) != size; }
 
   // The state on the device. The first call uploads it.
   const cuda::DeviceState& on_device();

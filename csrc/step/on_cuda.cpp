@@ -7,7 +7,15 @@
 #include <type_traits>
 #include <utility>
 
+#include "step/norm.h"
+
 namespace gradstep::step {
+namespace {
+
+constexpr const char* kNoCapturedRows =
+    "row gradients cannot be used while a step is captured, or after one was: a replay has the same rows";
+
+}  // namespace
 
 OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout, Compute compute)
     : stored(!layout.native || layout.has_more) {
@@ -19,13 +27,18 @@ OnCuda::Tensor::Tensor(std::byte* const* streams, const Layout& layout, Compute 
     desc.item_sizes[s] = static_cast<std::uint8_t>(item_size(layout.dtypes[s]));
     desc.strided[s] = !layout.strides[s].empty();
   }
-  if (std::none_of(std::begin(desc.strided), std::end(desc.strided), [](bool strided) { return strided; })) return;
+  const auto is_strided = [](bool strided) { return strided; };
+  if (layout.rows == nullptr && std::none_of(std::begin(desc.strided), std::end(desc.strided), is_strided)) return;
   strided_layout.push_back(static_cast<std::int64_t>(layout.shape.size()));
   strided_layout.insert(strided_layout.end(), layout.shape.begin(), layout.shape.end());
   for (std::vector<std::int64_t> strides : layout.strides) {
     strides.resize(layout.shape.size());
     strided_layout.insert(strided_layout.end(), strides.begin(), strides.end());
   }
+  if (layout.rows == nullptr) return;
+  rows = static_cast<std::size_t>(layout.shape[0]);
+  desc.row_length = rows == 0 ? 1 : layout.size() / layout.shape[0];
+  strided_layout.insert(strided_layout.end(), layout.rows, layout.rows + rows);
 }
 
 void OnCuda::set_options(std::size_t group, const GroupOptions& options) {
@@ -56,8 +69,10 @@ void OnCuda::add_tensor(const TensorInfo& info, const rules::Clock& clock) {
   uploaded_ = false;
 }
 
-void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient, std::int64_t) {
+void OnCuda::set_layout(std::size_t tensor, std::byte* const* streams, Layout layout, Layout gradient,
+                        std::int64_t size) {
   const Compute compute = state_.tensors()[tensor].compute;
+  if (state_.set_size(tensor, size)) plan_ = {};
   tensors_[tensor] = Tensor(streams, layout, compute);
   gradients_[tensor] = Tensor(streams, gradient, compute);
   uploaded_ = false;
@@ -104,7 +119,11 @@ void OnCuda::upload(bool with_sums) {
     std::vector<cuda::TensorDesc> descs;
     for (const Tensor& t : from) {
       descs.push_back(t.desc);
-      if (!t.strided_layout.empty()) descs.back().strided_layout = add(t.strided_layout);
+      if (t.strided_layout.empty()) continue;
+      descs.back().strided_layout = add(t.strided_layout);
+      if (t.desc.row_length > 0) {
+        descs.back().rows = descs.back().strided_layout + (t.strided_layout.size() - t.rows);
+      }
     }
     return add(descs);
   };
@@ -224,11 +243,40 @@ std::vector<TensorNorms> OnCuda::norms() {
   return norms_;
 }
 
+std::shared_ptr<std::byte> OnCuda::allocate(std::size_t bytes) {
+  const cuda::OnDevice on_device(device_);
+  auto memory = std::make_shared<cuda::Memory>(std::max<std::size_t>(bytes, 1));
+  return {memory, memory->data()};
+}
+
+void OnCuda::sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) {
+  const cuda::OnDevice on_device(device_);
+  if (is_captured() || cuda::is_capturing(stream_)) throw std::runtime_error(kNoCapturedRows);
+  std::byte* streams[kMaxStreams] = {};
+  streams[kGradient] = values.data;
+  Tensor gradient(streams, norm_layout(values, compute), compute);
+  std::vector<std::int64_t> lists = gradient.strided_layout;
+  const std::size_t first = lists.size(), places = first + static_cast<std::size_t>(count) + 1;
+  lists.insert(lists.end(), sums.first, sums.first + count + 1);
+  lists.insert(lists.end(), sums.places, sums.places + sums.first[count]);
+  cuda::Memory memory(lists.size() * sizeof(std::int64_t));
+  cuda::copy_to_device(memory.data(), lists.data(), lists.size() * sizeof(std::int64_t));
+  const auto* const there = reinterpret_cast<const std::int64_t*>(memory.data());
+  gradient.desc.strided_layout = gradient.strided_layout.empty() ? nullptr : there;
+  cuda::launch_row_sums(gradient.desc, values.data, {there + first, there + places, sums.length, sums.to}, count,
+                        stream_);
+  row_lists_.push_back(std::move(memory));
+}
+
 void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
   const auto [grad_scale, clears, measures] = options;
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
   if (capturing && measures) throw std::runtime_error("a step that measures norms cannot be captured");
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const bool of_rows = tensors_[i].desc.row_length > 0 && gradients[i] != nullptr;
+    if (of_rows && (capturing || is_captured())) throw std::runtime_error(kNoCapturedRows);
+  }
   upload(asked_.asks() || measures);
   if (capturing && !is_captured()) capture();
   cuda::DeviceState state = state_.on_device();
@@ -245,6 +293,7 @@ void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
                                   asked_.asks() ? sums_ : cuda::Sums{},
                                   stream_};
   load(works);
+  used_row_lists_ = std::exchange(row_lists_, {});
   norms_.clear();
   measured_.reset();
   if (measures) prepare_measures(gradients, grad_scale);
@@ -263,6 +312,11 @@ GradientPass OnCuda::gradient_pass() {
   cuda::wait_for_device();
   GradientPass pass;
   cuda::copy_to_host(&pass, is_captured() ? &captured()->pass : state_.on_device().pass, sizeof pass);
+  const Tensor* const bad = pass.nonfinite.exists() ? &tensors_[pass.nonfinite.tensor] : nullptr;
+  if (bad != nullptr && bad->desc.row_length > 0) {
+    const std::int64_t length = bad->desc.row_length, element = pass.nonfinite.element;
+    pass.nonfinite.element = bad->row_list()[element / length] * length + element % length;
+  }
   return pass;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -29,8 +30,9 @@ class OnCuda : public Backend {
   GradientPass gradient_pass() override;
   std::vector<TensorNorms> norms() override;
   double norm(std::byte* const* gradients) override;
-  // Arrays on a GPU have no gradients of rows.
-  void sum_rows(const Array&, Compute, const RowSums&, std::int64_t) override {}
+  std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
+  bool draws_by_block() const override { return true; }
+  void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) override;
 
   StepState state() override;
   void set_state(const StepState& state) override;
@@ -51,11 +53,15 @@ class OnCuda : public Backend {
  private:
   struct Tensor {
     cuda::TensorDesc desc{};
-    std::vector<std::int64_t> strided_layout;  // see cuda::TensorDesc
+    std::vector<std::int64_t> strided_layout;  // see cuda::TensorDesc; then the rows of a row gradient
+    std::size_t rows = 0;                      // their number
     bool stored = false;                       // whether something is stored in another type than the rule's
 
     Tensor() = default;
     Tensor(std::byte* const* streams, const Layout& layout, Compute compute);
+
+    // The rows of a row gradient, in host memory.
+    const std::int64_t* row_list() const { return strided_layout.data() + (strided_layout.size() - rows); }
   };
 
   cuda::Captured* captured() const { return reinterpret_cast<cuda::Captured*>(captured_.data()); }
@@ -77,7 +83,8 @@ class OnCuda : public Backend {
   Plan plan_;
   bool uploaded_ = false, has_sums_ = false;  // whether tables_ is current; whether it has the norm's tables
   cuda::Memory tables_;
-  std::vector<cuda::Memory> replaced_;  // tables that a captured graph may still read
+  std::vector<cuda::Memory> replaced_;                    // tables that a captured graph may still read
+  std::vector<cuda::Memory> row_lists_, used_row_lists_;  // of sums of rows for the next run, and for the last
   // Pointers into tables_:
   const cuda::TensorDesc *descs_ = nullptr, *gradient_descs_ = nullptr;
   const cuda::Chunk* chunks_ = nullptr;

@@ -97,10 +97,13 @@ Array RowGradient::sum(Compute compute, Backend& backend) {
   std::int64_t length = 1, stride = gradstep::size_of(compute);
   for (std::size_t axis = rank; axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
   for (std::size_t axis = 1; axis < rank; ++axis) length *= shape_[axis];
-  sums_.resize(static_cast<std::size_t>(count() * length * gradstep::size_of(compute)) / sizeof(double) + 1);
-  auto* const to = reinterpret_cast<std::byte*>(sums_.data());
-  backend.sum_rows(given, compute, {first_.data(), places_.data(), length, to}, count());
-  return {to, native_of(compute), given.rank, shape_.data(), strides_.data()};
+  const auto bytes = static_cast<std::size_t>(count() * length * gradstep::size_of(compute));
+  if (sums_ == nullptr || bytes > room_) {
+    sums_ = backend.allocate(bytes);
+    room_ = bytes;
+  }
+  backend.sum_rows(given, compute, {first_.data(), places_.data(), length, sums_.get()}, count());
+  return {sums_.get(), native_of(compute), given.rank, shape_.data(), strides_.data()};
 }
 
 }  // namespace gradstep::step

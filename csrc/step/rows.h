@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,8 @@ struct IndexArray {
   const std::byte* data;
   int item_size;
   bool is_signed;
-  std::int64_t size, stride;  // in bytes
+  std::int64_t size, stride;                               // in bytes
+  std::shared_ptr<const std::vector<std::int64_t>> owner;  // of the memory, if it is a copy
 };
 
 // A gradient of some rows of a parameter: the indices of the rows, and an array with a row for each. Rows that are
@@ -52,7 +54,8 @@ class RowGradient {
   bool is_sorted_ = true;                      // whether the indices were strictly ascending; else:
   std::vector<Occurrence> order_, scratch_;    // sorted by row, then by place
   std::vector<std::int64_t> first_, places_;   // where in places_ the occurrences of each row begin; their places
-  std::vector<double> sums_;                   // aligned memory for either compute type
+  std::shared_ptr<std::byte> sums_;            // in the backend's memory
+  std::size_t room_ = 0;                       // its size in bytes
   std::vector<std::int64_t> shape_, strides_;  // of the result
 };
 

@@ -312,6 +312,24 @@ def _is_on_cuda(array: Any) -> bool:
     return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) in (2, 13)
 
 
+def host_indices(indices: Any, name: str) -> Array:
+    """The indices of a row gradient of arrays on a GPU, as packed int64 in host memory.
+
+    Those on the GPU are waited for. Raises TypeError or ValueError where they are no integers of one axis.
+    """
+    if not isinstance(indices, np.ndarray):
+        library = library_of(indices)
+        if not library.on_gpu:
+            raise TypeError(f"{name} must be an array of integers, not {type(indices).__name__}")
+        indices = library.to_numpy(indices)
+    if indices.dtype.kind not in "iu" or not indices.dtype.isnative:
+        of_mask = "; numpy.flatnonzero(mask) gives the indices of a mask" if indices.dtype.kind == "b" else ""
+        raise TypeError(f"{name} must be integers in native byte order, but have dtype {indices.dtype}{of_mask}")
+    if indices.ndim != 1:
+        raise ValueError(f"{name} must have one axis, but have {indices.ndim}")
+    return np.ascontiguousarray(indices, np.int64)
+
+
 def use_stream(library: Library, stepper: Any, stream: Any = None) -> None:
     """Sets the stream of a stepper's next step, by default the library's current one. Raises TypeError if invalid."""
     stepper.use_stream(stream_handle(library, stream, stepper.device))

@@ -21,7 +21,8 @@ class Rows:
     Parameters
     ----------
     indices : array or sequence of integers
-        The rows, in any order: indices of the parameter's first axis, which may not be negative.
+        The rows, in any order: indices of the parameter's first axis, which may not be negative. For parameters on a
+        GPU an array there or of NumPy; the step waits for one on the GPU.
     values : array
         A row for each index: of shape `(len(indices), *param.shape[1:])`, of any strides and any type of gradients.
 

@@ -216,7 +216,10 @@ class Optimizer:
             for group, flat in zip(self._groups, self._found(grads), strict=True):
                 for s, g in zip(group.slots, flat, strict=True):
                     if g is not None:
-                        s.accumulator = (np.zeros_like(g) if s.accumulator is None else s.accumulator) + g
+                        rows, values = g if isinstance(g, tuple) else (..., g)
+                        if s.accumulator is None:
+                            s.accumulator = np.zeros(s.p.shape, values.dtype)
+                        s.accumulator[rows] = s.accumulator[rows] + values
         self.accumulated += 1
 
     def _taken(self) -> list[list[Array | None]]:
