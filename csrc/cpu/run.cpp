@@ -257,7 +257,6 @@ class Tiles {
     for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].read) values[s] = load(s);
     }
-    prefetch_more();
     kernel(job_.update->element, values, 0, size_, false, nullptr);  // tiles are in L1
     for (int s = 0; s < kKernelStreams; ++s) {
       if (job_.streams[s] != nullptr && kStreams[s].written && kStreams[s].read) store(s, values[s], noises[s]);
@@ -301,14 +300,6 @@ class Tiles {
   // The gradient's elements [begin, end) as values of T.
   const std::byte* gradient(std::int64_t begin, std::int64_t end) { return values(kGradient, begin, end); }
   const std::byte* parameter(std::int64_t begin, std::int64_t end) { return values(kParameter, begin, end); }
-
-  void prefetch_more() const {
-    for (const int s : {kCopy, kAverage}) {
-      if (data(s) == nullptr || strided(s)) continue;
-      const std::byte* const to = place(s);
-      for (std::int64_t b = 0; b < size_ * item_size(dtype(s)); b += 64) __builtin_prefetch(to + b, 1);
-    }
-  }
 
  private:
   const std::byte* values(int s, std::int64_t begin, std::int64_t end) {
