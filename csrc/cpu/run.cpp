@@ -414,7 +414,8 @@ Kernel find_stored(const TensorJob& job, const Kernels& kernels) {
   return nullptr;
 }
 
-void run_registers(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end, bool prefetches) {
+GS_INLINE void run_registers(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int64_t end,
+                             bool prefetches) {
   Noises noises(job);
   StoredStreams stored{job.layout->scales, {}};
   for (int s = 0; s < kKernelStreams; ++s) stored.noise[s] = noises[s];
@@ -440,6 +441,12 @@ void run_in(const TensorJob& job, const Kernels& kernels, std::int64_t begin, st
   run_tiles<T>(job, kernels.native, begin, end);
 }
 
+// The same in the tensor's compute type.
+void run_in_type(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
+                                              : run_in<float>(job, kernels, begin, end, prefetches);
+}
+
 template <class T>
 double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end, bool prefetches) {
   static_assert(kTile % kSumLanes == 0);
@@ -454,8 +461,7 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
 void run_here(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
   if (job.layout == nullptr) return run(job, kernels, begin, end, prefetches);
   if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
-  job.update->key.compute == Compute::kDouble ? run_in<double>(job, kernels, begin, end, prefetches)
-                                              : run_in<float>(job, kernels, begin, end, prefetches);
+  run_in_type(job, kernels, begin, end, prefetches);
 }
 
 // The same for one chunk, number `chunk` of the sums.
@@ -534,8 +540,9 @@ double sum_of_squares(const TensorJob& job, std::int64_t begin, std::int64_t end
 }
 
 void run_stored(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches) {
+  if (const Kernel kernel = find_stored(job, kernels)) return run_registers(job, kernel, begin, end, prefetches);
   each_part(job, begin, end,
-            [&](std::int64_t first, std::int64_t last) { run_here(job, kernels, first, last, prefetches); });
+            [&](std::int64_t first, std::int64_t last) { run_in_type(job, kernels, first, last, prefetches); });
 }
 
 void clear_gradient(const TensorJob& job, std::int64_t begin, std::int64_t end) {

@@ -153,11 +153,7 @@ class OnCpu : public Backend {
     const cpu::NoFork whole;
     finish_plan();
     measured_.clear();
-    std::vector<double> sums[3];
-    if (options.measures) {
-      for (std::vector<double>& of_chunks : sums) of_chunks.resize(plan_.first_chunk.back());
-      measured_.reserve(tensors_.size());
-    }
+    if (options.measures) prepare_measures();
     pass_ = asked_.asks() ? pass_over(gradients, asked_, options.grad_scale) : no_pass_for(options.grad_scale);
     if (pass_.skip) {
       if (options.clears) clear(gradients);
@@ -187,22 +183,26 @@ class OnCpu : public Backend {
       const auto visit = [&run, prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece,
                                                                 KernelCache& cache) {
         if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
-        run(piece.tensor, of, *cache.kernels, piece.begin, piece.end, prefetches);
+        run(of, *cache.kernels, piece, prefetches);
       };
       for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
     };
     if (options.measures) {
-      update([&](std::uint32_t tensor, const auto&... arguments) {
-        const std::size_t first = plan_.first_chunk[tensor];
-        const cpu::ChunkSums to{sums[0].data() + first, sums[1].data() + first, sums[2].data() + first};
-        cpu::run_and_measure(arguments..., options.clears, to);
+      update([&](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+        const std::size_t first = plan_.first_chunk[piece.tensor];
+        const cpu::ChunkSums to{&norm_sums_[0][first], &norm_sums_[1][first], &norm_sums_[2][first]};
+        cpu::run_and_measure(job, kernels, piece.begin, piece.end, prefetches, options.clears, to);
       });
       const IeeeMode ieee;
-      add_up_norms(sums, options.grad_scale);
+      add_up_norms(options.grad_scale);
     } else if (options.clears) {
-      update([](std::uint32_t, const auto&... arguments) { cpu::run_and_clear(arguments...); });
+      update([](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+        cpu::run_and_clear(job, kernels, piece.begin, piece.end, prefetches);
+      });
     } else {
-      update([](std::uint32_t, const auto&... arguments) { cpu::run(arguments...); });
+      update([](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+        cpu::run(job, kernels, piece.begin, piece.end, prefetches);
+      });
     }
     for (std::size_t i = 0; options.clears && steps_.blocked != 0 && i < tensors_.size(); ++i) {
       if (has_blocks(i) && steps_.jobs[i].update != nullptr) {
@@ -313,6 +313,11 @@ class OnCpu : public Backend {
     return prepared_.back();
   }
 
+  [[gnu::noinline]] void prepare_measures() {
+    for (std::vector<double>& of_chunks : norm_sums_) of_chunks.resize(plan_.first_chunk.back());
+    measured_.reserve(tensors_.size());
+  }
+
   bool has_blocks(std::size_t tensor) const {
     return steps_.layouts[tensor] != nullptr && steps_.layouts[tensor]->blocks.axis >= 0;
   }
@@ -352,10 +357,10 @@ class OnCpu : public Backend {
   }
 
   // Separate functions, as is all arithmetic that depends on the floating-point mode.
-  [[gnu::noinline]] void add_up_norms(const std::vector<double> (&sums)[3], double grad_scale) {
+  [[gnu::noinline]] void add_up_norms(double grad_scale) {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
-      const auto of = [&](int k) { return sum(sums[k].data() + first, count); };
+      const auto of = [&](int k) { return sum(norm_sums_[k].data() + first, count); };
       measured_.push_back(steps_.jobs[i].update == nullptr ? TensorNorms{}
                                                            : evaluate_norms(of(0), of(1), of(2), grad_scale));
     }
@@ -414,6 +419,7 @@ class OnCpu : public Backend {
   PreparedUpdate norm_updates_[2];              // by compute type; only key.compute is used
   std::vector<double> of_chunks_, of_tensors_;  // sums of squares; after the pass the tensors' factors
   std::vector<TensorNorms> measured_;           // of the last run; empty if it measured none
+  std::vector<double> norm_sums_[3];            // of chunks, by the norms of TensorNorms
 };
 
 }  // namespace

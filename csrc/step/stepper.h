@@ -85,7 +85,10 @@ class Stepper {
   void run(const RunOptions& options);
 
   // Destroys the backend, which may synchronize. Only the destructor may be called afterwards.
-  void release() { backend_.reset(); }
+  void release() {
+    for (Tensor& tensor : tensors_) tensor.rows.reset();  // they have memory of the backend
+    backend_.reset();
+  }
 
   std::size_t size() const { return tensors_.size(); }
   const std::string& name(std::size_t tensor) const { return tensors_[tensor].name; }
