@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
     const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(drawn)};
     const int drop = 32 - random_bits(task.desc.dtypes[drawn]);
     const bool beyond = chunk.begin + n * kBlock >= chunk.end;
-    const std::int64_t block = beyond ? 0 : whole_block(task.desc, chunk.begin / kBlock + n);
+    const std::int64_t block = beyond ? 0 : place_of(task.desc, chunk.begin + n * kBlock) / kBlock;
     const FourWords p = draw(key, static_cast<std::uint32_t>(n), upper_half(key, kOfPlace, 0));
     const FourWords g = draw(key, static_cast<std::uint32_t>(block), upper_half(key, kOfGroup, block));
     const std::uint32_t of_places[] = {p.w0, p.w1, p.w2, p.w3}, of_groups[] = {g.w0, g.w1, g.w2, g.w3};
@@ -240,15 +240,19 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
   }
   __syncthreads();
 
+  // Whether blocks of the gradient are not blocks of the tensor, so that their random bits are drawn one by one.
+  const bool splits_blocks = desc.rows != nullptr && desc.row_length % kBlock != 0;
   const int lane = lane_of_thread(), warp = warp_of_thread();
   const std::int64_t end_of_updates = task.skips ? 0 : chunk.end;
   for (std::int64_t begin = chunk.begin + warp * kBlock; begin < end_of_updates; begin += kWarps * kBlock) {
     const Block block(chunk, begin, lane, tiles[warp]);
+    const std::uint32_t* each_word = nullptr;
     const auto rounding_of = [&](int s) {
-      return StochasticRounding{stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}};
+      return StochasticRounding{
+          stochastic_in(s), {places[s], groups[s][(begin - chunk.begin) / kBlock], lane}, each_word};
     };
     const auto scale_of = [&](int s) {
-      return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + whole_block(desc, begin / kBlock)) : nullptr;
+      return has_scales(desc.dtypes[s]) ? global(desc.scales[s] + place_of(desc, begin) / kBlock) : nullptr;
     };
 
     std::uint32_t raw[kKernelStreams][kItems];
@@ -267,6 +271,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksStored<ElementUpdate>)
 
     const auto write = [&](auto s, float (&values)[kItems]) {
       std::uint32_t words[kItems] = {};
+      if (splits_blocks && stochastic_in(s)) {
+        const NoiseKey key{step.seed, step.step, chunk.tensor, static_cast<std::uint32_t>(s)};
+        each_word = draw_each(task.desc, key, places[s], 32 - random_bits(task.desc.dtypes[s]), block);
+      }
       visit_stored<ElementUpdate, s>(desc.dtypes[s],
                                      [&](auto how) { how.encode(values, block, rounding_of(s), scale_of(s), words); });
       put(desc, s, desc.streams[s], block, words);

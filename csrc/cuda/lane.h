@@ -59,11 +59,11 @@ GS_DEVICE std::int64_t offset(const TensorDesc& desc, int s, std::int64_t index)
   return bytes + row_of(desc, s, index) * strides[0];
 }
 
-// The index in the whole tensor of a block of a row gradient, whose rows consist of whole blocks.
-GS_DEVICE std::int64_t whole_block(const TensorDesc& desc, std::int64_t block) {
-  if (desc.rows == nullptr) return block;
-  const std::int64_t blocks = desc.row_length / kBlock, row = block / blocks;
-  return global(desc.rows)[row] * blocks + (block - row * blocks);
+// The index in the whole tensor of an element of an update.
+GS_DEVICE std::int64_t place_of(const TensorDesc& desc, std::int64_t index) {
+  if (desc.rows == nullptr) return index;
+  const std::int64_t row = index / desc.row_length;
+  return index + (global(desc.rows)[row] - row) * desc.row_length;
 }
 
 // Items that one instruction loads or stores.

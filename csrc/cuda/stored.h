@@ -150,10 +150,29 @@ class Noise {
   std::uint32_t groups_[LaneSlice<float>::kVectors];
 };
 
-// Whether a stream is rounded stochastically, and its random bits.
+// Draws the random bits of a stream's elements one by one, in the warp's scratch memory: a word for each of the lane's
+// items, in their order in the block. `places` are the words of the places, shifted.
+GS_DEVICE const std::uint32_t* draw_each(const TensorDesc& desc, const NoiseKey& key, const std::uint32_t* places,
+                                         int drop, const Block& block) {
+  auto* const words = reinterpret_cast<std::uint32_t*>(block.tile);
+  __syncwarp();  // another lane may still read them
+#pragma unroll 1
+  for (int i = block.lane; i < block.count; i += kWarp) {
+    const std::int64_t place = place_of(desc, block.begin + i), of_four = place / kBlock;
+    const FourWords g = draw(key, static_cast<std::uint32_t>(of_four), upper_half(key, kOfGroup, of_four));
+    const auto group = static_cast<int>(place / kGroup % 4);
+    const std::uint32_t word = group == 0 ? g.w0 : group == 1 ? g.w1 : group == 2 ? g.w2 : g.w3;
+    words[i] = places[place % kGroup] ^ word >> drop;
+  }
+  __syncwarp();
+  return words;
+}
+
+// Whether a stream is rounded stochastically, and its random bits: those of `each`, where it is not null.
 struct StochasticRounding {
   bool asked;
   Noise noise;
+  const std::uint32_t* each;
 };
 
 // Streams stored as float.
@@ -218,9 +237,16 @@ struct Narrow {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) x[i] = widened(Codec{}, static_cast<Storage>(Width::get(raw, i)));
   }
-  GS_DEVICE static void encode(const float (&x)[kItems], const Block&, const StochasticRounding& rounding, float*,
+  GS_DEVICE static void encode(const float (&x)[kItems], const Block& block, const StochasticRounding& rounding, float*,
                                std::uint32_t (&raw)[kItems]) {
-    if (rounding.asked) {
+    if (rounding.asked && rounding.each != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const int place = LaneSlice<float>::place(block.lane, i);
+        const std::uint32_t bits = place < block.count ? rounding.each[place] : 0;
+        Width::put(raw, i, Codec::encode(x[i], bits) >> Codec::kShift);
+      }
+    } else if (rounding.asked) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) Width::put(raw, i, Codec::encode(x[i], rounding.noise.bits(i)) >> Codec::kShift);
     } else {

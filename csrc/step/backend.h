@@ -62,9 +62,6 @@ class Backend {
 
   // Memory for arrays of the backend. It may be written by the work of a later step, not by the caller.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;
-  // Whether a row of a row gradient must consist of whole blocks where its parameter or a state is rounded
-  // stochastically.
-  virtual bool draws_by_block() const = 0;
   // Computes `count` rows of sums of a gradient's values.
   virtual void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) = 0;
 

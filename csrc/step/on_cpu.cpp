@@ -226,8 +226,6 @@ class OnCpu : public Backend {
     return {static_cast<std::byte*>(::operator new(bytes)), [](std::byte* memory) { ::operator delete(memory); }};
   }
 
-  bool draws_by_block() const override { return false; }
-
   // Threads share the rows.
   void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) override {
     const Layout layout = norm_layout(values, compute);

@@ -31,7 +31,6 @@ class OnCuda : public Backend {
   std::vector<TensorNorms> norms() override;
   double norm(std::byte* const* gradients) override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
-  bool draws_by_block() const override { return true; }
   void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) override;
 
   StepState state() override;

@@ -232,17 +232,11 @@ bool Stepper::set_rows(std::size_t tensor, const IndexArray& indices, const Arra
   }
   std::int64_t length = 1;
   for (int axis = 1; axis < param.rank; ++axis) length *= param.shape[axis];
-  const bool stochastic =
-      backend_->draws_by_block() && rounds_stochastically(groups_[static_cast<std::size_t>(t.group)].values);
-  for (int s = 0; s < kMaxStreams && length % kBlock != 0; ++s) {
-    const KeptArray& stream = t.streams[s];
-    if (stream.data == nullptr) continue;
-    const bool scaled = has_scales(stream.dtype);
-    if (!scaled && !(kStreams[s].rounded && is_stochastic(stream.dtype, stochastic))) continue;
-    throw std::invalid_argument(name + " has rows of " + std::to_string(length) + " elements; " +
-                                (scaled ? "with q8 states" : "with stochastic rounding on a GPU") +
-                                " their number must be a multiple of " + std::to_string(kBlock) +
-                                ", because so many elements share " + (scaled ? "a scale" : "random words"));
+  for (int s = kFirstState; s < kCopy; ++s) {
+    if (t.streams[s].data == nullptr || !has_scales(t.streams[s].dtype) || length % kBlock == 0) continue;
+    throw std::invalid_argument(name + " has rows of " + std::to_string(length) +
+                                " elements; with q8 states their number must be a multiple of " +
+                                std::to_string(kBlock) + ", because so many elements share a scale");
   }
   if (t.rows == nullptr) t.rows = std::make_unique<RowGradient>();
   t.rows->assign(indices, values);

@@ -12,6 +12,7 @@ from tests.table import (
     ALL_STORAGES,
     REFERENCE,
     RULES,
+    SEED,
     SHORT,
     assert_same,
     flat,
@@ -23,17 +24,11 @@ from tests.table import (
 )
 from tests.test_clip import numbers
 from tests.test_layout import LAYOUTS
-from tests.test_rows import ORDERS, gradients, indices
+from tests.test_rows import ORDERS, gradients, indices, table
 from tests.test_stats import named
 
 CASES = stored_cases(storages=ALL_STORAGES, settings=["flush", "widest"])
 WIDEST = stored_cases(storages=ALL_STORAGES, settings=["widest"])
-
-
-def table(case, rows=23):
-    """A parameter whose rows are whole blocks where a row's bits depend on them."""
-    length = 256 if case.storage.state == "q8" or case.storage.stochastic else 41
-    return values([rows, length], 1, rows * length, case.storage.param)[0].reshape(rows, length)
 
 
 def there(gpu, grad, on_device=True):
@@ -95,6 +90,24 @@ def test_shapes_types_and_layouts(shape, grad, gpu):
         assert same_bits(gpu.numpy(opt.state["average"]), other.state["average"])
 
 
+@pytest.mark.parametrize("length", [1, 63, 256, 300, 1024])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stochastic_rounding(dtype, length, gpu):
+    """Of parameters, states and copies: random bits are those of an element's place in the table."""
+    p = values([length], 1, 300 * length, dtype)[0].reshape(300, length)
+    start = p.copy()
+    copies = [np.zeros(p.shape, "bfloat16") for _ in range(2)]
+    mine, copied = gpu.array(start), gpu.array(copies[0])
+    options = {"stochastic_rounding": SEED, "state_dtype": "bfloat16"}
+    opt = optimizers.Adam(mine, copy_out=copied, **options)
+    other = reference.Adam(p := start.copy(), copy_out=copies[1], **options)
+    for g in gradients(["repeated", "ascending", "permuted"], p.shape, dtype):
+        opt.step(there(gpu, g))
+        other.step(g)
+    for x, y in ((mine, p), (copied, copies[1]), *((opt.state[name], other.state[name]) for name in opt.state)):
+        assert same_bits(gpu.numpy(x), y)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_clipping_statistics_and_sums(dtype, gpu):
     shape = (50, 130)
@@ -144,8 +157,6 @@ def test_refusals(library):
     assert np.all(library.numpy(on_gpu) == 1)
     opt.step({"emb": gs.Rows(library.array(np.array([1])), row)})
     assert np.all((library.numpy(on_gpu) < 1) == [[False], [True], [False], [False]])
-    with pytest.raises(ValueError, match="rows of 3 elements; with stochastic rounding on a GPU their number"):
-        gs.Adam(library.array(p.astype(np.float16)), stochastic_rounding=1).step(gs.Rows([0], row))
 
 
 @pytest.mark.usefixtures("emulated")
