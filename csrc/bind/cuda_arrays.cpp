@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "bind/dlpack.h"
+#include "bind/gil.h"
 #include "cuda/runtime.h"
 
 namespace py = pybind11;
@@ -201,10 +202,7 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   return array;
 }
 
-void CudaArrays::wait() const {
-  const cuda::OnDevice on_device(device_);
-  cuda::wait_for_device();
-}
+void CudaArrays::wait() const { backend_->wait(); }
 
 bool CudaArrays::is_unmoved(const Watched& watched) {
   ArrayInfo now;
@@ -216,6 +214,9 @@ bool CudaArrays::is_unmoved(const Watched& watched) {
 }
 
 step::IndexArray CudaArrays::indices(py::handle object, const std::string& name) {
+  backend_->check_rows();
+  // Their library copies them in its own stream, which need not be that of the step.
+  if (!py::isinstance<py::buffer>(object)) without_gil([this] { backend_->wait(); });
   const py::buffer on_host = py::module_::import("gradstep._libraries").attr("host_indices")(object, name);
   const py::buffer_info values = on_host.request();
   const auto* const first = static_cast<const std::int64_t*>(values.ptr);

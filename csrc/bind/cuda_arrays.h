@@ -26,7 +26,7 @@ class CudaArrays {
   Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
   // A copy of the indices of a row gradient, which may be NumPy's or on a GPU, and are then waited for.
-  static step::IndexArray indices(pybind11::handle object, const std::string& name);
+  step::IndexArray indices(pybind11::handle object, const std::string& name);
 
   static bool view_like(pybind11::handle, DType, Array&) { return false; }
 

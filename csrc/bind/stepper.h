@@ -2,11 +2,9 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
 #include <limits>
 #include <optional>
 #include <string>
@@ -15,6 +13,7 @@
 
 #include "bind/arrays.h"
 #include "bind/gc.h"
+#include "bind/gil.h"
 #include "bind/options.h"
 #include "bind/rows.h"
 #include "bind/step_result.h"
@@ -26,25 +25,6 @@
 namespace gradstep::bind {
 
 namespace py = pybind11;
-
-// Runs f without the GIL. If the interpreter has ended meanwhile, taking the GIL unwinds this (daemon) thread, which is
-// not safe with C++ frames; instead it sleeps until the process ends, as Python does from version 3.14 on.
-template <class F>
-void without_gil(F f) {
-  PyThreadState* const state = PyEval_SaveThread();
-  std::exception_ptr error;
-  try {
-    f();
-  } catch (...) {
-    error = std::current_exception();
-  }
-  try {
-    PyEval_RestoreThread(state);
-  } catch (...) {
-    for (;;) pause();
-  }
-  if (error) std::rethrow_exception(error);
-}
 
 // The view of an array that steps will write.
 template <class Arrays>

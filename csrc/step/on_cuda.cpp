@@ -249,9 +249,12 @@ std::shared_ptr<std::byte> OnCuda::allocate(std::size_t bytes) {
   return {memory, memory->data()};
 }
 
+void OnCuda::check_rows() const {
+  if (is_captured() || is_capturing()) throw std::runtime_error(kNoCapturedRows);
+}
+
 void OnCuda::sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) {
   const cuda::OnDevice on_device(device_);
-  if (is_captured() || cuda::is_capturing(stream_)) throw std::runtime_error(kNoCapturedRows);
   std::byte* streams[kMaxStreams] = {};
   streams[kGradient] = values.data;
   Tensor gradient(streams, norm_layout(values, compute), compute);
@@ -273,9 +276,13 @@ void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
   if (capturing && measures) throw std::runtime_error("a step that measures norms cannot be captured");
+  std::vector<StepRows> step_rows;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const bool of_rows = tensors_[i].desc.row_length > 0 && gradients[i] != nullptr;
-    if (of_rows && (capturing || is_captured())) throw std::runtime_error(kNoCapturedRows);
+    const Tensor& tensor = tensors_[i];
+    if (tensor.desc.row_length == 0 || gradients[i] == nullptr) continue;
+    if (capturing || is_captured()) throw std::runtime_error(kNoCapturedRows);
+    const std::int64_t* const rows = tensor.row_list();
+    step_rows.push_back({static_cast<std::uint32_t>(i), tensor.desc.row_length, {rows, rows + tensor.rows}});
   }
   upload(asked_.asks() || measures);
   if (capturing && !is_captured()) capture();
@@ -293,6 +300,7 @@ void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
                                   asked_.asks() ? sums_ : cuda::Sums{},
                                   stream_};
   load(works);
+  step_rows_ = std::move(step_rows);
   used_row_lists_ = std::exchange(row_lists_, {});
   norms_.clear();
   measured_.reset();
@@ -312,10 +320,10 @@ GradientPass OnCuda::gradient_pass() {
   cuda::wait_for_device();
   GradientPass pass;
   cuda::copy_to_host(&pass, is_captured() ? &captured()->pass : state_.on_device().pass, sizeof pass);
-  const Tensor* const bad = pass.nonfinite.exists() ? &tensors_[pass.nonfinite.tensor] : nullptr;
-  if (bad != nullptr && bad->desc.row_length > 0) {
-    const std::int64_t length = bad->desc.row_length, element = pass.nonfinite.element;
-    pass.nonfinite.element = bad->row_list()[element / length] * length + element % length;
+  for (const StepRows& of : step_rows_) {
+    if (!pass.nonfinite.exists() || of.tensor != pass.nonfinite.tensor) continue;
+    const std::int64_t element = pass.nonfinite.element;
+    pass.nonfinite.element = of.rows[static_cast<std::size_t>(element / of.length)] * of.length + element % of.length;
   }
   return pass;
 }

@@ -44,6 +44,13 @@ class OnCuda : public Backend {
     device_ = device;
     stream_ = stream;
   }
+  // Throws where a step with row gradients could not be taken.
+  void check_rows() const;
+  // Waits until all work of the device is done.
+  void wait() const {
+    const cuda::OnDevice on_device(device_);
+    cuda::wait_for_device();
+  }
   bool is_capturing() const {
     const cuda::OnDevice on_device(device_);
     return cuda::is_capturing(stream_);
@@ -92,6 +99,14 @@ class OnCuda : public Backend {
   cuda::Memory captured_;                            // cuda::Captured, once a step has been captured
   std::vector<std::pair<rules::Key, bool>> loaded_;  // loaded kernels: key, and whether for stored types
   bool loaded_sums_ = false;                         // whether the norm's kernels are loaded
+
+  // The rows of a row gradient in the last run: layouts may change before its result is read.
+  struct StepRows {
+    std::uint32_t tensor;
+    std::int64_t length;  // elements of a row
+    std::vector<std::int64_t> rows;
+  };
+  std::vector<StepRows> step_rows_;
 
   // Of the last run, if it measured norms, until they are read.
   struct Measured {

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <unistd.h>
+
+#include <exception>
+
+namespace gradstep::bind {
+
+// Runs f without the GIL. If the interpreter has ended meanwhile, taking the GIL unwinds this (daemon) thread, which is
+// not safe with C++ frames; instead it sleeps until the process ends, as Python does from version 3.14 on.
+template <class F>
+void without_gil(F f) {
+  PyThreadState* const state = PyEval_SaveThread();
+  std::exception_ptr error;
+  try {
+    f();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) pause();
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace gradstep::bind
