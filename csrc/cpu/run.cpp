@@ -308,7 +308,7 @@ class Tiles {
     return load(s);
   }
 
-  // Adds the squares of this tile's number of values.
+  // Adds the squares of as many values as this tile has elements.
   void add(const std::byte* values, double* lanes, bool prefetches) const {
     (kCompute == Compute::kDouble ? conversions_.add_squares_doubles : conversions_.add_squares_floats)(
         values, size_, lanes, prefetches);
@@ -464,7 +464,7 @@ void run_here(const TensorJob& job, const Kernels& kernels, std::int64_t begin, 
   run_in_type(job, kernels, begin, end, prefetches);
 }
 
-// The same for one chunk, number `chunk` of the sums.
+// The same for one chunk, whose sums of squares it computes.
 template <class T>
 void measure(const TensorJob& job, const Kernels& kernels, std::int64_t begin, std::int64_t end, bool prefetches,
              const ChunkSums& sums) {
