@@ -188,20 +188,20 @@ class OnCpu : public Backend {
       for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
     };
     if (options.measures) {
-      update([&](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+      update([&](const TensorJob& of, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
         const std::size_t first = plan_.first_chunk[piece.tensor];
         const cpu::ChunkSums to{&norm_sums_[0][first], &norm_sums_[1][first], &norm_sums_[2][first]};
-        cpu::run_and_measure(job, kernels, piece.begin, piece.end, prefetches, options.clears, to);
+        cpu::run_and_measure(of, kernels, piece.begin, piece.end, prefetches, options.clears, to);
       });
       const IeeeMode ieee;
       add_up_norms(options.grad_scale);
     } else if (options.clears) {
-      update([](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
-        cpu::run_and_clear(job, kernels, piece.begin, piece.end, prefetches);
+      update([](const TensorJob& of, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+        cpu::run_and_clear(of, kernels, piece.begin, piece.end, prefetches);
       });
     } else {
-      update([](const TensorJob& job, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
-        cpu::run(job, kernels, piece.begin, piece.end, prefetches);
+      update([](const TensorJob& of, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
+        cpu::run(of, kernels, piece.begin, piece.end, prefetches);
       });
     }
     for (std::size_t i = 0; options.clears && steps_.blocked != 0 && i < tensors_.size(); ++i) {
