@@ -224,6 +224,20 @@ __global__ void __launch_bounds__(kThreads) measure_tensors(const NormSums sums)
   if (lane_of_thread() == 0) sums.of_tensors[n] = total;
 }
 
+// Returns x. The compiler does not repeat what follows in each of the branches that it comes from.
+GS_DEVICE float joined(float x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+GS_DEVICE double joined(double x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+d"(x));
+#endif
+  return x;
+}
+
 struct RowSumArgs {
   TensorDesc desc;  // of the gradient
   std::byte* gradient;
@@ -233,7 +247,7 @@ struct RowSumArgs {
 
 // One thread per element of the sums.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_rows(const __grid_constant__ RowSumArgs args) {
+__global__ void __launch_bounds__(kThreads, 4) sum_rows(const __grid_constant__ RowSumArgs args) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= args.elements) return;
   const RowSums& sums = args.sums;
@@ -241,7 +255,7 @@ __global__ void __launch_bounds__(kThreads) sum_rows(const __grid_constant__ Row
   const auto value = [&](std::int64_t k) {
     const std::int64_t element = global(sums.places)[k] * sums.length + column;
     const DType dtype = args.desc.dtypes[kGradient];
-    return gradient_at<T>(dtype, global(args.gradient) + offset(args.desc, kGradient, element));
+    return joined(gradient_at<T>(dtype, global(args.gradient) + offset(args.desc, kGradient, element)));
   };
   const std::int64_t first = global(sums.first)[row], end = global(sums.first)[row + 1];
   T sum = value(first);
