@@ -29,9 +29,9 @@ inline constexpr std::int64_t kBlockedFrom = 32, kBlockedColumns = 4;
 // Where rows have more elements than kPanelColumns, chunks are visited window by window.
 inline constexpr std::int64_t kPanelColumns = 8192, kPanelWindow = 4096;
 
-// With a row gradient, listed rows are prefetched this many ahead, up to so many bytes of each stream. A million
-// elements in 1 % of the rows of a table of 4 million x 64, Adam: 271 ns a row without, 174 to 181 with 2 to 32 rows
-// ahead (Zen 4, one thread, beside other load).
+// With a row gradient, listed rows are prefetched this many ahead, up to so many bytes of each stream. Adam on 1 % of
+// the rows of a table of 4 million x 64: 271 ns a row without, 174 to 181 with 2 to 32 rows ahead (Zen 4, one thread,
+// beside other load).
 inline constexpr std::int64_t kPrefetchRows = 8, kPrefetchedRowBytes = 1024;
 
 // The kernel is called for rows of a strided tensor with at least this many elements. Not measured since it was chosen.
