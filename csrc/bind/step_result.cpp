@@ -51,8 +51,6 @@ PyObject* or_none(PyObject* object) {
 PyObject* nonfinite(PyObject* self, void*) { return or_none(of(self).nonfinite); }
 PyObject* stats(PyObject* self, void*) { return or_none(of(self).stats); }
 
-PyObject* repr(PyObject* self);
-
 PyGetSetDef attributes[] = {
     {"applied", &applied, nullptr, "Whether the step changed parameters and states; False where it was skipped.",
      nullptr},

@@ -40,6 +40,7 @@ using AddSquares = void (*)(const std::byte* values, std::int64_t size, double* 
 // average[i] = keep * average[i] + take * x[i].
 template <class T>
 using Average = void (*)(T* average, const T* x, std::int64_t size, T keep, T take);
+
 // Copies `width` columns of `height` items `step` bytes apart to rows of `pitch` bytes.
 using GatherColumns = void (*)(const std::byte* const* columns, std::int64_t width, std::int64_t height,
                                std::int64_t step, std::byte* to, std::int64_t pitch);
@@ -53,6 +54,7 @@ struct Conversions {
   AddSquares add_squares_floats, add_squares_doubles;
   Average<float> average_floats;
   Average<double> average_doubles;
+  GatherColumns gather_columns[3];  // for items of 2, 4 and 8 bytes
 
   template <class T>
   Average<T> average() const {
@@ -62,7 +64,6 @@ struct Conversions {
       return average_floats;
     }
   }
-  GatherColumns gather_columns[3];  // for items of 2, 4 and 8 bytes
 
   template <class T>
   const Conversion<T>& to(DType dtype) const {

@@ -196,7 +196,7 @@ class Optimizer:
                 o = group.at(self.step_count)
                 for s, g in zip(group.slots, flat, strict=True):
                     factor = next(each)
-                    before = weights(s, g).copy()
+                    before = weights(s, g).copy() if result.stats is not None else None
                     if g is not None and result.applied:
                         self._step_one(g, factor, o, s)
                     if result.stats is not None:
