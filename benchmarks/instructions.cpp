@@ -47,12 +47,12 @@ struct Storage {
 // An optimizer of tensors of one size, packed and aligned. All values are zero: no kernel branches on a value.
 struct Problem {
   Problem(int rule, const Storage& storage, std::int64_t tensors, std::int64_t elements)
-      : size(elements), gradient(zeros(storage.values)), stepper(rule, step::on_cpu(), "params", "grads") {
+      : size(elements), gradient(zeros(storage.values)), stepper(step::on_cpu(), "params", "grads") {
     const step::RuleInfo& about = step::catalog()[static_cast<std::size_t>(rule)];
     std::vector<double> options;
     for (const std::string& option : about.options) options.push_back(plain(about.name, option));
     const rules::Key key = step::key_of(rule, options, compute_of(storage.values));
-    stepper.add_group(options);
+    stepper.add_group(rule, options);
     for (std::int64_t tensor = 0; tensor < tensors; ++tensor) {
       std::vector<step::Array> states;
       for (std::size_t s = 0; s < about.states.size(); ++s) {

@@ -114,10 +114,10 @@ def test_optimizers_that_were_dropped_leave_nothing():
 
 def test_references_are_shown_to_the_collector():
     p, g, m = np.ones(3), np.ones(3), np.zeros(3)
-    stepper = _core.Stepper("momentum")
+    stepper = _core.Stepper()
     options = {name: 0.0 for rule in _core.rules() if rule["name"] == "momentum" for name in rule["options"]}
     options |= dict.fromkeys(("clip_value", "ema"), np.nan)  # off
-    stepper.add_group(options)
+    stepper.add_group("momentum", options)
     before = sys.getrefcount(p)
     stepper.add_tensors([0], [p], [{"momentum_buffer": m}])
     assert sys.getrefcount(p) == before + 1

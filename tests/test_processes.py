@@ -103,8 +103,8 @@ print(good, p.min() == p.max(), v.max() == count())
 CORE = """
 options = dict.fromkeys(next(rule["options"] for rule in _core.rules() if rule["name"] == "momentum"), 0.0)
 options |= dict.fromkeys(("clip_value", "ema"), float("nan"))  # off
-stepper = _core.Stepper("momentum")
-stepper.add_group({**options, "lr": 1.0, "momentum": 1.0})
+stepper = _core.Stepper()
+stepper.add_group("momentum", {**options, "lr": 1.0, "momentum": 1.0})
 stepper.add_tensors([0], [p], [{"momentum_buffer": v}])
 step, count = lambda: stepper.step([g]), lambda: stepper.step_count
 """

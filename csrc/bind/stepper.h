@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -48,19 +49,12 @@ class Stepper {
   static constexpr std::int64_t kFewElements = 4096;
 
   // With a tree, add_tensors() is given its leaves in order, and steps take gradients in the same nesting; else a list.
-  Stepper(const std::string& rule, const py::object& tree, const std::string& params, const std::string& grads)
-      : rule_(step::rule_number(rule)),
-        params_(params),
+  Stepper(const py::object& tree, const std::string& params, const std::string& grads)
+      : params_(params),
         grads_(grads),
-        stepper_(rule_, arrays_.backend(), params, grads),
+        stepper_(arrays_.backend(), params, grads),
         tree_object_(tree),
         tree_(tree.is_none() ? nullptr : tree.cast<const Tree*>()) {
-    for (const rules::State& state : info().states) {
-      state_kinds_.push_back("state " + std::string(state.name) + " of " + params);
-      state_names_.push_back(interned(state.name));
-      scale_names_.push_back(interned(std::string(state.name) + "_scale"));
-      scale_kinds_.push_back("the scales of " + state_kinds_.back());
-    }
     master_kind_ = "state master of " + params;
     master_name_ = interned("master");
     average_kind_ = "state average of " + params;
@@ -107,7 +101,7 @@ class Stepper {
   // For the garbage collector: afterwards this is a new stepper, without groups and tensors.
   void clear() {
     Arrays arrays;
-    step::Stepper stepper(rule_, arrays.backend(), params_, grads_);
+    step::Stepper stepper(arrays.backend(), params_, grads_);
     const std::vector<Watched> owned = std::exchange(owned_, {});
     const auto bound = std::exchange(bound_, {});
     const auto bound_tree = std::exchange(bound_tree_, {});
@@ -116,7 +110,7 @@ class Stepper {
     tree_ = nullptr;
     std::swap(arrays_, arrays);
     std::swap(stepper_, stepper);
-    seals_.clear(), bound_seals_.clear(), group_of_.clear(), frozen_.clear();
+    seals_.clear(), bound_seals_.clear(), rules_.clear(), group_of_.clear(), frozen_.clear();
     first_of_.resize(1);
     elements_ = 0;
     is_bound_ = false;
@@ -125,12 +119,19 @@ class Stepper {
 
   Arrays& arrays() { return arrays_; }
 
-  int add_group(const Options& options) { return stepper_.add_group(in_order(rule_, options)); }
+  int add_group(const std::string& rule, const Options& options) {
+    const int number = step::rule_number(rule);
+    const int group = stepper_.add_group(number, in_order(number, options));
+    rules_.push_back(&names_.try_emplace(number, number, params_).first->second);
+    return group;
+  }
 
-  void set_options(int group, const Options& options) { stepper_.set_options(group, in_order(rule_, options)); }
+  void set_options(int group, const Options& options) {
+    stepper_.set_options(group, in_order(rule_of(group).number, options));
+  }
 
   void check_options(int group, const Options& options) const {
-    stepper_.check_options(group, in_order(rule_, options));
+    stepper_.check_options(group, in_order(rule_of(group).number, options));
   }
   void set_number(int group, const std::string& name, double value) { stepper_.set_number(group, name, value); }
 
@@ -337,8 +338,9 @@ class Stepper {
     Clocks all;
     step::StepState state;
     may_wait([&] { state = stepper_.state(); });
-    for (const rules::Clock& clock : state.clocks) {
-      std::vector<double> values(clock.scalars, clock.scalars + scalars());
+    for (std::size_t i = 0; i < state.clocks.size(); ++i) {
+      const rules::Clock& clock = state.clocks[i];
+      std::vector<double> values(clock.scalars, clock.scalars + scalars(i));
       values.push_back(clock.ema_product);
       all.emplace_back(clock.t, std::move(values));
     }
@@ -347,8 +349,10 @@ class Stepper {
 
   void set_times(std::int64_t step_count, const Clocks& all) {
     step::StepState state{step_count, {}};
-    for (const auto& [t, values] : all) {
-      if (values.size() != scalars() + 1) throw std::invalid_argument("each of the rule's scalars is needed");
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const auto& [t, values] = all[i];
+      if (i >= group_of_.size() || values.size() != scalars(i) + 1)
+        throw std::invalid_argument("each of the rule's scalars is needed");
       rules::Clock& clock = state.clocks.emplace_back();
       clock.t = t;
       std::copy(values.begin(), values.end() - 1, clock.scalars);
@@ -362,8 +366,31 @@ class Stepper {
     return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name.c_str()));
   }
 
-  const step::RuleInfo& info() const { return step::catalog()[static_cast<std::size_t>(rule_)]; }
-  std::size_t scalars() const { return info().scalars.size(); }
+  // A rule of a group, and the names of its states: as keys, and in messages.
+  struct Rule {
+    Rule(int the_number, const std::string& params)
+        : number(the_number), info(step::catalog()[static_cast<std::size_t>(number)]) {
+      for (const rules::State& state : info.states) {
+        kinds.push_back("state " + std::string(state.name) + " of " + params);
+        names.push_back(interned(state.name));
+        scale_names.push_back(interned(std::string(state.name) + "_scale"));
+        scale_kinds.push_back("the scales of " + kinds.back());
+      }
+    }
+
+    int number;
+    const step::RuleInfo& info;
+    std::vector<std::string> kinds, scale_kinds;
+    std::vector<py::str> names, scale_names;
+  };
+
+  const Rule& rule_of(int group) const {
+    if (group < 0 || static_cast<std::size_t>(group) >= rules_.size()) {
+      throw std::invalid_argument("there is no group " + std::to_string(group));
+    }
+    return *rules_[static_cast<std::size_t>(group)];
+  }
+  std::size_t scalars(std::size_t tensor) const { return rule_of(group_of_[tensor]).info.scalars.size(); }
 
   // The name of a tensor in the face: that in messages, which may begin with a dot, without it.
   std::string path(std::size_t tensor) const {
@@ -407,14 +434,14 @@ class Stepper {
       return array;
     }
 
-    Array own_state(const py::dict& kept, std::size_t s) {
-      const rules::State& about = of.info().states[s];
-      const py::object state = entry(kept, of.state_names_[s]);
+    Array own_state(const py::dict& kept, const Rule& rule, std::size_t s) {
+      const rules::State& about = rule.info.states[s];
+      const py::object state = entry(kept, rule.names[s]);
       if (!state) return {};
-      const std::string& kind = of.state_kinds_[s];
+      const std::string& kind = rule.kinds[s];
       const DType param = added[0].view().dtype;
       const bool single = compute_of(param) == Compute::kFloat;
-      const py::object given = entry(kept, of.scale_names_[s]);
+      const py::object given = entry(kept, rule.scale_names[s]);
       if (!given) {
         const Array array = own_like_param(state, kind, true);
         const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
@@ -429,10 +456,10 @@ class Stepper {
         throw WrongType(kind + name + " must be " + dtype_name(wanted) +
                         " codes without gaps in C order, of a float32, float16 or bfloat16 parameter");
       }
-      const Array scales = own(given, of.scale_kinds_[s], Role::kState);
+      const Array scales = own(given, rule.scale_kinds[s], Role::kState);
       if (scales.dtype != DType::kFloat32 || scales.rank != 1 || scales.shape[0] != blocks_of(step::size_of(codes)) ||
           !step::is_packed(scales)) {
-        throw WrongType(of.scale_kinds_[s] + name + " must be float32, of one axis, one for each " +
+        throw WrongType(rule.scale_kinds[s] + name + " must be float32, of one axis, one for each " +
                         std::to_string(kBlock) + " elements, without gaps");
       }
       codes.scales = reinterpret_cast<float*>(scales.data);
@@ -446,10 +473,11 @@ class Stepper {
 
   void add_tensor(int group, const py::object& param, const py::dict& kept, const py::object& copy) {
     Adding adding(*this, next_name());
-    adding.added.reserve(2 * info().states.size() + 4);  // views point into it
+    const Rule& rule = rule_of(group);
+    adding.added.reserve(2 * rule.info.states.size() + 4);  // views point into it
     const Array of = adding.own(param, params_, Role::kParameter);
     std::vector<Array> states;
-    for (std::size_t s = 0; s < info().states.size(); ++s) states.push_back(adding.own_state(kept, s));
+    for (std::size_t s = 0; s < rule.info.states.size(); ++s) states.push_back(adding.own_state(kept, rule, s));
     typename step::Stepper::Beside beside;
     Array& master = beside.master;
     if (const py::object given = entry(kept, master_name_)) {
@@ -589,8 +617,9 @@ class Stepper {
     }
   }
 
-  int rule_;
   std::string params_, grads_;
+  std::map<int, Rule> names_;       // the rules of the groups by number
+  std::vector<const Rule*> rules_;  // of each group
   Arrays arrays_;
   step::Stepper stepper_;
   std::int64_t elements_ = 0;  // of all parameters
@@ -598,10 +627,8 @@ class Stepper {
   const Tree* tree_;           // in tree_object_
   std::vector<int> group_of_;  // of each tensor
   std::vector<char> frozen_;   // whether each tensor is frozen
-  std::vector<std::string> state_kinds_, scale_kinds_;
   std::string master_kind_, average_kind_;
   const std::string copies_ = "copy_out";
-  std::vector<py::str> state_names_, scale_names_;
   py::str master_name_, average_name_;
   std::vector<Watched> owned_;                              // each tensor's parameter, then its states
   std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
@@ -671,9 +698,9 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
   register_tree(m);
   py::class_<Steps> stepper(m, "Stepper", py::is_final(), collect_garbage<Steps>());
   stepper
-      .def(py::init<const std::string&, const py::object&, const std::string&, const std::string&>(), py::arg("rule"),
-           py::arg("tree") = py::none(), py::arg("params") = "params", py::arg("grads") = "grads")
-      .def("add_group", &Steps::add_group, py::arg("options"))
+      .def(py::init<const py::object&, const std::string&, const std::string&>(), py::arg("tree") = py::none(),
+           py::arg("params") = "params", py::arg("grads") = "grads")
+      .def("add_group", &Steps::add_group, py::arg("rule"), py::arg("options"))
       .def("check_options", &Steps::check_options, py::arg("group"), py::arg("options"))
       .def("set_options", &Steps::set_options, py::arg("group"), py::arg("options"))
       .def("set_number", &Steps::set_number, py::arg("group"), py::arg("name"), py::arg("value"))

@@ -152,7 +152,7 @@ PreparedUpdate make_update(const rules::Key& key, const std::vector<double>& opt
 }
 
 GroupOptions group_options(int rule, std::vector<double> values) {
-  GroupOptions options{std::move(values), {}};
+  GroupOptions options{rule, std::move(values), {}};
   for (const Compute type : {Compute::kFloat, Compute::kDouble}) {
     options.keys[static_cast<int>(type)] = key_of(rule, options.values, type);
   }

@@ -48,6 +48,7 @@ PreparedUpdate make_update(const rules::Key& key, const std::vector<double>& opt
 
 // The options of a group, in the catalog's order, and the keys of its updates.
 struct GroupOptions {
+  int rule;
   std::vector<double> values;
   rules::Key keys[2];  // by compute type
 

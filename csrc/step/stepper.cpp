@@ -24,8 +24,8 @@ std::string tuple(const std::int64_t* shape, int rank) {
 
 }  // namespace
 
-int Stepper::add_group(std::vector<double> options) {
-  groups_.push_back(group_options(rule_, std::move(options)));
+int Stepper::add_group(int rule, std::vector<double> options) {
+  groups_.push_back(group_options(rule, std::move(options)));
   backend_->set_options(groups_.size() - 1, groups_.back());
   return static_cast<int>(groups_.size()) - 1;
 }
@@ -38,10 +38,11 @@ void Stepper::check_group(int group) const {
 
 void Stepper::check_options(int group, const std::vector<double>& options) const {
   check_group(group);
-  const std::vector<double>& now = groups_[static_cast<std::size_t>(group)].values;
-  rules::Key before = key_of(rule_, now, Compute::kFloat);
-  const rules::Key after = key_of(rule_, options, Compute::kFloat);
-  const auto& states = info().states;
+  const GroupOptions& of = groups_[static_cast<std::size_t>(group)];
+  const std::vector<double>& now = of.values;
+  rules::Key before = of.key(Compute::kFloat);
+  const rules::Key after = key_of(of.rule, options, Compute::kFloat);
+  const auto& states = info(of).states;
   for (std::size_t s = 0; s < states.size(); ++s) {
     if (keeps(before, s) != keeps(after, s)) {
       throw std::invalid_argument(
@@ -67,16 +68,16 @@ void Stepper::check_options(int group, const std::vector<double>& options) const
 
 void Stepper::set_options(int group, std::vector<double> options) {
   check_options(group, options);
-  GroupOptions changed = group_options(rule_, std::move(options));
+  GroupOptions changed = group_options(groups_[static_cast<std::size_t>(group)].rule, std::move(options));
   backend_->set_options(static_cast<std::size_t>(group), changed);
   groups_[static_cast<std::size_t>(group)] = std::move(changed);
 }
 
 void Stepper::set_number(int group, const std::string& name, double value) {
   check_group(group);
-  const auto& names = info().options;
-  const auto place = std::find(names.begin(), names.end(), name) - names.begin();
   GroupOptions& options = groups_[static_cast<std::size_t>(group)];
+  const auto& names = info(options).options;
+  const auto place = std::find(names.begin(), names.end(), name) - names.begin();
   options.values.at(static_cast<std::size_t>(place)) = value;
   backend_->set_options(static_cast<std::size_t>(group), options);
 }
@@ -116,18 +117,19 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   if (copy.data != nullptr) t.streams[kCopy] = KeptArray(copy);
   if (beside.average.data != nullptr) t.streams[kAverage] = KeptArray(beside.average);
   for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
-  const rules::Key key = groups_[static_cast<std::size_t>(group)].key(t.compute());
-  const auto& about = info().states;
+  const GroupOptions& options = groups_[static_cast<std::size_t>(group)];
+  const rules::Key key = options.key(t.compute());
+  const auto& about = info(options).states;
   for (std::size_t s = 0; s < about.size(); ++s) {
     if (keeps(key, s) != (t.streams[kFirstState + s].data != nullptr)) {
       throw std::invalid_argument("state " + std::string(about[s].name) + " of " + params_ + t.name +
                                   (keeps(key, s) ? " is missing" : " is given, but these options do not keep it"));
     }
   }
-  if (averages(groups_[static_cast<std::size_t>(group)].values) != (beside.average.data != nullptr)) {
+  if (averages(options.values) != (beside.average.data != nullptr)) {
     throw std::invalid_argument("the average of " + params_ + t.name + " must be given where ema is, and only there");
   }
-  backend_->add_tensor({size_of(param), group, t.compute()}, info().first_clock());
+  backend_->add_tensor({size_of(param), group, t.compute()}, info(options).first_clock());
   Slot slot;
   slot.rank = static_cast<std::int8_t>(param.rank);
   tensors_.push_back(std::move(t));

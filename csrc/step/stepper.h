@@ -33,11 +33,12 @@ struct WrongType : std::invalid_argument {
 class Stepper {
  public:
   // `params` and `grads` are the names of the arrays in error messages.
-  Stepper(int rule, std::unique_ptr<Backend> backend, std::string params, std::string grads)
-      : rule_(rule), backend_(std::move(backend)), params_(std::move(params)), grads_(std::move(grads)) {}
+  Stepper(std::unique_ptr<Backend> backend, std::string params, std::string grads)
+      : backend_(std::move(backend)), params_(std::move(params)), grads_(std::move(grads)) {}
 
-  // Adds a group with options in the order of the rule's catalog entry. Returns the group's number.
-  int add_group(std::vector<double> options);
+  // Adds a group whose tensors a rule updates, with options in the order of its catalog entry. Returns the group's
+  // number.
+  int add_group(int rule, std::vector<double> options);
   // Throws if the options would change which states are kept, or cannot change any more.
   void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
@@ -133,7 +134,7 @@ class Stepper {
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
   void check_group(int group) const;
-  const RuleInfo& info() const { return catalog()[static_cast<std::size_t>(rule_)]; }
+  static const RuleInfo& info(const GroupOptions& options) { return catalog()[static_cast<std::size_t>(options.rule)]; }
   void set_layout(std::size_t tensor, const Array& grad);
   // Sets the backend's layout for a gradient, of some rows if these are given.
   void set_layout(std::size_t tensor, const Array& grad, const RowGradient* rows);
@@ -143,7 +144,6 @@ class Stepper {
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
   void find_owned();
 
-  int rule_;
   std::unique_ptr<Backend> backend_;
   std::string params_, grads_;
   std::vector<GroupOptions> groups_;

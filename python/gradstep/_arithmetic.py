@@ -24,9 +24,9 @@ def assign_multiples(library: Library, multiples: Sequence[tuple[Array, Array, f
 
     Raises with nothing written.
     """
-    stepper: _core.Stepper = library.core.Stepper("sgd")
+    stepper: _core.Stepper = library.core.Stepper()
     for _, _, factor in multiples:
-        stepper.add_group(sgd_options(-factor))
+        stepper.add_group("sgd", sgd_options(-factor))
     targets = [target for target, _, _ in multiples]
     stepper.add_tensors(range(len(targets)), targets, [{} for _ in targets])
     if library.on_gpu:
@@ -47,8 +47,8 @@ class Sums:
         for name, param in params.items():
             self.arrays[name] = library.zeros_like(param, "float64" if _storage.is_double(param) else "float32")
         # sum = sum - (-1) * g is a step of SGD.
-        self._stepper: _core.Stepper = library.core.Stepper("sgd", engine.tree, "accumulated params")
-        self._stepper.add_group(sgd_options(-1.0))
+        self._stepper: _core.Stepper = library.core.Stepper(engine.tree, "accumulated params")
+        self._stepper.add_group("sgd", sgd_options(-1.0))
         self._stepper.add_tensors([0] * len(self.arrays), list(self.arrays.values()), [{} for _ in self.arrays])
         self.count = 0
         """The number of gradients that were added."""

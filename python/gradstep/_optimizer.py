@@ -379,9 +379,9 @@ class Optimizer(Declared):
         if library.on_gpu:
             tree = library.core.Tree(nest)
         keys, groups, group_numbers = self._assign(tree, numbers)
-        stepper: _core.Stepper = library.core.Stepper(self.rule, tree)
+        stepper: _core.Stepper = library.core.Stepper(tree)
         for group in groups:
-            stepper.add_group(group.for_core(group.raw))
+            stepper.add_group(self.rule, group.for_core(group.raw))
         leaves, paths = tree.leaves, tree.paths
         stepper.check_params(leaves)  # before states are allocated
         params = [library.own(leaf) for leaf in leaves] if library.on_gpu else leaves
@@ -867,7 +867,7 @@ class Optimizer(Declared):
                 raise TypeError(
                     f"{owner}: {name} must be an array of {engine.library.name}, not {type(array).__name__}"
                 )
-            engine.library.core.Stepper(self.rule, None, f"params{_storage.suffix(name)}").check_params([array])
+            engine.library.core.Stepper(None, f"params{_storage.suffix(name)}").check_params([array])
             place = self.names.index(name)
             group = self._groups[self._numbers[place]]
             kept = _storage.moved_rows(

@@ -64,8 +64,9 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
         if callable(chosen["lr"]):
             raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
         library = library_of(p)
-        stepper: _core.Stepper = library.core.Stepper(cls.rule, None, "p", "g")
-        stepper.add_group(_options.for_core({**cls.defaults, **chosen}, cls.known, RULES[cls.rule]["options"]))
+        stepper: _core.Stepper = library.core.Stepper(None, "p", "g")
+        options = _options.for_core({**cls.defaults, **chosen}, cls.known, RULES[cls.rule]["options"])
+        stepper.add_group(cls.rule, options)
         kept: dict[str, Any] = {} if master is None else {_storage.MASTER: master}
         for state, array in zip(states, arrays, strict=False):
             if isinstance(array, tuple):

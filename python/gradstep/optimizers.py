@@ -158,9 +158,9 @@ class NAG(Optimizer):
         super()._rebuild(*args)
         engine = self._engine
         # p -= shift * v is a step of SGD along the velocity.
-        self._move: _core.Stepper = engine.library.core.Stepper("sgd", engine.tree)
+        self._move: _core.Stepper = engine.library.core.Stepper(engine.tree)
         for _ in self._groups:
-            self._move.add_group(sgd_options(0.0))
+            self._move.add_group("sgd", sgd_options(0.0))
         masters = [{name: of for name, of in kept.items() if name == _storage.MASTER} for kept in self._kept.values()]
         self._move.add_tensors(self._numbers, list(self._params.values()), masters)
 

@@ -57,8 +57,8 @@ std::vector<double> adam_options() {
   const std::size_t size = gradients.size();
   Packed p(size, 1e-38f), g(size), m(size), v(size);
   g.values = gradients;
-  step::Stepper stepper(step::rule_number("adam"), step::on_cpu(), "params", "grads");
-  stepper.add_group(adam_options());
+  step::Stepper stepper(step::on_cpu(), "params", "grads");
+  stepper.add_group(step::rule_number("adam"), adam_options());
   stepper.add_tensor(0, "", p.view(), {m.view(), v.view(), step::Array{}});
   stepper.set_gradient_pass({Clipping::kGlobal, 1e-15, false});
   for (int i = 0; i < 10; ++i) {
@@ -139,8 +139,8 @@ TEST(a_coded_state_goes_through_a_step) {
     const std::int64_t stride = 1;
     const step::Array velocity{
         reinterpret_cast<std::byte*>(codes.data()), DType::kQ8Signed, 1, p.shape, &stride, scales};
-    step::Stepper stepper(step::rule_number("momentum"), step::on_cpu(), "params", "grads");
-    stepper.add_group(options_of("momentum", {{"lr", 1}, {"momentum", 0.5}}));
+    step::Stepper stepper(step::on_cpu(), "params", "grads");
+    stepper.add_group(step::rule_number("momentum"), options_of("momentum", {{"lr", 1}, {"momentum", 0.5}}));
     stepper.add_tensor(0, "", p.view(), {velocity});
     stepper.begin();
     CHECK(!stepper.set_gradient(0, g.view()));
@@ -167,8 +167,8 @@ TEST(codes_with_gaps_step_as_packed_ones_and_keep_what_lies_between) {
       for (std::int64_t i = 0; i < kSize; ++i) g.values[static_cast<std::size_t>(i)] = static_cast<float>(i % 11 - 5);
       step::Array velocity{reinterpret_cast<std::byte*>(codes.data()), DType::kQ8Signed, 1, p.shape, &stride};
       velocity.scales = scales.data();
-      step::Stepper stepper(step::rule_number("momentum"), step::on_cpu(), "params", "grads");
-      stepper.add_group(options);
+      step::Stepper stepper(step::on_cpu(), "params", "grads");
+      stepper.add_group(step::rule_number("momentum"), options);
       stepper.add_tensor(0, "", p.view(), {velocity});
       for (int step = 0; step < 3; ++step) {
         stepper.begin();
@@ -195,8 +195,8 @@ TEST(codes_with_gaps_step_as_packed_ones_and_keep_what_lies_between) {
 TEST(a_step_may_be_skipped_where_gradients_are_not_finite) {
   constexpr std::size_t kSize = 300;
   Packed p(kSize, 1), g(kSize, 1), m(kSize), v(kSize);
-  step::Stepper stepper(step::rule_number("nadam"), step::on_cpu(), "params", "grads");
-  stepper.add_group(options_of("nadam", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}}));
+  step::Stepper stepper(step::on_cpu(), "params", "grads");
+  stepper.add_group(step::rule_number("nadam"), options_of("nadam", {{"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}}));
   stepper.add_tensor(0, "", p.view(), {m.view(), v.view()});
   const auto take = [&](float gradient) {
     g.values[7] = gradient;
