@@ -65,6 +65,7 @@ set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_floa
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp
+  csrc/bind/dlpack.cpp
   csrc/bind/step_result.cpp
   csrc/bind/rules.cpp
   csrc/bind/tree.cpp

@@ -261,6 +261,7 @@ class Storage:
 
 
 STORAGES = [Storage(*row) for row in product(FLOATS, (None, "bfloat16", "q8"), (False, True), (False, True))]
+STORAGES += [Storage(dtype, "float16", stochastic=dtype == "bfloat16") for dtype in FLOATS]
 STORAGES = [storage for storage in STORAGES if storage.is_legal()]
 PLAIN = [Storage(dtype) for dtype in ALL_FLOATS]  # with states that are stored as they are computed with
 

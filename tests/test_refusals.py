@@ -427,7 +427,7 @@ BAD_OPTIONS = {
     **dict.fromkeys(["frozen", "ema_correction"], FLAG),
     "ema": ([x for x in NOT_NUMBERS[:-1] if x is not None], [*NEGATIVE, 1, 2]),
     **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected", "master"], FLAG),
-    "state_dtype": ([0, True, 8, np.float32, np.dtype("f4"), b"q8", ["q8"]], ["", "Q8", "fp8", "int8", "float16"]),
+    "state_dtype": ([0, True, 8, np.float32, np.dtype("f4"), b"q8", ["q8"]], ["", "Q8", "fp8", "int8", "float8"]),
     "stochastic_rounding": (
         ["1", True, 1.0, 1j, [1], np.array([1]), np.array(1.0), np.float64(1)],
         [-1, 2**53 + 1, 10**400],

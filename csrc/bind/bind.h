@@ -7,6 +7,6 @@ namespace gradstep::bind {
 
 void register_config(pybind11::module_& m);
 void register_rules(pybind11::module_& m);
-void register_numpy(pybind11::module_& m);
+void register_cpu(pybind11::module_& m);
 
 }  // namespace gradstep::bind

@@ -11,19 +11,6 @@ namespace py = pybind11;
 namespace gradstep::bind {
 namespace {
 
-// The storage type; kDTypeCount if there is none.
-int storage_of(dlpack::Type type) {
-  if (type.lanes != 1) return kDTypeCount;
-  const auto is = [=](dlpack::TypeCode code, int bits) { return type.code == code && type.bits == bits; };
-  if (is(dlpack::kFloat, 32)) return static_cast<int>(DType::kFloat32);
-  if (is(dlpack::kFloat, 64)) return static_cast<int>(DType::kFloat64);
-  if (is(dlpack::kFloat, 16)) return static_cast<int>(DType::kFloat16);
-  if (is(dlpack::kBFloat, 16)) return static_cast<int>(DType::kBFloat16);
-  if (is(dlpack::kInt, 8)) return static_cast<int>(DType::kQ8Signed);
-  if (is(dlpack::kUInt, 8)) return static_cast<int>(DType::kQ8Unsigned);
-  return kDTypeCount;
-}
-
 std::string text_of_type(py::handle object) {
   return py::hasattr(object, "dtype") ? std::string(py::str(object.attr("dtype"))) : "unknown";
 }
@@ -48,9 +35,6 @@ dlpack::Type type_of(const std::string& text, py::handle object) {
 
 std::string text_of_device(int device) { return "cuda:" + std::to_string(device); }
 
-// The address of arrays without elements, whose pointer may be null: the core treats a null pointer as "not kept".
-std::byte* const kNoMemory = reinterpret_cast<std::byte*>(256);
-
 bool is_cuda(std::int32_t device_type) { return device_type == dlpack::kCuda || device_type == dlpack::kCudaManaged; }
 
 }  // namespace
@@ -71,41 +55,20 @@ std::unique_ptr<step::Backend> CudaArrays::backend() {
 
 // From a DLPack tensor.
 void CudaArrays::from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info) {
-  info.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  info.data = dlpack::data_of(tensor);
   info.type = tensor.type;
   info.device = tensor.device.id;
   info.is_cuda = is_cuda(tensor.device.type);
-  shape_.assign(tensor.shape, tensor.shape + tensor.rank);
-  if (tensor.strides == nullptr) return pack(tensor.type);
-  strides_.assign(tensor.strides, tensor.strides + tensor.rank);
-  for (std::int64_t& stride : strides_) stride *= tensor.type.bits / 8;
+  axes_.assign(tensor);
 }
 
-// Sets the strides of an array without gaps in C order.
-void CudaArrays::pack(dlpack::Type type) {
-  strides_.resize(shape_.size());
-  std::int64_t packed = type.bits / 8;
-  for (std::size_t axis = shape_.size(); axis-- > 0; packed *= shape_[axis]) strides_[axis] = packed;
-}
-
-// DLPack's C interface, which is an attribute of the type; null if there is none of a supported version.
+// The C interface of an object's type.
 const dlpack::Exchange* CudaArrays::interface_of(py::handle object) {
   const py::handle type = py::type::handle_of(object);
   for (const auto& [known, interface] : interfaces_) {
     if (known.is(type)) return interface;
   }
-  const dlpack::Exchange* found = nullptr;
-  if (py::hasattr(type, "__dlpack_c_exchange_api__")) {
-    constexpr const char* kName = "dlpack_exchange_api";
-    const py::object capsule = type.attr("__dlpack_c_exchange_api__");
-    if (PyCapsule_IsValid(capsule.ptr(), kName)) {
-      found = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), kName));
-    }
-    while (found != nullptr && found->major != 1) found = found->older;
-    if (found != nullptr && found->view == nullptr) found = nullptr;
-  }
-  interfaces_.emplace_back(py::reinterpret_borrow<py::object>(type), found);
-  return found;
+  return interfaces_.emplace_back(py::reinterpret_borrow<py::object>(type), dlpack::interface_of(type)).second;
 }
 
 bool CudaArrays::see_by_exchange(py::handle object, ArrayInfo& info) {
@@ -128,13 +91,12 @@ bool CudaArrays::see_by_interface(py::handle object, ArrayInfo& info) {
   info.read_only = data[1].cast<bool>();
   info.masked = about.contains("mask") && !about["mask"].is_none();
   info.type = type_of(about["typestr"].cast<std::string>(), object);
-  shape_.clear();
-  strides_.clear();
-  for (const py::handle length : py::tuple(about["shape"])) shape_.push_back(length.cast<std::int64_t>());
+  axes_ = {};
+  for (const py::handle length : py::tuple(about["shape"])) axes_.shape.push_back(length.cast<std::int64_t>());
   if (about.contains("strides") && !about["strides"].is_none()) {
-    for (const py::handle stride : py::tuple(about["strides"])) strides_.push_back(stride.cast<std::int64_t>());
+    for (const py::handle stride : py::tuple(about["strides"])) axes_.strides.push_back(stride.cast<std::int64_t>());
   } else {
-    pack(info.type);
+    axes_.pack(info.type);
   }
   return true;
 }
@@ -173,20 +135,21 @@ Array CudaArrays::look(py::handle object, const std::string& kind, const std::st
   if (!info.is_cuda) {
     throw WrongType(kind + name + " is not on a GPU" + (device_ < 0 ? "" : ", but " + first_ + " is"));
   }
-  const int storage = storage_of(info.type);
+  const int storage = dlpack::storage_of(info.type);
   if (storage == kDTypeCount || !is_supported(static_cast<DType>(storage), codes)) {
     throw WrongType(kind + name + " has dtype " + text_of_type(object) + "; supported are " + supported());
   }
   if (written && info.read_only) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
-  Array array{info.data, static_cast<DType>(storage), static_cast<int>(shape_.size()), shape_.data(), strides_.data()};
+  Array array{info.data, static_cast<DType>(storage), static_cast<int>(axes_.shape.size()), axes_.shape.data(),
+              axes_.strides.data()};
   const bool empty = step::size_of(array) == 0;
-  if (empty && array.data == nullptr) array.data = kNoMemory;
+  if (empty && array.data == nullptr) array.data = dlpack::kNoMemory;
   if (empty && info.device < 0) return array;
   const std::int64_t size = item_size(array.dtype);
   bool aligned = reinterpret_cast<std::uintptr_t>(info.data) % static_cast<std::uintptr_t>(size) == 0;
-  for (const std::int64_t stride : strides_) aligned = aligned && stride % size == 0;
+  for (const std::int64_t stride : axes_.strides) aligned = aligned && stride % size == 0;
   if (!aligned) throw std::invalid_argument(kind + name + " is not aligned to its items, as a GPU needs");
   if (!empty && info.device < 0) info.device = cuda::device_of(info.data);
   if (info.device < 0) throw std::invalid_argument(kind + name + " points to no memory of a GPU");
@@ -207,10 +170,10 @@ void CudaArrays::wait() const { backend_->wait(); }
 bool CudaArrays::is_unmoved(const Watched& watched) {
   ArrayInfo now;
   if (!see_by_exchange(watched.object, now)) return true;
-  std::byte* const data = now.data == nullptr ? kNoMemory : now.data;
+  std::byte* const data = now.data == nullptr ? dlpack::kNoMemory : now.data;
   const Array was = watched.view();
-  return data == was.data && shape_.size() == static_cast<std::size_t>(was.rank) &&
-         step::same(was.shape, shape_.data(), was.rank) && step::same(was.strides, strides_.data(), was.rank);
+  return data == was.data && axes_.shape.size() == static_cast<std::size_t>(was.rank) &&
+         step::same(was.shape, axes_.shape.data(), was.rank) && step::same(was.strides, axes_.strides.data(), was.rank);
 }
 
 step::IndexArray CudaArrays::indices(py::handle object, const std::string& name) {
@@ -231,22 +194,6 @@ Array CudaArrays::view(py::handle object, const std::string& kind, const std::st
 
 Array CudaArrays::writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   return look(object, kind, name, codes, true);
-}
-
-py::object CudaArrays::to_compare(const py::object&, const Array& array) {
-  const py::tuple shape(array.rank), strides(array.rank);
-  for (int axis = 0; axis < array.rank; ++axis) {
-    shape[static_cast<std::size_t>(axis)] = array.shape[axis];
-    strides[static_cast<std::size_t>(axis)] = array.strides[axis];
-  }
-  py::dict about;
-  about["version"] = 3;
-  about["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data), true);
-  about["typestr"] = "|V" + std::to_string(item_size(array.dtype));
-  about["shape"] = shape;
-  about["strides"] = strides;
-  const auto shadow = py::module_::import("types").attr("SimpleNamespace")(py::arg("__array_interface__") = about);
-  return py::module_::import("numpy").attr("asarray")(shadow);
 }
 
 }  // namespace gradstep::bind

@@ -21,7 +21,7 @@ class CudaArrays {
  public:
   std::unique_ptr<step::Backend> backend();
 
-  // As in NumPyArrays. Shape and strides are valid until the next call.
+  // As in CpuArrays. Shape and strides are valid until the next call.
   Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
   Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
@@ -33,8 +33,7 @@ class CudaArrays {
   // Numbers are no gradients here: a copy to the device would wait for it.
   static pybind11::object number_as_array(pybind11::handle) { return {}; }
 
-  // A NumPy array with the same addresses, which must not be read.
-  static pybind11::object to_compare(const pybind11::object& object, const Array& array);
+  static pybind11::object to_compare(const pybind11::object&, const Array& array) { return dlpack::shadow(array); }
 
   // Sets the stream of the next step.
   void use_stream(std::uintptr_t stream) {
@@ -45,6 +44,13 @@ class CudaArrays {
   // Waits until all work of the device is done.
   void wait() const;
   bool is_capturing() const { return backend_->is_capturing(); }
+
+  // Versions of tensors on a GPU are not kept.
+  static bool is_tensor(pybind11::handle) { return false; }
+  struct Written {
+    static void add(pybind11::handle) {}
+    static void publish() {}
+  };
 
   // Empty: steps check arrays in turn, see kSpotChecks.
   struct Seal {
@@ -95,14 +101,13 @@ class CudaArrays {
   bool see_by_interface(pybind11::handle object, ArrayInfo& info);
   bool see_by_capsule(pybind11::handle object, ArrayInfo& info);
   void from_dlpack(const dlpack::Tensor& tensor, ArrayInfo& info);
-  void pack(dlpack::Type type);
 
   step::OnCuda* backend_ = nullptr;
   int device_ = -1;    // unknown
   std::string first_;  // the array that determined it
   void* stream_ = nullptr;
   std::vector<std::pair<pybind11::object, const dlpack::Exchange*>> interfaces_;  // by type; null: the type has none
-  std::vector<std::int64_t> shape_, strides_;
+  dlpack::Axes axes_;                                                             // of the last array
 };
 
 }  // namespace gradstep::bind

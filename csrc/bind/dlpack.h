@@ -1,6 +1,12 @@
 #pragma once
 
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "step/array.h"
 
 // The parts of DLPack (version 1.3), an exchange format of array libraries, that gradstep reads.
 namespace gradstep::bind::dlpack {
@@ -44,5 +50,30 @@ struct Exchange {
   int (*view)(void* object, Tensor* tensor);  // 0, or -1 with a Python error; may be null
   int (*current_stream)(std::int32_t device_type, std::int32_t device, void** stream);
 };
+
+// The C interface of a type of arrays; null if it has none of a supported version.
+const Exchange* interface_of(pybind11::handle type);
+
+// The storage type; kDTypeCount if there is none.
+int storage_of(Type type);
+
+// Shape and strides in bytes.
+struct Axes {
+  std::vector<std::int64_t> shape, strides;
+
+  Axes() = default;
+  explicit Axes(const Tensor& tensor) { assign(tensor); }
+  void assign(const Tensor& tensor);
+  // Sets the strides of an array without gaps in C order.
+  void pack(Type type);
+};
+
+inline std::byte* data_of(const Tensor& tensor) { return static_cast<std::byte*>(tensor.data) + tensor.byte_offset; }
+
+// The address of arrays without elements, whose pointer may be null: the core treats a null pointer as "not kept".
+inline std::byte* const kNoMemory = reinterpret_cast<std::byte*>(256);
+
+// A NumPy array with the addresses of an array of another library, which must not be read.
+pybind11::object shadow(const step::Array& array);
 
 }  // namespace gradstep::bind::dlpack

@@ -5,5 +5,5 @@ GRADSTEP_MODULE(_core, m) {
   m.doc() = "The compiled core of gradstep: rules, kernels, threads.";
   gradstep::bind::register_config(m);
   gradstep::bind::register_rules(m);
-  gradstep::bind::register_numpy(m);
+  gradstep::bind::register_cpu(m);
 }

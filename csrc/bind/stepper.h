@@ -95,6 +95,8 @@ class Stepper {
       if (const int stop = copy_tree_->traverse(visit, arg)) return stop;
     }
     Py_VISIT(tree_object_.ptr());
+    Py_VISIT(clocks_held_.first.ptr());
+    Py_VISIT(clocks_held_.second.ptr());
     return arrays_.traverse(visit, arg);
   }
 
@@ -107,13 +109,15 @@ class Stepper {
     const auto bound_tree = std::exchange(bound_tree_, {});
     const auto copy_tree = std::exchange(copy_tree_, {});
     const auto tree = std::exchange(tree_object_, {});
+    const auto clocks = std::exchange(clocks_held_, {});
+    bound_clocks_.clear();
     tree_ = nullptr;
     std::swap(arrays_, arrays);
     std::swap(stepper_, stepper);
     seals_.clear(), bound_seals_.clear(), rules_.clear(), group_of_.clear(), frozen_.clear();
     first_of_.resize(1);
     elements_ = 0;
-    is_bound_ = false;
+    is_bound_ = has_tensors_ = false;
     if constexpr (Arrays::kOnDevice) without_gil([&] { stepper.release(); });
   }
 
@@ -156,10 +160,15 @@ class Stepper {
 
   bool is_captured() const { return stepper_.is_captured(); }
 
-  // Throws where steps cannot write a parameter. States are not needed yet.
-  void check_params(const py::list& params) {
+  // Throws where steps cannot write a parameter, or only read it where it is not `written`. States are not needed yet.
+  void check_params(const py::list& params, bool written) {
     for (std::size_t i = 0; i < params.size(); ++i) {
-      target_view(arrays_, params[i], params_, tree_ == nullptr ? "" : tree_->suffix(i));
+      const std::string name = tree_ == nullptr ? "" : tree_->suffix(i);
+      if (written) {
+        target_view(arrays_, params[i], params_, name);
+      } else {
+        arrays_.view(params[i], params_, name);
+      }
     }
   }
 
@@ -185,8 +194,10 @@ class Stepper {
   // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
   // master, and set the parameter to its rounding.
   // `copies` is a nest of arrays, or None in place of one, that steps set to the parameters; None: there are none.
+  // `names` are those of the tensors in messages, where there is no tree.
   void add_tensors(const std::vector<int>& groups, const py::list& params, const std::vector<py::dict>& kept,
-                   const py::object& copies) {
+                   const py::object& copies, const std::vector<std::string>& names) {
+    given_names_ = names;
     if (params.size() != groups.size() || kept.size() != groups.size()) {
       throw std::invalid_argument("groups, params and kept must have the same length");
     }
@@ -203,6 +214,51 @@ class Stepper {
       group_of_.push_back(groups[i]);
       frozen_.push_back(false);
     }
+  }
+
+  // Steps the memory that tensors have now, where it is not the one that they had. Their arrays are those of
+  // add_tensors(), or others of the same shapes and types. Returns the number of tensors that were moved.
+  int move_tensors(const py::list& params, const std::vector<py::dict>& kept) {
+    if (params.size() != stepper_.size() || kept.size() != stepper_.size() || copy_tree_) {
+      throw std::invalid_argument("params and kept must be those of all tensors, without copies");
+    }
+    int moved = 0;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      const std::size_t first = first_of_[i], count = first_of_[i + 1] - first;
+      bool holds = true;
+      for (std::size_t k = first; k < first + count; ++k) holds = holds && seals_[k].holds();
+      if (holds && owned_[first].object.is(params[i])) continue;
+      Adding adding(*this, i, stepper_.name(i));
+      view_tensor(adding, group_of_[i], params[i], kept[i], py::none(),
+                  [&](const Array& of, const auto& states, const auto& beside) {
+                    if (adding.added.size() != count) throw std::invalid_argument("a tensor keeps other arrays");
+                    stepper_.move_tensor(i, of, states, beside);
+                  });
+      for (std::size_t k = 0; k < count; ++k) {
+        owned_[first + k] = std::move(adding.added[k]);
+        seals_[first + k] = owned_[first + k].seal();
+      }
+      ++moved;
+    }
+    return moved;
+  }
+
+  // Takes the step numbers of tensors from `steps`, where they are not what was written there, and the rule's scalar
+  // from `scalars` if it has one, and writes them there after each step: float32 arrays of one element for each tensor.
+  void bind_clocks(const py::object& steps, const py::object& scalars) {
+    std::vector<float*> bound;
+    for (const py::object& object : {steps, scalars}) {
+      if (object.is_none()) continue;
+      const Array array = target_view(arrays_, object, "clocks", "");
+      if (array.dtype != DType::kFloat32 || !step::is_packed(array) ||
+          step::size_of(array) != static_cast<std::int64_t>(stepper_.size())) {
+        throw WrongType("clocks must be float32, one for each tensor, without gaps");
+      }
+      bound.push_back(reinterpret_cast<float*>(array.data));
+    }
+    clocks_held_ = {steps, scalars};
+    bound_clocks_ = bound;
+    write_clocks(stepper_.state());
   }
 
   // Throws where a step would, whatever its gradients are.
@@ -279,14 +335,29 @@ class Stepper {
 
   // The argument keeps its gradients alive.
   py::object run(const py::tuple&, const step::RunOptions& options) {
+    if (!bound_clocks_.empty()) read_clocks();
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
       stepper_.run(options);
     } else {
       without_gil([&] { stepper_.run(options); });
     }
+    if (has_tensors_) publish_written();
+    if (!bound_clocks_.empty()) write_clocks(stepper_.state());
     if (raises_) refuse_nonfinite();
     if constexpr (Arrays::kOnDevice) return py::none();
     return result();
+  }
+
+  // Tells libraries that keep versions of their tensors which parameters and copies the step has written.
+  void publish_written() const {
+    typename Arrays::Written written;
+    for (std::size_t i = 0; i < frozen_.size(); ++i) {
+      if (!stepper_.takes_part(i)) continue;
+      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) {
+        if (owned_[k].kind == &params_ || owned_[k].kind == &copies_) written.add(owned_[k].object);
+      }
+    }
+    written.publish();
   }
 
   // Raises FloatingPointError if the last step was skipped. Waits for a device.
@@ -403,7 +474,10 @@ class Stepper {
   std::string name_of(std::size_t tensor) const {
     return tensor < stepper_.size() ? stepper_.name(tensor) : next_name();
   }
-  std::string next_name() const { return tree_ == nullptr ? "" : tree_->suffix(stepper_.size()); }
+  std::string next_name() const {
+    const std::size_t next = stepper_.size();
+    return tree_ != nullptr ? tree_->suffix(next) : next < given_names_.size() ? given_names_[next] : "";
+  }
 
   // The value of a key, or null.
   static py::object entry(const py::dict& dict, const py::str& key) {
@@ -415,11 +489,12 @@ class Stepper {
   // Collects the arrays of the next tensor.
   class Adding {
    public:
-    Adding(Stepper& stepper, std::string the_name) : of(stepper), name(std::move(the_name)) {}
+    Adding(Stepper& stepper, std::size_t the_tensor, std::string the_name)
+        : of(stepper), tensor(the_tensor), name(std::move(the_name)) {}
 
     Array own(const py::object& object, const std::string& kind, Role role, bool codes = false) {
       const Array array = target_view(of.arrays_, object, kind, name, codes);
-      added.emplace_back(object, array, &kind, of.stepper_.size(), role);
+      added.emplace_back(object, array, &kind, tensor, role);
       return added.back().view();
     }
 
@@ -447,8 +522,9 @@ class Stepper {
         const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
         const bool fits = compute_of(array.dtype) == compute_of(param) && !has_scales(array.dtype);
         if (fits && may_be(array.dtype, role)) return array;
-        throw WrongType(kind + name + " is " + dtype_name(array.dtype) + ", but must be " +
-                        (single ? "float32 or bfloat16, or codes with their scales" : "float64, as its parameter is"));
+        throw WrongType(
+            kind + name + " is " + dtype_name(array.dtype) + ", but must be " +
+            (single ? "float32, bfloat16 or float16, or codes with their scales" : "float64, as its parameter is"));
       }
       Array codes = own_like_param(state, kind, true);
       const DType wanted = about.non_negative ? DType::kQ8Unsigned : DType::kQ8Signed;
@@ -467,12 +543,15 @@ class Stepper {
     }
 
     Stepper& of;
+    const std::size_t tensor;
     const std::string name;
     std::vector<Watched> added;
   };
 
-  void add_tensor(int group, const py::object& param, const py::dict& kept, const py::object& copy) {
-    Adding adding(*this, next_name());
+  // Views the arrays of a tensor, checks them, and hands them to visit(parameter, states, beside).
+  template <class Visit>
+  void view_tensor(Adding& adding, int group, const py::object& param, const py::dict& kept, const py::object& copy,
+                   const Visit& visit) {
     const Rule& rule = rule_of(group);
     adding.added.reserve(2 * rule.info.states.size() + 4);  // views point into it
     const Array of = adding.own(param, params_, Role::kParameter);
@@ -508,13 +587,44 @@ class Stepper {
                              : "float16, bfloat16 or float32"));
       }
     }
-    stepper_.add_tensor(group, adding.name, of, states, beside);
-    elements_ += step::size_of(of);
+    visit(of, states, beside);
+  }
+
+  void add_tensor(int group, const py::object& param, const py::dict& kept, const py::object& copy) {
+    Adding adding(*this, stepper_.size(), next_name());
+    view_tensor(adding, group, param, kept, copy, [&](const Array& of, const auto& states, const auto& beside) {
+      stepper_.add_tensor(group, adding.name, of, states, beside);
+      elements_ += step::size_of(of);
+    });
+    has_tensors_ = has_tensors_ || Arrays::is_tensor(param);
     for (Watched& owned : adding.added) {
       owned_.push_back(std::move(owned));
       seals_.push_back(owned_.back().seal());
     }
     first_of_.push_back(owned_.size());
+  }
+
+  void read_clocks() {
+    step::StepState state = stepper_.state();
+    bool changed = false;
+    for (std::size_t i = 0; i < state.clocks.size(); ++i) {
+      rules::Clock& clock = state.clocks[i];
+      const float t = bound_clocks_[0][i];
+      if (t != static_cast<float>(clock.t)) clock.t = static_cast<std::int64_t>(t), changed = true;
+      if (bound_clocks_.size() == 1 || scalars(i) == 0) continue;
+      const double scalar = bound_clocks_[1][i];
+      if (scalar != clock.scalars[0]) clock.scalars[0] = scalar, changed = true;
+    }
+    if (changed) stepper_.set_state(state);
+  }
+
+  void write_clocks(const step::StepState& state) {
+    for (std::size_t i = 0; i < state.clocks.size(); ++i) {
+      bound_clocks_[0][i] = static_cast<float>(state.clocks[i].t);
+      if (bound_clocks_.size() > 1 && scalars(i) > 0) {
+        bound_clocks_[1][i] = static_cast<float>(state.clocks[i].scalars[0]);
+      }
+    }
   }
 
   // Runs f without the GIL where it may wait for a device.
@@ -620,6 +730,7 @@ class Stepper {
   std::string params_, grads_;
   std::map<int, Rule> names_;       // the rules of the groups by number
   std::vector<const Rule*> rules_;  // of each group
+  std::vector<std::string> given_names_;
   Arrays arrays_;
   step::Stepper stepper_;
   std::int64_t elements_ = 0;  // of all parameters
@@ -634,8 +745,11 @@ class Stepper {
   std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
   std::vector<std::size_t> first_of_{0};                    // where in owned_ each tensor begins, and the last ends
   std::size_t checked_ = 0;                                 // the last array of a spot check
+  bool has_tensors_ = false;                                // whether a parameter has a version
   bool is_bound_ = false, is_stepping_ = false;
-  bool raises_ = false;  // whether gradients that are not finite raise an error
+  bool raises_ = false;                            // whether gradients that are not finite raise an error
+  std::pair<py::object, py::object> clocks_held_;  // the arrays of bind_clocks()
+  std::vector<float*> bound_clocks_;               // in them
   std::optional<Tree> bound_tree_, copy_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
@@ -708,12 +822,14 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
            py::arg("on_nonfinite"))
       .def("set_frozen", &Steps::set_frozen, py::arg("group"), py::arg("frozen"))
       .def_property_readonly("is_captured", &Steps::is_captured)
-      .def("check_params", &Steps::check_params, py::arg("params"))
+      .def("check_params", &Steps::check_params, py::arg("params"), py::arg("written") = true)
       .def("check_arrays", &Steps::check_arrays)
       .def_property_readonly("grad_norm", &Steps::grad_norm)
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
-           py::arg("copies") = py::none())
+           py::arg("copies") = py::none(), py::arg("names") = std::vector<std::string>())
+      .def("move_tensors", &Steps::move_tensors, py::arg("params"), py::arg("kept"))
+      .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars") = py::none())
       .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0, py::arg("clears") = false,
            py::arg("stats") = false)

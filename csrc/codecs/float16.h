@@ -9,7 +9,7 @@ struct Float16 {
   using Storage = std::uint16_t;
   static constexpr const char* kName = "float16";
   static constexpr CodecKind kKind = CodecKind::kNarrow;
-  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsCopy;
+  static constexpr unsigned kRoles = kAsParameter | kAsGradient | kAsState | kAsCopy;
   static constexpr int kRandomBits = 16;
   static constexpr bool kRoundsEitherWay = false;
   static constexpr int kShift = 0;

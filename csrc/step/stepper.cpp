@@ -105,19 +105,14 @@ std::optional<GradientPass> Stepper::gradient_pass() {
   return has_pass_ ? std::optional(backend_->gradient_pass()) : std::nullopt;
 }
 
-void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
-                         const Beside& beside) {
-  check_group(group);
-  Tensor t;
+void Stepper::set_streams(Tensor& t, const Array& param, const std::vector<Array>& states, const Beside& beside) const {
   t.has_master = beside.master.data != nullptr;
-  t.name = std::move(name);
-  t.group = group;
   const Array& copy = t.has_master ? param : beside.copy;
   t.streams[kParameter] = KeptArray(t.has_master ? beside.master : param);
   if (copy.data != nullptr) t.streams[kCopy] = KeptArray(copy);
   if (beside.average.data != nullptr) t.streams[kAverage] = KeptArray(beside.average);
   for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
-  const GroupOptions& options = groups_[static_cast<std::size_t>(group)];
+  const GroupOptions& options = groups_[static_cast<std::size_t>(t.group)];
   const rules::Key key = options.key(t.compute());
   const auto& about = info(options).states;
   for (std::size_t s = 0; s < about.size(); ++s) {
@@ -129,13 +124,39 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
   if (averages(options.values) != (beside.average.data != nullptr)) {
     throw std::invalid_argument("the average of " + params_ + t.name + " must be given where ema is, and only there");
   }
-  backend_->add_tensor({size_of(param), group, t.compute()}, info(options).first_clock());
+}
+
+void Stepper::add_tensor(int group, std::string name, const Array& param, const std::vector<Array>& states,
+                         const Beside& beside) {
+  check_group(group);
+  Tensor t;
+  t.name = std::move(name);
+  t.group = group;
+  set_streams(t, param, states, beside);
+  backend_->add_tensor({size_of(param), group, t.compute()},
+                       info(groups_[static_cast<std::size_t>(group)]).first_clock());
   Slot slot;
   slot.rank = static_cast<std::int8_t>(param.rank);
   tensors_.push_back(std::move(t));
   slots_.push_back(slot);
   gradients_.push_back(nullptr);
   set_layout(tensors_.size() - 1, param);  // most gradients have their parameter's layout
+  owned_is_known_ = false;
+}
+
+void Stepper::move_tensor(std::size_t tensor, const Array& param, const std::vector<Array>& states,
+                          const Beside& beside) {
+  const Tensor& t = tensors_[tensor];
+  const KeptArray& was = t.param();
+  if (was.dtype != param.dtype || was.rank != param.rank || !same(was.axes.data(), param.shape, param.rank)) {
+    throw std::invalid_argument(params_ + t.name + " has another shape or type than before");
+  }
+  Tensor moved;
+  moved.name = t.name;
+  moved.group = t.group;
+  set_streams(moved, param, states, beside);
+  tensors_[tensor] = std::move(moved);
+  set_layout(tensor, param);
   owned_is_known_ = false;
 }
 

@@ -66,6 +66,9 @@ class Stepper {
     add_tensor(group, std::move(name), param, states, Beside{});
   }
 
+  // Gives a tensor other memory: arrays of the shapes and types that it has.
+  void move_tensor(std::size_t tensor, const Array& param, const std::vector<Array>& states, const Beside& beside);
+
   // Makes room for so many tensors more.
   void reserve(std::size_t tensors);
 
@@ -79,6 +82,8 @@ class Stepper {
   }
   // The same for a gradient of some rows. Its indices are read by run().
   bool set_rows(std::size_t tensor, const IndexArray& indices, const Array& values);
+  // Whether the next step, or the last one, updates a tensor.
+  bool takes_part(std::size_t tensor) const { return gradients_[tensor] != nullptr; }
   // The type of the last gradient, which is most likely that of the next.
   DType gradient_dtype(std::size_t tensor) const { return slots_[tensor].dtype; }
   // Throws where the backend does, or where an index of a row is out of range: nothing is written then, and the step is
@@ -133,6 +138,8 @@ class Stepper {
   static_assert(sizeof(Slot) == 64);
   static_assert(std::is_nothrow_move_constructible_v<Tensor>, "slots point to shapes that must stay where they are");
 
+  // The streams of a tensor, except its gradient.
+  void set_streams(Tensor& tensor, const Array& param, const std::vector<Array>& states, const Beside& beside) const;
   void check_group(int group) const;
   static const RuleInfo& info(const GroupOptions& options) { return catalog()[static_cast<std::size_t>(options.rule)]; }
   void set_layout(std::size_t tensor, const Array& grad);

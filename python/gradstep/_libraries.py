@@ -1,4 +1,4 @@
-"""The libraries whose arrays are stepped: NumPy's on the processor, CuPy's and torch's on a GPU."""
+"""The libraries whose arrays are stepped: NumPy's and torch's on the processor, CuPy's and torch's on a GPU."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ ZEROS_USE_HUGE_PAGES = np.lib.NumpyVersion(np.__version__) >= "2.2.0"
 """Whether `numpy.zeros` asks Linux for huge pages from 4 MB on, as `numpy.empty` does in all versions."""
 
 
-def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array, place: int) -> Array:
-    """NumPy zeros, on huge pages where the system has them, `place` times OFFSET further within a page than an array.
+def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], address: int, place: int) -> Array:
+    """NumPy zeros, on huge pages where the system has them, `place` times OFFSET further within a page than an address.
 
     NumPy's large arrays all have the same offset within a page. On AMD processors, arrays with the same offset whose
     addresses are about a power of two apart evict each other from the L1 cache: on an EPYC (Zen 4) a step of Adam on
@@ -60,7 +60,6 @@ def offset_zeros(shape: tuple[int, ...], dtype: np.dtype[Any], beside: Array, pl
     memory = (np.zeros if ZEROS_USE_HUGE_PAGES else np.empty)(size + PAGE, np.uint8)
     if not ZEROS_USE_HUGE_PAGES:
         memory.fill(0)
-    address = beside.ctypes.data
     first = (address // dtype.itemsize * dtype.itemsize + OFFSET * place - memory.ctypes.data) % PAGE
     return memory[first : first + size].view(dtype).reshape(shape)
 
@@ -99,7 +98,11 @@ class Library:
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array, place: int = 0) -> Array:
         """Zeros in C order, on the device of another array; `place` sets the offset of large ones within a page."""
-        return offset_zeros(shape, numpy_dtype(dtype), beside, place)
+        return offset_zeros(shape, numpy_dtype(dtype), beside.ctypes.data, place)
+
+    def strides(self, array: Array) -> tuple[int, ...]:
+        """The distances of neighbours along each axis, in one unit."""
+        return array.strides
 
     def zeros_like(self, array: Array, dtype: str, place: int = 0) -> Array:
         """Zeros with the memory order of `array`, without gaps. No page is touched before the threads of a step do.
@@ -108,12 +111,17 @@ class Library:
         """
         if array.ndim <= 1:
             return self.zeros(array.shape, dtype, array, place)
-        axes = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+        strides = self.strides(array)
+        axes = sorted(range(array.ndim), key=lambda axis: -abs(strides[axis]))
         zeros = self.zeros(tuple(array.shape[axis] for axis in axes), dtype, array, place)
         if axes == sorted(axes):
             return zeros
-        back: Array = self.module.transpose(zeros, [axes.index(axis) for axis in range(array.ndim)])
-        return back
+        return self.transpose(zeros, [axes.index(axis) for axis in range(array.ndim)])
+
+    def transpose(self, array: Array, axes: list[int]) -> Array:
+        """A view with these axes."""
+        view: Array = self.module.transpose(array, axes)
+        return view
 
     def zeros_like_each(self, arrays: Sequence[Array], dtype: str, place: int = 0) -> list[Array]:
         """`zeros_like` of each; small ones share an allocation."""
@@ -219,20 +227,24 @@ class CuPy(OnGpu):
         return scope
 
 
-class Torch(OnGpu):
-    """torch, from the first version with DLPack's C interface."""
+class Torch(Library):
+    """torch, from the first version with DLPack's C interface: tensors on the processor."""
 
     name = "torch"
+    where = "as parameters"
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(self.name)
 
     @property
     def core(self) -> Any:
-        if not hasattr(self.module.Tensor, "__dlpack_c_exchange_api__"):
-            raise RuntimeError("tensors on a GPU need torch 2.10 or newer, with DLPack's C interface")
+        torch = self.module
+        if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+            raise RuntimeError(f"tensors {self.where} need torch 2.10 or newer, with DLPack's C interface")
+        for cls in (torch.Tensor, torch.nn.Parameter):
+            _core.add_tensor_type(cls, torch.Tensor.is_neg, torch._C._increment_version)
         return super().core
-
-    def has(self, tensor: Any) -> bool:
-        """Whether it is on a GPU."""
-        return bool(tensor.is_cuda)
 
     def own(self, array: Any) -> Any:
         return array
@@ -240,11 +252,22 @@ class Torch(OnGpu):
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.")
 
-    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Any, place: int = 0) -> Any:  # noqa: ARG002
-        return self.module.zeros(shape, dtype=getattr(self.module, dtype), device=beside.device)
+    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Any, place: int = 0) -> Any:
+        items = np.dtype(f"i{_core.dtypes()[dtype]['item_size']}")
+        zeros = self.module.from_numpy(offset_zeros(shape, items, beside.data_ptr(), place))
+        return zeros.view(getattr(self.module, dtype))
 
-    def zeros_like(self, array: Any, dtype: str, place: int = 0) -> Any:  # noqa: ARG002
-        return self.module.zeros_like(array.detach(), dtype=getattr(self.module, dtype))
+    def strides(self, array: Any) -> tuple[int, ...]:
+        return tuple(array.stride())
+
+    def transpose(self, array: Any, axes: list[int]) -> Any:
+        return array.permute(axes)
+
+    def zeros_like_each(self, arrays: Sequence[Any], dtype: str, place: int = 0) -> list[Any]:
+        return [self.zeros_like(array, dtype, place) for array in arrays]
+
+    def fill(self, array: Any, value: float) -> None:
+        array.detach().fill_(value)
 
     def copy(self, array: Any) -> Any:
         return array.detach().clone()
@@ -270,6 +293,27 @@ class Torch(OnGpu):
             return self.module.from_numpy(values)
         return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
 
+
+class TorchOnGpu(Torch, OnGpu):
+    """torch's tensors on a GPU."""
+
+    where = "on a GPU"
+
+    @property
+    def core(self) -> Any:
+        super().core  # noqa: B018  # raises for an old version
+        return cuda()
+
+    def has(self, tensor: Any) -> bool:
+        """Whether it is on a GPU."""
+        return bool(tensor.is_cuda)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str, beside: Any, place: int = 0) -> Any:  # noqa: ARG002
+        return self.module.zeros(shape, dtype=getattr(self.module, dtype), device=beside.device)
+
+    def zeros_like(self, array: Any, dtype: str, place: int = 0) -> Any:  # noqa: ARG002
+        return self.module.zeros_like(array.detach(), dtype=getattr(self.module, dtype))
+
     def stream(self, device: int) -> int:
         # current_stream() wraps the handle in an object, which takes microseconds.
         raw = getattr(self.module._C, "_cuda_getCurrentRawStream", None)
@@ -281,6 +325,7 @@ class Torch(OnGpu):
 NUMPY: Final = Library()
 CUPY: Final = CuPy()
 TORCH: Final = Torch()
+TORCH_ON_GPU: Final = TorchOnGpu()
 
 
 def cuda() -> Any:
@@ -303,7 +348,7 @@ def library_of(array: Any) -> Library:
     if isinstance(array, np.ndarray):
         return NUMPY
     if TORCH.name in (base.__module__.partition(".")[0] for base in type(array).__mro__):
-        return TORCH if TORCH.has(array) else NUMPY
+        return TORCH_ON_GPU if TORCH_ON_GPU.has(array) else TORCH
     return CUPY if hasattr(array, "__cuda_array_interface__") or _is_on_cuda(array) else NUMPY
 
 

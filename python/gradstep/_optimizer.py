@@ -169,8 +169,9 @@ class Optimizer(Declared):
         kw_only=True,
         fixed=True,
         domain=optional(one_of(*_storage.STATE_DTYPES)),
-        doc="The storage type of states: float32 (None: the same, but float64 for float64 parameters), bfloat16, or "
-        "q8, which has one byte for each element and a float32 scale for each 256, and rounds stochastically. "
+        doc="The storage type of states: float32 (None: the same, but float64 for float64 parameters), bfloat16, "
+        "float16, in which moments of gradients below 1e-4 vanish, or q8, which has one byte for each element and a "
+        "float32 scale for each 256, and rounds stochastically. "
         "`state` has the codes of q8 under the state's name, and their scales under that name with `_scale`; "
         "`gradstep.q8` decodes them.",
     )
@@ -187,7 +188,7 @@ class Optimizer(Declared):
         default=None,
         kw_only=True,
         domain=optional(SEED),
-        doc="A seed: float16 and bfloat16 parameters (without a master) and bfloat16 states are rounded up or "
+        doc="A seed: float16 and bfloat16 parameters (without a master) and states of these types are rounded up or "
         "down at random, without bias, instead of to nearest. The random bits depend only on the seed, the "
         "array's place in the optimizer, its step number and the element. It cannot be turned on or off after "
         "construction.",

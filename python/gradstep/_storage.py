@@ -17,7 +17,7 @@ MASTER: Final = "master"
 AVERAGE: Final = "average"
 OPTIONS: Final = ("state_dtype", "master", "min_8bit_size")
 """The options that determine which arrays are kept, and their types."""
-STATE_DTYPES: Final = ("float32", "bfloat16", "q8")
+STATE_DTYPES: Final = ("float32", "bfloat16", "float16", "q8")
 
 
 def suffix(path: str) -> str:
@@ -37,7 +37,8 @@ def names(states: Iterable[str]) -> list[str]:
 
 
 ROUNDED: Final = (
-    "it is for float16 and bfloat16 parameters without a master, and for states of bfloat16 or q8, and there are none"
+    "it is for float16 and bfloat16 parameters without a master, and for states of bfloat16, float16 or q8, and there "
+    "are none"
 )
 
 
@@ -84,7 +85,9 @@ def make(
         if options["state_dtype"] == "q8" and not double and math.prod(param.shape) >= options["min_8bit_size"]:
             kept[i] = _codes(library, param, rule, firsts)
         else:
-            columns.setdefault("float64" if double else _STORED[options["state_dtype"]], []).append(i)
+            columns.setdefault(
+                "float64" if double else _STORED.get(options["state_dtype"], options["state_dtype"]), []
+            ).append(i)
     for dtype, members in columns.items():
         of = [params[i] for i in members]
         for place, (state, first) in enumerate(firsts.items(), 1):
@@ -105,8 +108,8 @@ def make(
     return kept
 
 
-_STORED: Final = {None: "float32", "float32": "float32", "bfloat16": "bfloat16", "q8": "float32"}
-"""The dtype of states that are arrays of numbers."""
+_STORED: Final = {None: "float32", "q8": "float32"}
+"""The dtype of states that are arrays of numbers, where it is not the option itself."""
 
 
 def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float]) -> dict[str, Array]:
@@ -243,7 +246,7 @@ def unused_options(
         )
     if options["ema_correction"] and options["ema"] is None:
         errors["ema_correction"] = ValueError(f"{owner}: ema_correction=True has no effect without ema")
-    rounded = (halves and not options["master"]) or chosen in ("bfloat16", "q8")
+    rounded = (halves and not options["master"]) or chosen in ("bfloat16", "float16", "q8")
     if options["stochastic_rounding"] is not None and not rounded:
         errors["stochastic_rounding"] = ValueError(f"{owner}: stochastic_rounding has nothing to round: {ROUNDED}")
     return errors

@@ -14,7 +14,7 @@ import numpy as np
 from ._tree import build, leaves
 from .norm import global_norm
 from .rows import is_rows, part, put_back, summed
-from .storage import Array, bfloat16_for, compute_type, drawn, is_narrow, store, widened
+from .storage import NARROW, Array, bfloat16_for, compute_type, drawn, is_narrow, store, widened
 
 Params: TypeAlias = Any  # arrays, nested in any way, or a list of groups
 Grads: TypeAlias = Any  # the structure of params, with None in place of an array that is to be skipped
@@ -127,8 +127,8 @@ class Optimizer:
             stored, scales = x, None
             if T is np.float32 and o.state_dtype == "q8" and p.size >= o.min_8bit_size:
                 stored, scales = np.zeros(p.shape, self.codes[name]), np.zeros(-(-p.size // 256), np.float32)
-            elif T is np.float32 and o.state_dtype == "bfloat16":
-                stored = np.zeros(p.shape, bfloat16_for(p))
+            elif T is np.float32 and o.state_dtype in NARROW:
+                stored = np.zeros(p.shape, bfloat16_for(p) if o.state_dtype == "bfloat16" else o.state_dtype)
             if stored is not x and first != 0:
                 store(x, stored, scales, None if scales is None else 2**31)
             setattr(s, name, stored)

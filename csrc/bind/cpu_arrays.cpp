@@ -1,4 +1,4 @@
-#include "bind/numpy_arrays.h"
+#include "bind/cpu_arrays.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -70,7 +70,7 @@ bool view_plain(py::handle object, Array& array) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != plain_types[0]) return false;
   const auto& fields = fields_of(object.ptr());
   for (int i = 0; i < kDTypeCount; ++i) {
-    if (fields.descr != NumPyArrays::descriptors[i] || !is_supported(static_cast<DType>(i), false)) continue;
+    if (fields.descr != CpuArrays::descriptors[i] || !is_supported(static_cast<DType>(i), false)) continue;
     array = {reinterpret_cast<std::byte*>(fields.data), static_cast<DType>(i), fields.nd,
              reinterpret_cast<const std::int64_t*>(fields.dimensions),
              reinterpret_cast<const std::int64_t*>(fields.strides)};
@@ -90,15 +90,15 @@ PyObject* of_ml_dtypes(const char* name) {
 int storage_of(PyObject* descriptor) {
   const auto* const dtype = py::detail::array_descriptor_proxy(descriptor);
   for (int i = 0; i < kDTypeCount; ++i) {
-    const auto* const known = py::detail::array_descriptor_proxy(NumPyArrays::descriptors[i]);
+    const auto* const known = py::detail::array_descriptor_proxy(CpuArrays::descriptors[i]);
     if (known != nullptr && known->type_num == dtype->type_num) return i;
   }
   for (int i = 0; i < kDTypeCount; ++i) {
     // Compares the type itself, because another class may have its name, and another size.
-    if (NumPyArrays::descriptors[i] != nullptr || dtype->typeobj != of_ml_dtypes(kDTypes[i].name)) continue;
+    if (CpuArrays::descriptors[i] != nullptr || dtype->typeobj != of_ml_dtypes(kDTypes[i].name)) continue;
     if (py::reinterpret_borrow<py::dtype>(descriptor).itemsize() != kDTypes[i].item_size) continue;
     Py_INCREF(descriptor);
-    NumPyArrays::descriptors[i] = descriptor;
+    CpuArrays::descriptors[i] = descriptor;
     return i;
   }
   return kDTypeCount;
@@ -106,7 +106,7 @@ int storage_of(PyObject* descriptor) {
 
 }  // namespace
 
-void NumPyArrays::initialize() {
+void CpuArrays::initialize() {
   const py::module_ numpy = py::module_::import("numpy");
   int i = 0;
   for (const char* type : {"ndarray", "memmap", "recarray"}) {
@@ -126,7 +126,7 @@ void NumPyArrays::initialize() {
   }
 }
 
-void NumPyArrays::check_array_class(py::handle object, const std::string& kind, const std::string& name) {
+void CpuArrays::check_array_class(py::handle object, const std::string& kind, const std::string& name) {
   PyTypeObject* const type = Py_TYPE(object.ptr());
   PyObject* const hook = hook_of(type);
   if (hook == nullptr) return;
@@ -139,7 +139,7 @@ void NumPyArrays::check_array_class(py::handle object, const std::string& kind, 
                              " would be ignored; pass numpy.asarray(x)"));
 }
 
-py::list NumPyArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
+py::list CpuArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
   constexpr py::ssize_t kAlignment = 16;
   const py::ssize_t item_size = dtype.itemsize();
   const auto next = [=](const py::detail::PyArray_Proxy& of, py::ssize_t at) {
@@ -185,12 +185,91 @@ py::list NumPyArrays::zeros_like(const py::list& arrays, const py::dtype& dtype)
   return all;
 }
 
-std::unique_ptr<step::Backend> NumPyArrays::backend() { return step::on_cpu(); }
+void CpuArrays::add_tensor_type(const py::type& type, const py::object& is_negative,
+                                const py::object& increment_version) {
+  auto* const added = reinterpret_cast<PyTypeObject*>(type.ptr());
+  for (const TensorType& known : *tensor_types) {
+    if (known.type == added) return;
+  }
+  const dlpack::Exchange* const exchange = dlpack::interface_of(type);
+  if (exchange == nullptr) throw WrongType(std::string(added->tp_name) + " has no C interface of DLPack");
+  py::object(type).release();  // for ever
+  tensor_types->push_back({added, exchange, is_negative, increment_version});
+}
 
-Array NumPyArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
+dlpack::Tensor CpuArrays::look(const TensorType& type, py::handle tensor) {
+  dlpack::Tensor found;
+  if (type.exchange->view(tensor.ptr(), &found) != 0) throw py::error_already_set();
+  return found;
+}
+
+bool CpuArrays::view_tensor(py::handle object, bool codes, Array& array) {
+  const TensorType* const type = tensor_type(object);
+  dlpack::Tensor tensor;
+  if (type == nullptr) return false;
+  if (type->exchange->view(object.ptr(), &tensor) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const int storage = dlpack::storage_of(tensor.type);
+  if (tensor.device.type != dlpack::kCpu || storage == kDTypeCount) return false;
+  if (!is_supported(static_cast<DType>(storage), codes)) return false;
+  PyObject* const arguments[] = {object.ptr()};
+  const auto negative =
+      py::reinterpret_steal<py::object>(PyObject_Vectorcall(type->is_negative.ptr(), arguments, 1, nullptr));
+  if (!negative) throw py::error_already_set();
+  if (negative.ptr() != Py_False) return false;
+  axes_.assign(tensor);
+  array = {dlpack::data_of(tensor), static_cast<DType>(storage), tensor.rank, axes_.shape.data(), axes_.strides.data()};
+  if (array.data == nullptr) {
+    if (step::size_of(array) != 0) return false;  // a subclass in disguise
+    array.data = dlpack::kNoMemory;
+  }
+  return true;
+}
+
+Array CpuArrays::require_tensor(const TensorType& type, py::handle object, const std::string& kind,
+                                const std::string& name, bool codes) {
+  Array array;
+  if (view_tensor(object, codes, array)) return array;
+  const auto text = [&](const char* attribute) { return py::str(object.attr(attribute)).cast<std::string>(); };
+  if (const std::string layout = text("layout"); layout != "torch.strided") {
+    throw WrongType(kind + name + " has layout " + layout + "; only strided tensors are supported");
+  }
+  if (const std::string device = text("device"); device != "cpu") {
+    throw WrongType(kind + name + " is on " + device + ", but other arrays are in the processor's memory");
+  }
+  const dlpack::Tensor tensor = look(type, object);
+  const int storage = dlpack::storage_of(tensor.type);
+  if (storage == kDTypeCount || !is_supported(static_cast<DType>(storage), codes)) {
+    throw WrongType(kind + name + " has dtype " + text("dtype") + "; supported are " + supported());
+  }
+  throw std::invalid_argument(kind + name + " has values that differ from those in memory; pass resolve_neg()");
+}
+
+void CpuArrays::Written::add(py::handle object) {
+  const TensorType* const type = tensor_type(object);
+  if (type == nullptr) return;
+  tensors_.append(object);
+  increment_version_ = &type->increment_version;
+}
+
+void CpuArrays::Written::publish() {
+  if (increment_version_ != nullptr) (*increment_version_)(tensors_);
+}
+
+std::unique_ptr<step::Backend> CpuArrays::backend() { return step::on_cpu(); }
+
+Array CpuArrays::view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   Array array;
   if (view_plain(object, array)) return array;
+  if (const TensorType* const type = tensor_type(object)) return require_tensor(*type, object, kind, name, codes);
   if (!py::isinstance<py::array>(object)) {
+    for (const TensorType& known : *tensor_types) {
+      if (PyType_IsSubtype(Py_TYPE(object.ptr()), known.type) == 0) continue;
+      throw WrongType(kind + name + " is of the subclass " + Py_TYPE(object.ptr())->tp_name + " of " +
+                      known.type->tp_name + ", whose methods would be ignored; pass a plain tensor");
+    }
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
   }
   check_array_class(object, kind, name);
@@ -213,7 +292,19 @@ Array NumPyArrays::view(py::handle object, const std::string& kind, const std::s
                   " in native byte order");
 }
 
-step::IndexArray NumPyArrays::indices(py::handle object, const std::string& name) {
+step::IndexArray CpuArrays::tensor_indices(const dlpack::Tensor& tensor, const std::string& name) {
+  const auto [code, bits, lanes] = tensor.type;
+  if ((code != dlpack::kInt && code != dlpack::kUInt) || lanes != 1 || tensor.device.type != dlpack::kCpu) {
+    throw WrongType(name + " must be integers in the processor's memory");
+  }
+  if (tensor.rank != 1)
+    throw std::invalid_argument(name + " must have one axis, but have " + std::to_string(tensor.rank));
+  axes_.assign(tensor);
+  return {dlpack::data_of(tensor), bits / 8, code == dlpack::kInt, axes_.shape[0], axes_.strides[0], nullptr};
+}
+
+step::IndexArray CpuArrays::indices(py::handle object, const std::string& name) {
+  if (const TensorType* const type = tensor_type(object)) return tensor_indices(look(*type, object), name);
   if (!py::isinstance<py::array>(object)) {
     throw WrongType(name + " must be a NumPy array of integers, not " + Py_TYPE(object.ptr())->tp_name);
   }
@@ -235,7 +326,7 @@ step::IndexArray NumPyArrays::indices(py::handle object, const std::string& name
           nullptr};
 }
 
-py::object NumPyArrays::number_as_array(py::handle object) {
+py::object CpuArrays::number_as_array(py::handle object) {
   if (!is_real_number(object)) return {};
   const double value = PyFloat_AsDouble(object.ptr());
   if (value == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
@@ -244,33 +335,60 @@ py::object NumPyArrays::number_as_array(py::handle object) {
   return std::move(array);
 }
 
-Array NumPyArrays::writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
+Array CpuArrays::writable_view(py::handle object, const std::string& kind, const std::string& name, bool codes) {
   const Array array = view(object, kind, name, codes);
+  if (tensor_type(object) != nullptr) return array;
   if (!py::detail::check_flags(object.ptr(), py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) {
     throw std::invalid_argument(kind + name + " is read-only, and a step writes it in place");
   }
   return array;
 }
 
-NumPyArrays::Watched::Watched(const py::object& the_object, const Array& array, const std::string* the_kind,
-                              std::size_t the_tensor, Role role)
-    : object(the_object),
-      tensor(the_tensor),
-      kind(the_kind),
-      role_(role),
-      array_(array),
-      unresizable_(fields_of(object.ptr()).base == nullptr ? py::object(py::weakref(object)) : py::object()),
-      descriptor_(py::reinterpret_borrow<py::object>(fields_of(object.ptr()).descr)) {}
-
-NumPyArrays::Seal NumPyArrays::Watched::seal() const {
-  const auto& now = fields_of(object.ptr());
-  return {&now,        now.data,
-          now.descr,   now.dimensions,
-          now.strides, role_ == Role::kState ? nullptr : array_.axes.data(),
-          array_.rank, role_ == Role::kGradient ? 0 : py::detail::npy_api::NPY_ARRAY_WRITEABLE_};
+CpuArrays::Watched::Watched(const py::object& the_object, const Array& array, const std::string* the_kind,
+                            std::size_t the_tensor, Role role)
+    : object(the_object), tensor(the_tensor), kind(the_kind), role_(role), array_(array) {
+  if (tensor_type(object) != nullptr) return;
+  if (fields_of(object.ptr()).base == nullptr) unresizable_ = py::weakref(object);
+  descriptor_ = py::reinterpret_borrow<py::object>(fields_of(object.ptr()).descr);
 }
 
-void NumPyArrays::Watched::check_closely(const std::string& name) const {
+CpuArrays::Seal CpuArrays::Watched::seal() const {
+  const auto& now = fields_of(object.ptr());
+  const char* const data = reinterpret_cast<const char*>(array_.data);
+  if (const TensorType* const type = tensor_type(object)) {
+    return {type->exchange, &now, data, nullptr, nullptr, nullptr, array_.axes.data(), array_.rank, 0};
+  }
+  return {nullptr,
+          &now,
+          now.data,
+          now.descr,
+          now.dimensions,
+          now.strides,
+          role_ == Role::kState ? nullptr : array_.axes.data(),
+          array_.rank,
+          role_ == Role::kGradient ? 0 : py::detail::npy_api::NPY_ARRAY_WRITEABLE_};
+}
+
+bool CpuArrays::Seal::is_unmoved() const {
+  dlpack::Tensor now;
+  auto* const object = reinterpret_cast<PyObject*>(const_cast<py::detail::PyArray_Proxy*>(array));
+  if (tensor->view(object, &now) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const std::byte* const found = now.data == nullptr ? dlpack::kNoMemory : dlpack::data_of(now);
+  bool same = reinterpret_cast<const char*>(found) == data && now.rank == rank && now.device.type == dlpack::kCpu &&
+              step::same(axes, now.shape, rank);
+  for (int axis = 0; same && now.strides != nullptr && axis < rank; ++axis) {
+    same = axes[rank + axis] == now.strides[axis] * (now.type.bits / 8);
+  }
+  return same;
+}
+
+void CpuArrays::Watched::check_closely(const std::string& name) const {
+  if (tensor_type(object) != nullptr) {
+    throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
+  }
   const auto& fields = fields_of(object.ptr());
   const Array was = view();
   const bool moved = reinterpret_cast<const std::byte*>(fields.data) != was.data || fields.nd != was.rank ||
@@ -278,8 +396,8 @@ void NumPyArrays::Watched::check_closely(const std::string& name) const {
                      !step::same(was.strides, fields.strides, was.rank);
   if (moved) throw std::invalid_argument(name + " was moved or reshaped after the optimizer was made");
   const bool codes = has_scales(was.dtype);
-  const Array now =
-      role_ == Role::kGradient ? NumPyArrays::view(object, name, "") : writable_view(object, name, "", codes);
+  const Array now = role_ == Role::kGradient ? CpuArrays().view(object, name, "")
+                                             : CpuArrays().writable_view(object, name, "", codes);
   if (now.dtype != was.dtype) throw WrongType(name + " was given another dtype after the optimizer was made");
 }
 

@@ -8,17 +8,25 @@
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/dlpack.h"
 #include "step/backend.h"
 
 namespace gradstep::bind {
 
-// NumPy arrays: their views for the core, and their backend.
-class NumPyArrays {
+// Arrays in the processor's memory: NumPy's, and tensors, which have DLPack's C interface (torch's). Their views for
+// the core, and their backend.
+class CpuArrays {
  public:
   // Looks up NumPy's types and descriptors when the module is imported. A step may not run Python code, and a static
   // initialized later could deadlock: its guard may be held by a thread that waits for the GIL, or that is gone after
   // fork().
   static void initialize();
+
+  // Accepts the tensors of a type, not of types derived from it. `is_negative(tensor)` returns whether the values in
+  // memory have the opposite sign; `increment_version(tensors)` is called with the parameters that a step has written.
+  // Both must be functions in C, because no Python code may run in a step.
+  static void add_tensor_type(const pybind11::type& type, const pybind11::object& is_negative,
+                              const pybind11::object& increment_version);
 
   // Throws where an array's class defines one of NumPy's hooks for subclasses, as classes with units or masks do,
   // because steps do not call them.
@@ -28,17 +36,18 @@ class NumPyArrays {
 
   // The view of an array for the core. Its name in errors is `kind` followed by `name`. int8 and uint8 are q8 codes
   // where `codes` is true, and unsupported otherwise.
-  static Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
-  static Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name,
-                             bool codes = false);
+  // Shape and strides are valid until the next call.
+  Array view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
+  Array writable_view(pybind11::handle object, const std::string& kind, const std::string& name, bool codes = false);
 
   // The view of the indices of a row gradient.
-  static step::IndexArray indices(pybind11::handle object, const std::string& name);
+  step::IndexArray indices(pybind11::handle object, const std::string& name);
 
-  // The view of an ndarray of this type; false for anything else, including other arrays.
-  bool view_like(pybind11::handle object, DType dtype, Array& array) const {
+  // The view of an ndarray of this type, or of a tensor; false for anything else, including other arrays.
+  bool view_like(pybind11::handle object, DType dtype, Array& array) {
+    if (Py_TYPE(object.ptr()) != ndarray_) return view_tensor(object, false, array);
     const auto& fields = *pybind11::detail::array_proxy(object.ptr());
-    if (Py_TYPE(object.ptr()) != ndarray_ || fields.descr != descriptors[static_cast<int>(dtype)]) return false;
+    if (fields.descr != descriptors[static_cast<int>(dtype)]) return false;
     array.data = reinterpret_cast<std::byte*>(fields.data);
     array.dtype = dtype;
     array.rank = fields.nd;
@@ -59,7 +68,22 @@ class NumPyArrays {
   static pybind11::object number_as_array(pybind11::handle object);
 
   // What NumPy's exact test of overlap takes.
-  static pybind11::object to_compare(const pybind11::object& object, const Array&) { return object; }
+  static pybind11::object to_compare(const pybind11::object& object, const Array& array) {
+    return tensor_type(object) == nullptr ? object : dlpack::shadow(array);
+  }
+
+  // Whether an array is a tensor, which has a version.
+  static bool is_tensor(pybind11::handle object) { return tensor_type(object) != nullptr; }
+
+  // Tells a library that keeps versions of its tensors that a step has written these.
+  struct Written {
+    void add(pybind11::handle object);
+    void publish();
+
+   private:
+    pybind11::list tensors_;
+    const pybind11::object* increment_version_ = nullptr;
+  };
 
   static constexpr bool kOnDevice = false;
 
@@ -72,9 +96,10 @@ class NumPyArrays {
   // The part of an array's header that must not change after construction. Every step checks all of them, so that each
   // has at most one cache line.
   struct Seal {
+    const dlpack::Exchange* tensor;  // its type's interface; null: a NumPy array
     const pybind11::detail::PyArray_Proxy* array;
     const char* data;
-    const PyObject* descriptor;
+    const PyObject* descriptor;  // null for a tensor, as what follows, except for its axes and rank
     const pybind11::ssize_t *dimensions, *strides;
     // The contents of these. Null for states: the header suffices for what users can do with `opt.state`, and NumPy
     // stores shapes beside the data, in cache lines that workers write.
@@ -82,6 +107,7 @@ class NumPyArrays {
     int rank, flags;
 
     bool holds() const {
+      if (tensor != nullptr) return is_unmoved();
       const auto& now = *array;
       // One branch for all, because nearly always all are the same.
       const bool same = (now.data == data) & (now.descr == descriptor) & (now.nd == rank) &
@@ -89,7 +115,9 @@ class NumPyArrays {
       return same &&
              (axes == nullptr || (step::same(axes, dimensions, rank) && step::same(axes + rank, strides, rank)));
     }
+    bool is_unmoved() const;
   };
+  static_assert(sizeof(Seal) == 64);
 
   // An array that steps read or write.
   class Watched {
@@ -120,6 +148,30 @@ class NumPyArrays {
   };
 
  private:
+  // A type of tensors.
+  struct TensorType {
+    PyTypeObject* type;
+    const dlpack::Exchange* exchange;
+    pybind11::object is_negative, increment_version;
+  };
+
+  static const TensorType* tensor_type(pybind11::handle object) {
+    for (const TensorType& known : *tensor_types) {
+      if (Py_TYPE(object.ptr()) == known.type) return &known;
+    }
+    return nullptr;
+  }
+  step::IndexArray tensor_indices(const dlpack::Tensor& tensor, const std::string& name);
+  static dlpack::Tensor look(const TensorType& type, pybind11::handle tensor);
+  // The view of a tensor; false where there is none.
+  bool view_tensor(pybind11::handle object, bool codes, Array& array);
+  Array require_tensor(const TensorType& type, pybind11::handle object, const std::string& kind,
+                       const std::string& name, bool codes);
+
+  // Never freed, because Python may have ended before.
+  inline static std::vector<TensorType>* const tensor_types = new std::vector<TensorType>;
+
+  dlpack::Axes axes_;  // of the last tensor
   const PyTypeObject* ndarray_ = pybind11::detail::npy_api::get().PyArray_Type_;
 };
 

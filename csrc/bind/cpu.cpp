@@ -1,6 +1,7 @@
 #include "bind/bind.h"
+#include "bind/cpu_arrays.h"
 #include "bind/gate.h"
-#include "bind/numpy_arrays.h"
+#include "bind/snapshot.h"
 #include "bind/step_result.h"
 #include "bind/stepper.h"
 #include "cpu/isa.h"
@@ -10,14 +11,14 @@ namespace {
 
 // An array of a storage type, the scales of its blocks if it has any, and an array of values.
 struct Coded {
+  CpuArrays arrays[3];  // have the axes of tensors
   Array stored, values;
   float* scales = nullptr;
 
   // Encoding writes the first two, decoding the values.
   Coded(const py::object& codes, const std::optional<py::object>& blocks, const py::object& floats, bool encodes)
-      : stored(encodes ? NumPyArrays::writable_view(codes, "codes", "", true)
-                       : NumPyArrays::view(codes, "codes", "", true)),
-        values(encodes ? NumPyArrays::view(floats, "values", "") : NumPyArrays::writable_view(floats, "values", "")) {
+      : stored(encodes ? arrays[0].writable_view(codes, "codes", "", true) : arrays[0].view(codes, "codes", "", true)),
+        values(encodes ? arrays[1].view(floats, "values", "") : arrays[1].writable_view(floats, "values", "")) {
     const std::int64_t size = stored.rank == 1 ? stored.shape[0] : -1;
     const auto packed_floats = [](const Array& of, std::int64_t length) {
       return of.dtype == DType::kFloat32 && of.rank == 1 && of.shape[0] == length && step::is_packed(of);
@@ -25,8 +26,7 @@ struct Coded {
     bool fits = info(stored.dtype).kind != CodecKind::kNative && has_scales(stored.dtype) == blocks.has_value() &&
                 size >= 0 && step::is_packed(stored) && packed_floats(values, size);
     if (fits && blocks) {
-      const Array of =
-          encodes ? NumPyArrays::writable_view(*blocks, "scales", "") : NumPyArrays::view(*blocks, "scales", "");
+      const Array of = encodes ? arrays[2].writable_view(*blocks, "scales", "") : arrays[2].view(*blocks, "scales", "");
       fits = packed_floats(of, blocks_of(size));
       scales = reinterpret_cast<float*>(of.data);
     }
@@ -54,23 +54,26 @@ void encode(const py::object& values, const py::object& stored, const std::optio
 
 }  // namespace
 
-void register_numpy(py::module_& m) {
-  NumPyArrays::initialize();
+void register_cpu(py::module_& m) {
+  CpuArrays::initialize();
   m.attr("BLOCK") = kBlock;
   m.def(
       "check_array_class",
-      [](const py::array& array, const std::string& name) { NumPyArrays::check_array_class(array, name, ""); },
+      [](const py::array& array, const std::string& name) { CpuArrays::check_array_class(array, name, ""); },
       py::arg("array"), py::arg("name"));
-  m.def("zeros_like", &NumPyArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
+  m.def("add_tensor_type", &CpuArrays::add_tensor_type, py::arg("type"), py::arg("is_negative"),
+        py::arg("increment_version"));
+  m.def("zeros_like", &CpuArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   register_step_result(m);
-  register_stepper<NumPyArrays>(m);
-  register_gate<NumPyArrays>(m);
+  register_stepper<CpuArrays>(m);
+  register_gate<CpuArrays>(m);
+  register_snapshot(m);
   m.def(
       "global_norm",
       [](const Tree& tree) {
-        NumPyArrays numpy;
+        CpuArrays numpy;
         return global_norm(numpy, tree, [] {});
       },
       py::arg("tree"));
