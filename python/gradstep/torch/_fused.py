@@ -1,0 +1,414 @@
+"""The step of the core as the step of torch's optimizers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradstep import _core, optimizers
+from gradstep._groups import RULES
+from gradstep._libraries import TORCH
+from gradstep._optimizer import Optimizer
+from gradstep._options import POSITIVE, check_all, for_core, optional
+from gradstep._step import check_apart, finish_step
+
+from ._states import Storage, adopt
+
+Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
+"""The class of gradstep that has the rule of a group, and its options there."""
+
+STORED: Final = ("state_dtype", "master", "ema")
+"""Options beyond torch's that determine what is stored; those of a checkpoint have no effect."""
+BEYOND: Final[dict[str, Any]] = {
+    "state_dtype": None,
+    "master": False,
+    "stochastic_rounding": None,
+    "ema": None,
+    "max_grad_norm": None,
+}
+"""All options beyond torch's, with their defaults. Groups have only those that were given."""
+ATTEMPTS: Final = 4
+
+
+class Fallback(NamedTuple):
+    """A parameter that torch's own code steps."""
+
+    parameter: Tensor
+    name: str
+    """Its name, if the optimizer was given names; or its place, such as "param_groups[0]['params'][3]"."""
+    reason: str
+
+
+class Fused(torch.optim.Optimizer):
+    """The base of the optimizers. After it comes torch's class, which steps the tensors that the core cannot step."""
+
+    translate: Callable[[Mapping[str, Any]], Translated]
+    """The class and the options of gradstep for a group."""
+    torch_class: ClassVar[type[torch.optim.Optimizer]]
+    param_groups: list[dict[str, Any]]
+    __signature__: ClassVar[inspect.Signature]
+
+    # What is not pickled or copied: it is made anew at the next step.
+    _plan: Plan | None = None
+    _refused: Mapping[Tensor, str] = MappingProxyType({})
+    """The parameters whose gradients were not for the core, with the reasons."""
+    _result: Any = None
+
+    def __init_subclass__(cls) -> None:
+        cls.torch_class = next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim."))
+        if "__init__" in vars(cls):
+            return
+        own = list(inspect.signature(cls.torch_class).parameters.values())
+        beyond = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=of) for name, of in BEYOND.items()]
+        cls.__signature__ = inspect.Signature([*own, *beyond])
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        given = {name: options.pop(name, default) for name, default in BEYOND.items()}
+        self._beyond = {name: value for name, value in given.items() if value is not BEYOND[name]}
+        super().__init__(params, *args, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of torch's class."""
+        if isinstance(param_group, dict):
+            for name, value in self._beyond.items():
+                param_group.setdefault(name, value)
+            _check_beyond(type(self).__name__, param_group)
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_beyond": self._beyond}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one step, as torch's class does.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss and the gradients; its value is returned.
+
+        Raises
+        ------
+        ValueError
+            For a state that does not fit its parameter, or an option out of range.
+        RuntimeError
+            Where torch's own step of a parameter raises it; and for such a parameter with an option that torch lacks.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is None or not float(found_inf):
+            self._step(1.0 if scale is None else float(scale))
+        return loss
+
+    def _step(self, scale: float) -> None:
+        stepped: set[Tensor] = set()  # by torch
+        for attempt in range(1, ATTEMPTS + 1):
+            plan = self._current_plan()
+            if plan.fallbacks:
+                stepped |= self._step_by_torch([own for own in plan.fallbacks if own not in stepped])
+            if not plan.params:
+                return
+            grads = [param.grad for param in plan.params]
+            try:
+                with plan.lock:
+                    plan.follow_writes()
+                    self._result = finish_step(plan.stepper, plan.stepper.step(grads, scale), scale)
+                    plan.note_writes()
+                return
+            except (TypeError, ValueError):
+                if attempt == ATTEMPTS or not self._adapt(plan, grads):
+                    raise
+
+    def _current_plan(self) -> Plan:
+        """The plan for the groups and states as they are now."""
+        plan = self._plan
+        if plan is not None and plan.is_current(self) and all(param.grad is None for param in plan.waiting):
+            return plan
+        self._plan = plan = Plan(self)
+        return plan
+
+    def _adapt(self, plan: Plan, grads: list[Tensor | None]) -> bool:
+        """After the core has refused a step: adapts to what changed. Returns whether anything may have."""
+        reasons = {}
+        written = {tensor.untyped_storage().data_ptr() for tensor in plan.tensors if _has_storage(tensor)}
+        for param, grad in zip(plan.params, grads, strict=True):
+            if grad is None:
+                continue
+            reason = refusal(grad, "its gradient", written=False)
+            if reason is None and grad.untyped_storage().data_ptr() in written and grad.numel():
+                reason = "its gradient shares memory with parameters or states"
+            if reason is not None:
+                reasons[param] = reason
+        if reasons:
+            self._refused = {**self._refused, **reasons}
+            self._plan = None
+            return True
+        try:
+            return plan.stepper.move_tensors(plan.params, plan.kept) > 0
+        except (TypeError, ValueError):
+            self._plan = None
+        return True
+
+    def _step_by_torch(self, params: list[Tensor]) -> set[Tensor]:
+        """Takes torch's own step of these parameters. Returns those that have a gradient."""
+        moving = {param for param in params if param.grad is not None}
+        if not moving:
+            return moving
+        groups: list[dict[str, Any]] = self.param_groups
+        step = self.torch_class.step
+        if getattr(step, "hooked", False):  # an instance of torch's class was made; hooks are called once
+            step = step.__wrapped__
+        try:
+            self.param_groups = [
+                {**group, "params": [param for param in group["params"] if param in moving]} for group in groups
+            ]
+            step(self)
+        finally:
+            self.param_groups = groups
+        return moving
+
+    def fallbacks(self) -> list[Fallback]:
+        """The parameters that torch's own code steps, and why."""
+        names = {
+            param: group["param_names"][i] if "param_names" in group else f"param_groups[{number}]['params'][{i}]"
+            for number, group in enumerate(self.param_groups)
+            for i, param in enumerate(group["params"])
+        }
+        return [Fallback(param, names[param], reason) for param, reason in self._current_plan().fallbacks.items()]
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the last step, before clipping; None without max_grad_norm."""
+        return None if self._result is None else self._result.grad_norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters are their averages; leaving it restores their exact bits.
+
+        Raises RuntimeError where no parameter has an average, which is kept with `ema`.
+        """
+        pairs = [(param, own["average"]) for param, own in self.state.items() if "average" in own]
+        if not pairs:
+            raise RuntimeError(f"{type(self).__name__} keeps no averages yet: they need ema, and a step")
+        before = [param.detach().clone() for param, _ in pairs]
+        try:
+            for param, average in pairs:
+                param.detach().copy_(average)
+            yield
+        finally:
+            for (param, _), values in zip(pairs, before, strict=True):
+                param.detach().copy_(values)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the state of this class or of torch's, with the types of states that this optimizer has.
+
+        How states are stored (`state_dtype`, `master`, `ema`) remains as it is; what the checkpoint lacks begins anew.
+        """
+        loaded: list[dict[str, Any]] = [state_dict]
+
+        def see(_: Any, given: dict[str, Any]) -> None:
+            loaded.append(given)
+
+        before = self.param_groups
+        hook = self.register_load_state_dict_pre_hook(see)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        for group, old in zip(self.param_groups, before, strict=True):
+            for name in BEYOND:
+                if name in STORED:
+                    group.pop(name, None)
+                if name in old:
+                    group.setdefault(name, old[name])
+        # torch has cast all states to the parameters' types.
+        saved = loaded[-1]
+        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, param in zip(numbers, params, strict=True):
+            for name, value in saved["state"].get(number, {}).items():
+                cast = self.state[param].get(name)
+                if isinstance(value, Tensor) and isinstance(cast, Tensor) and value.dtype != cast.dtype:
+                    self.state[param][name] = value.detach().clone()
+        self._plan = None
+
+
+class Plan:
+    """What a step of the core takes: the tensors of all groups, and what they were like when it was made."""
+
+    def __init__(self, opt: Any) -> None:
+        self.opt_state, self.groups = opt.state, opt.param_groups
+        self.fallbacks: dict[Tensor, str] = {}
+        self.waiting: list[Tensor] = []
+        """Parameters without states, because they have had no gradient."""
+        self.params: list[Tensor] = []
+        self.kept: list[dict[str, Tensor]] = []
+        """The arrays of each parameter, by the core's names."""
+        self.lock = _core.Gate()
+        self.stepper: _core.Stepper = TORCH.core.Stepper(None, "parameter ", "gradient of ")
+        owner = type(opt).__name__
+        numbers, names, clocks, storages, seen = [], [], [], [], Extents()
+        self.beyond = [{name: group.get(name, default) for name, default in BEYOND.items()} for group in self.groups]
+        self.translated: list[tuple[type[Optimizer], dict[str, float]]] = []
+        limits = {beyond["max_grad_norm"] for beyond in self.beyond}
+        if len(limits) > 1:
+            raise ValueError(f"{owner}: max_grad_norm must be the same in all groups")
+        self.stepper.set_gradient_pass(next(iter(limits), None), None, "propagate")
+        for number, group in enumerate(self.groups):
+            cls, options = opt.translate(group)
+            beyond = self.beyond[number]
+            self.translated.append((cls, core_options(cls, options, beyond)))
+            self.stepper.add_group(cls.rule, self.translated[-1][1])
+            unfit = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
+            for i, param in enumerate(group["params"]):
+                name = group["param_names"][i] if "param_names" in group else f"[{number}][{i}]"
+                reason = opt._refused.get(param) or unfit or refusal(param, "it") or seen.add(param)
+                if reason is not None:
+                    self._fall_back(owner, name, param, reason, beyond)
+                elif param.grad is None and not self.opt_state.get(param):
+                    self.waiting.append(param)
+                else:
+                    numbers.append(number)
+                    names.append(name)
+                    self.params.append(param)
+                    storages.append(Storage(cls, options, self.translated[-1][1], beyond, param))
+        for param, storage in zip(self.params, storages, strict=True):
+            clocks.append(storage.clock(self.opt_state.get(param, {})))
+            # An entry of torch's state is made only for what has a state.
+            self.kept.append(adopt(self.opt_state[param], storage) if storage.dtypes else {})
+        self.stepper.add_tensors(numbers, self.params, self.kept, None, names)
+        check_apart(self.stepper.possible_overlaps())
+        self._bind_clocks(storages, clocks)
+        self.tensors = [*self.params, *chain.from_iterable(of.values() for of in self.kept)]
+        self.masters = [(p, own["master"]) for p, own in zip(self.params, self.kept, strict=True) if "master" in own]
+        self.versions = [-1] * len(self.masters)
+        """Of parameters with a master, after the last step."""
+        self._watch_groups()
+        owned = [self.opt_state[param] for param in self.params if param in self.opt_state]
+        self.states = _core.Snapshot([self.opt_state, *owned])
+
+    def _fall_back(self, owner: str, name: str, param: Tensor, reason: str, beyond: Mapping[str, Any]) -> None:
+        """Leaves a parameter to torch, which must find its states in torch's form."""
+        for option, value in beyond.items():
+            if value is not BEYOND[option]:
+                raise RuntimeError(f"{owner}: {name} is left to torch's own step, which has no {option}: {reason}")
+        self.fallbacks[param] = reason
+
+    def _bind_clocks(self, storages: list[Storage], clocks: list[tuple[int, list[float]]]) -> None:
+        """Makes the states that are numbers views of arrays that the core reads and writes."""
+        self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
+        names = {name: i for i, name in enumerate(("step", "mu_product"))}
+        arrays = [torch.zeros(len(self.params)) for _ in names]
+        if not any(storage.counts for storage in storages):
+            return
+        self.stepper.bind_clocks(*arrays)
+        for i, (param, storage) in enumerate(zip(self.params, storages, strict=True)):
+            own = self.opt_state[param]
+            for name in storage.counts:
+                own[name] = arrays[names[name]][i]
+
+    def follow_writes(self) -> None:
+        """Makes masters follow what others have written into their parameters, such as weights that were loaded."""
+        for (param, master), version in zip(self.masters, self.versions, strict=True):
+            if param._version != version:
+                values = param.detach()
+                master.copy_(torch.where(master.to(values.dtype) == values, master, values.to(master.dtype)))
+
+    def note_writes(self) -> None:
+        """To be called after a step."""
+        if self.masters:
+            self.versions = [param._version for param, _ in self.masters]
+
+    def _watch_groups(self) -> None:
+        self.values = [dict(group) for group in self.groups]
+        lists = [group["params"] for group in self.groups]
+        self.options = _core.Snapshot([self.groups, *self.groups, *lists])
+
+    def is_current(self, opt: Any) -> bool:
+        """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
+        if self.opt_state is not opt.state or self.groups is not opt.param_groups or not self.states.holds():
+            return False
+        return self.options.holds() or self._follow(opt)
+
+    def _follow(self, opt: Any) -> bool:
+        """Follows changes of options. Returns False where they need another plan."""
+        if len(self.groups) != len(self.values):
+            return False
+        for number, (group, old) in enumerate(zip(self.groups, self.values, strict=True)):
+            changed = {name for name in group.keys() | old.keys() if group.get(name) is not old.get(name)}
+            if changed == {"lr"}:
+                self.stepper.set_number(number, "lr", float(group["lr"]))
+            elif changed:
+                cls, options = opt.translate(group)
+                mine = self.translated[number][0], self.beyond[number]
+                beyond = {name: group.get(name, default) for name, default in BEYOND.items()}
+                keeps = changed.isdisjoint(("params", "differentiable", "capturable"))
+                if not keeps or (cls, beyond) != mine:
+                    return False
+                try:
+                    self.stepper.set_options(number, core_options(cls, options, beyond))
+                except ValueError:  # other states are kept
+                    return False
+        self._watch_groups()
+        return True
+
+
+class Extents:
+    """The memory of parameters, to find those that share it."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, list[tuple[int, int]]] = {}
+
+    def add(self, tensor: Tensor) -> str | None:
+        """Adds a tensor, or returns why it must be stepped after the others."""
+        if not tensor.numel():
+            return None
+        first = tensor.data_ptr()
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        last = first + (reach + 1) * tensor.element_size()
+        others = self._of.setdefault(tensor.untyped_storage().data_ptr(), [])
+        if any(first < end and begin < last for begin, end in others):
+            return "it shares memory with another parameter"
+        others.append((first, last))
+        return None
+
+
+def core_options(cls: type[Optimizer], options: Mapping[str, Any], beyond: Mapping[str, Any]) -> dict[str, float]:
+    """A group's options in the form of the core."""
+    chosen = {name: beyond[name] for name in ("stochastic_rounding", "ema")}
+    return for_core({**cls.defaults, **options, **chosen}, cls.known, RULES[cls.rule]["options"])
+
+
+def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
+    """Why the core cannot step a tensor; None if it can."""
+    try:
+        TORCH.core.Stepper(None, what).check_params([tensor], written)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return bool(tensor.numel())
+
+
+def _check_beyond(owner: str, group: dict[str, Any]) -> None:
+    """Checks the options of a group that torch does not have. Raises TypeError or ValueError."""
+    given = {name: group[name] for name in BEYOND if name in group}
+    norm = given.pop("max_grad_norm", None)
+    group.update(check_all(given, optimizers.Adam.known, owner))
+    if norm is not None:
+        group["max_grad_norm"] = optional(POSITIVE).check(norm, f"{owner}: max_grad_norm")

@@ -1,0 +1,134 @@
+"""The states of a parameter: their names and types in torch's `state`, and how others become what a step needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradstep import _core, _storage, q8
+from gradstep._groups import RULES
+from gradstep._libraries import TORCH
+from gradstep._optimizer import Optimizer
+
+MIN_8BIT_SIZE: Final = Optimizer.min_8bit_size.default
+CODES: Final = ("int8", "uint8")
+STEP: Final = "step"
+
+
+class Storage:
+    """What the core keeps for a parameter, and the types of it."""
+
+    def __init__(
+        self,
+        cls: type[Optimizer],
+        options: Mapping[str, Any],
+        core: dict[str, float],
+        beyond: Mapping[str, Any],
+        p: Tensor,
+    ) -> None:
+        self.param = p
+        self.rule = RULES[cls.rule]
+        self.firsts = {
+            state: float(options.get(cls.initial_state.get(state, ""), 0.0))
+            for state in _core.kept_states(cls.rule, core)
+        }
+        """The states, with their first values."""
+        master = beyond["master"] and _storage.is_narrow(p)
+        chosen = beyond["state_dtype"] or ("float32" if master else TORCH.dtype(p))
+        self.options = {
+            "state_dtype": chosen,
+            "min_8bit_size": MIN_8BIT_SIZE,
+            "master": beyond["master"],
+            "ema": beyond["ema"],
+            "ema_correction": False,
+        }
+        wide = "float64" if _storage.is_double(p) else "float32"
+        coded = chosen == "q8" and wide == "float32" and p.numel() >= MIN_8BIT_SIZE
+        self.dtypes: dict[str, str] = {}
+        """The type of each array, by the core's names."""
+        for state in self.firsts:
+            if coded:
+                self.dtypes[state] = "uint8" if state in self.rule["non_negative"] else "int8"
+                self.dtypes[_storage.scale_of(state)] = "float32"
+            else:
+                self.dtypes[state] = wide if chosen == "q8" or wide == "float64" else chosen
+        if master:
+            self.dtypes[_storage.MASTER] = "float32"
+        if beyond["ema"] is not None:
+            self.dtypes[_storage.AVERAGE] = wide
+        self.counts = (
+            () if cls.rule in ("sgd", "momentum", "nag") else (STEP, *(name for name, _ in self.rule["scalars"]))
+        )
+        """The states that are numbers. torch's SGD has none."""
+
+    def clock(self, own: Mapping[str, Any]) -> tuple[int, list[float]]:
+        """The step number and the scalars that a state has."""
+        t = own[STEP] if STEP in own else any(_is_tensor(own.get(state)) for state in self.firsts)
+        return int(t), [*(float(own.get(name, first)) for name, first in self.rule["scalars"]), 1.0]
+
+    def fits(self, name: str, array: Any) -> bool:
+        """Whether an array can be stepped as it is."""
+        if not _is_tensor(array) or array.device.type != "cpu" or TORCH.dtype(array) != self.dtypes[name]:
+            return False
+        return name.endswith("_scale") or (self.dtypes[name] not in CODES or bool(array.is_contiguous()))
+
+
+def key_of(name: str, dtype: str) -> str:
+    """The name in torch's state of what the core calls `name`: codes have another than values, for torch's sake."""
+    return f"{name}_q8" if dtype in CODES else name
+
+
+def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
+    """The arrays that the core keeps, by its names. Those that a state has not, or in another form, are made in it.
+
+    Raises ValueError for a state of another shape than its parameter.
+    """
+    p = storage.param
+    keys = {name: key_of(name, dtype) for name, dtype in storage.dtypes.items()}
+    for name, key in keys.items():
+        array: Any = own.get(key)
+        if _is_tensor(array) and not name.endswith("_scale") and array.shape != p.shape:
+            raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
+    if all(storage.fits(name, own.get(key)) for name, key in keys.items()):
+        return {name: own[key] for name, key in keys.items()}
+    made = _storage.make([p], storage.rule, storage.firsts, storage.options)[0]
+    if not own and storage.counts:
+        own.update(dict.fromkeys(storage.counts))  # which are first in torch's states
+    for name in (*storage.firsts, _storage.MASTER, _storage.AVERAGE):
+        if name not in made:
+            continue
+        arrays = [of for of in (name, _storage.scale_of(name)) if of in made]
+        if all(storage.fits(of, own.get(keys[of])) for of in arrays):
+            made.update({of: own[keys[of]] for of in arrays})
+        else:
+            _convert(own, made, name)
+    for name in storage.firsts:
+        for stale in (name, f"{name}_q8", _storage.scale_of(name)):
+            own.pop(stale, None)
+    own.update({keys[name]: array for name, array in made.items()})
+    return made
+
+
+def _convert(own: Mapping[str, Any], made: dict[str, Tensor], name: str) -> None:
+    """Sets a new array to the values of an old state of another form, if there is one."""
+    codes: Any = own.get(f"{name}_q8")
+    values: Any = own.get(name)
+    if _is_tensor(codes):
+        values = torch.from_numpy(q8.decode(codes.numpy(), own[_storage.scale_of(name)].numpy()))
+    if not _is_tensor(values):
+        return
+    if _storage.scale_of(name) in made:
+        numbers = np.ascontiguousarray(values.detach().to("cpu", torch.float32).numpy())
+        codes, scales = q8.encode(numbers, made[name].dtype == torch.int8)
+        TORCH.from_numpy(made[name], codes)
+        TORCH.from_numpy(made[_storage.scale_of(name)], scales)
+    else:
+        TORCH.assign(made[name], values)
+
+
+def _is_tensor(value: Any) -> TypeGuard[Any]:
+    return isinstance(value, Tensor)
