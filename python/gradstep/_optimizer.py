@@ -376,7 +376,7 @@ class Optimizer(Declared):
             raise TypeError("params must be an array, or a list, tuple, dict or dataclass of arrays, not NoneType")
         if not tree.leaves:
             raise ValueError(f"{type(self).__name__} got no parameters")
-        library = library_of(tree.leaves[0])
+        library = _storage.library_of_all(tree.leaves, tree.paths)
         if library.on_gpu:
             tree = library.core.Tree(nest)
         keys, groups, group_numbers = self._assign(tree, numbers)

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -68,6 +68,10 @@ for _name in [name for name, attribute in vars(StepResult).items() if inspect.is
     setattr(PendingResult, _name, property(partial(PendingResult._read, attribute=_name)))
 
 
+LOCKED: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+"""The objects that have a lock, under which steps are taken."""
+
+
 class Engine:
     """The stepper of an optimizer, which its groups share, and the lock that serializes steps and changes."""
 
@@ -86,8 +90,6 @@ class Engine:
         "tree",
     )
 
-    alive: ClassVar[weakref.WeakSet[Engine]] = weakref.WeakSet()
-
     def __init__(self, name: str) -> None:
         self.name = name
         """The name of the optimizer, for messages."""
@@ -105,7 +107,7 @@ class Engine:
         """Whether each step needs preparation in Python: a stream, the values of schedules, a loss scale."""
         self.rates: list[tuple[Schedule, str, int, float]] = []  # schedules, options, the step, what they returned
         self._asking: list[Schedule] = []
-        Engine.alive.add(self)
+        LOCKED.add(self)
 
     def begin(self, library: Library, tree: _core.Tree, stepper: _core.Stepper, prepares: bool) -> None:
         """Steps with another stepper from now on."""
@@ -163,8 +165,8 @@ class Engine:
 
 def _renew_locks() -> None:
     """Renews locks in the child of a fork: threads that held them do not exist there."""
-    for engine in list(Engine.alive):
-        engine.lock.renew()
+    for owner in list(LOCKED):
+        owner.lock.renew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,7 @@ from gradstep._groups import RULES
 from gradstep._libraries import TORCH
 from gradstep._optimizer import Optimizer
 from gradstep._options import POSITIVE, check_all, for_core, optional
-from gradstep._step import check_apart, finish_step
+from gradstep._step import LOCKED, check_apart, finish_step
 
 from ._states import Storage, adopt
 
@@ -258,6 +258,7 @@ class Plan:
         self.kept: list[dict[str, Tensor]] = []
         """The arrays of each parameter, by the core's names."""
         self.lock = _core.Gate()
+        LOCKED.add(self)
         self.stepper: _core.Stepper = TORCH.core.Stepper(None, "parameter ", "gradient of ")
         owner = type(opt).__name__
         numbers, names, clocks, storages, seen = [], [], [], [], Extents()
