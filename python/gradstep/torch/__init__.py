@@ -43,21 +43,22 @@ from ._fused import Fallback, Fused, Translated
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Fallback", "NAdam", "RMSprop"]
 
 
-def _decay(group: Mapping[str, Any]) -> dict[str, Any]:
-    """torch's weight_decay is added to the gradient, unless it is decoupled."""
-    return {"weight_decay" if group.get("decoupled_weight_decay") else "l2": group["weight_decay"]}
+def _common(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What all have. torch's weight_decay is added to the gradient, unless it is decoupled."""
+    decay = "weight_decay" if group.get("decoupled_weight_decay") else "l2"
+    return {"lr": group["lr"], decay: group["weight_decay"], "maximize": group["maximize"]}
 
 
 def _moments(group: Mapping[str, Any]) -> dict[str, Any]:
     beta1, beta2 = group["betas"]
-    return {"lr": group["lr"], "betas": (beta1, beta2), "eps": group["eps"], **_decay(group)}
+    return {"betas": (beta1, beta2), "eps": group["eps"], **_common(group)}
 
 
 class SGD(Fused, torch.optim.SGD):
     """`torch.optim.SGD` with gradstep's step."""
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
-        options = {"lr": group["lr"], **_decay(group)}
+        options = _common(group)
         if group["momentum"] == 0:
             return optimizers.SGD, options
         options["momentum"] = group["momentum"]
@@ -71,23 +72,23 @@ class Adagrad(Fused, torch.optim.Adagrad):
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
         first = group["initial_accumulator_value"]
-        same = {name: group[name] for name in ("lr", "lr_decay", "eps")}
-        return optimizers.AdaGrad, {**same, "initial_accumulator": first, **_decay(group)}
+        same = {name: group[name] for name in ("lr_decay", "eps")}
+        return optimizers.AdaGrad, {**same, "initial_accumulator": first, **_common(group)}
 
 
 class RMSprop(Fused, torch.optim.RMSprop):
     """`torch.optim.RMSprop` with gradstep's step."""
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
-        same = {name: group[name] for name in ("lr", "eps", "momentum", "centered")}
-        return optimizers.RMSProp, {**same, "rho": group["alpha"], **_decay(group)}
+        same = {name: group[name] for name in ("eps", "momentum", "centered")}
+        return optimizers.RMSProp, {**same, "rho": group["alpha"], **_common(group)}
 
 
 class Adadelta(Fused, torch.optim.Adadelta):
     """`torch.optim.Adadelta` with gradstep's step."""
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
-        return optimizers.AdaDelta, {**{name: group[name] for name in ("lr", "rho", "eps")}, **_decay(group)}
+        return optimizers.AdaDelta, {**{name: group[name] for name in ("rho", "eps")}, **_common(group)}
 
 
 class Adam(Fused, torch.optim.Adam):

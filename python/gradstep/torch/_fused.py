@@ -19,7 +19,7 @@ from gradstep._optimizer import Optimizer
 from gradstep._options import POSITIVE, check_all, for_core, optional
 from gradstep._step import LOCKED, check_apart, finish_step
 
-from ._states import Storage, adopt
+from ._states import Storage, adopt, is_beyond
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 """The class of gradstep that has the rule of a group, and its options there."""
@@ -236,13 +236,12 @@ class Fused(torch.optim.Optimizer):
                     group.setdefault(name, old[name])
         # torch has cast all states to the parameters' types.
         saved = loaded[-1]
-        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for number, param in zip(numbers, params, strict=True):
-            for name, value in saved["state"].get(number, {}).items():
-                cast = self.state[param].get(name)
-                if isinstance(value, Tensor) and isinstance(cast, Tensor) and value.dtype != cast.dtype:
-                    self.state[param][name] = value.detach().clone()
+        for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
+            stores = any(group.get(name) for name in STORED)
+            for param, number in zip(group["params"], other["params"], strict=True):
+                for name, value in saved["state"].get(number, {}).items():
+                    if isinstance(value, Tensor) and (stores or is_beyond(name)):
+                        self.state[param][name] = value.detach().clone()
         self._plan = None
 
 

@@ -77,6 +77,11 @@ class Storage:
         return name.endswith("_scale") or (self.dtypes[name] not in CODES or bool(array.is_contiguous()))
 
 
+def is_beyond(name: str) -> bool:
+    """Whether torch's optimizers have no such state."""
+    return name in (_storage.MASTER, _storage.AVERAGE) or name.endswith(("_q8", _storage.scale_of("")))
+
+
 def key_of(name: str, dtype: str) -> str:
     """The name in torch's state of what the core calls `name`: codes have another than values, for torch's sake."""
     return f"{name}_q8" if dtype in CODES else name
