@@ -115,6 +115,7 @@ KNOBS = {
         {"betas": (ALMOST_1, ALMOST_1)},
         {"momentum_decay": None},
         {"momentum_decay": 0.0},
+        {"float32_product": True},
         {"momentum_decay": 1.0, "eps": TINY},
         {"momentum_decay": 3e5},  # the exponent of 0.96 exceeds 1e6, so that the power is 0
         {"eps": 1e-3, "eps_root": 1e-3, "betas": (0.5, 0.9), "lr": schedule, "l2": 0.1, "weight_decay": 0.1},

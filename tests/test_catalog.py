@@ -28,7 +28,7 @@ CONTRACT = {
     "AdaDelta": "lr=1.0, rho=0.9, eps=1e-6, *",
     "Adam": "lr=1e-3, betas=(0.9, 0.999), eps=1e-8, eps_root=0.0, amsgrad=False, bias_correction=True, *, "
     "eps_hat=False, amsgrad_corrected=False",
-    "Nadam": "lr=2e-3, betas=(0.9, 0.999), eps=1e-8, eps_root=0.0, momentum_decay=0.004, *",
+    "Nadam": "lr=2e-3, betas=(0.9, 0.999), eps=1e-8, eps_root=0.0, momentum_decay=0.004, *, float32_product=False",
 }
 COMMON = (
     "l2=0.0, weight_decay=0.0, maximize=False, flush_subnormals=False, "

@@ -39,7 +39,7 @@ PRESETS = {
         "rmsprop": {},
         "adadelta": {},
         "adam": {},
-        "nadam": {},
+        "nadam": {"float32_product": True},
     },
     "keras": {
         "sgd": {"lr": 1e-2},

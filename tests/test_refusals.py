@@ -423,7 +423,9 @@ BAD_OPTIONS = {
     "momentum_decay": ([x for x in NOT_NUMBERS if x is not None], NEGATIVE),
     **dict.fromkeys(["momentum", "dampening", "rho"], (NOT_NUMBERS, [*NEGATIVE, 1.0000001, 2])),
     "betas": (PAIRS, [(x, 0.9) for x in [*NEGATIVE, 1]] + [(0.9, x) for x in [*NEGATIVE, 1]]),
-    **dict.fromkeys(["lr_in_velocity", "dampen_first", "lookahead", "centered", "amsgrad", "maximize"], FLAG),
+    **dict.fromkeys(
+        ["lr_in_velocity", "dampen_first", "float32_product", "lookahead", "centered", "amsgrad", "maximize"], FLAG
+    ),
     **dict.fromkeys(["frozen", "ema_correction"], FLAG),
     "ema": ([x for x in NOT_NUMBERS[:-1] if x is not None], [*NEGATIVE, 1, 2]),
     **dict.fromkeys(["flush_subnormals", "bias_correction", "eps_hat", "amsgrad_corrected", "master"], FLAG),

@@ -10,7 +10,7 @@ struct Nadam {
   static constexpr const char* kName = "nadam";
   static constexpr State kStates[] = {{"exp_avg"}, {"exp_avg_sq", kNonNegative}};
   static constexpr Scalar kScalars[] = {{"mu_product", 1}};
-  GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay);
+  GS_OPTIONS(lr, beta1, beta2, eps, eps_root, momentum_decay, float32_product);
   using Variants = Values<0b11>;
   static unsigned variant(const Options&) { return 0b11; }
 
@@ -20,13 +20,17 @@ struct Nadam {
     return o.beta1 * (1 - 0.5 * momentum_schedule(static_cast<double>(i) * o.momentum_decay));
   }
 
+  GS_INLINE static double multiplied(const Options& o, double product, double mu) {
+    return o.float32_product != 0 ? static_cast<float>(product) * static_cast<float>(mu) : product * mu;
+  }
+
   template <class T, unsigned>
   struct Update {
     T beta1, one_minus_beta1, beta2, one_minus_beta2, momentum_rate, gradient_rate, unbias, eps, eps_root;
 
     GS_INLINE Update(const Options& o, Clock& clock) {
       const double mu_now = mu(o, clock.t), mu_next = mu(o, clock.t + 1);
-      const double product = clock.scalars[0] = clock.scalars[0] * mu_now;
+      const double product = clock.scalars[0] = multiplied(o, clock.scalars[0], mu_now);
       beta1 = static_cast<T>(o.beta1);
       one_minus_beta1 = static_cast<T>(1 - o.beta1);
       beta2 = static_cast<T>(o.beta2);

@@ -164,6 +164,7 @@ def nadam_(
     eps: SupportsFloat = 1e-08,
     eps_root: SupportsFloat = 0.0,
     momentum_decay: float | None = 0.004,
+    float32_product: bool = False,
     l2: SupportsFloat = 0.0,
     weight_decay: SupportsFloat = 0.0,
     maximize: bool = False,

@@ -365,7 +365,7 @@ class Nadam(Optimizer):
 
     rule = "nadam"
     presets: ClassVar = {
-        "torch": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3},
+        "torch": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3, "float32_product": True},
         "keras": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-7, "momentum_decay": 1.0},
         "optax": {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": None},
         "paper": {"lr": REQUIRED, "betas": (0.975, 0.999), "eps": 1e-8, "momentum_decay": None},
@@ -382,6 +382,9 @@ class Nadam(Optimizer):
     eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
     momentum_decay: Option[float | None] = Option(
         default=0.004, domain=optional(NON_NEGATIVE), doc="How fast mu_t rises to b1; None: mu_t is b1 throughout."
+    )
+    float32_product: Option[bool] = Option(
+        default=False, kw_only=True, domain=FLAG, doc="Whether P is multiplied in float32, as in torch."
     )
 
 

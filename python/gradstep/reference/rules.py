@@ -251,6 +251,7 @@ class Nadam(Optimizer):
     """Adam whose mean of g looks one step ahead, as NAG's velocity does (Dozat 2016)."""
 
     options: ClassVar = {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "eps_root": 0.0, "momentum_decay": 0.004}
+    keyword_options: ClassVar = {"float32_product": False}
     codes: ClassVar = {"exp_avg": np.int8, "exp_avg_sq": np.uint8}
     scalars = (("mu_product", 1.0),)
 
@@ -269,7 +270,8 @@ class Nadam(Optimizer):
         one_minus_beta2 = T(1.0 - o.betas[1])
         mu_now = mu(s.t)
         mu_next = mu(s.t + 1)
-        P = s.mu_product = s.mu_product * mu_now
+        P = float(np.float32(s.mu_product) * np.float32(mu_now)) if o.float32_product else s.mu_product * mu_now
+        s.mu_product = P
         momentum_rate = T((o.lr * mu_next) / (1.0 - P * mu_next))
         gradient_rate = T((o.lr * (1.0 - mu_now)) / (1.0 - P))
         unbias = T(1.0 / (1.0 - power(o.betas[1], s.t)))

@@ -106,4 +106,4 @@ class NAdam(Fused, torch.optim.NAdam):
     """`torch.optim.NAdam` with gradstep's step."""
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
-        return optimizers.Nadam, {**_moments(group), "momentum_decay": group["momentum_decay"]}
+        return optimizers.Nadam, {**_moments(group), "momentum_decay": group["momentum_decay"], "float32_product": True}

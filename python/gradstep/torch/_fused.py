@@ -334,6 +334,8 @@ class Plan:
 
     def _watch_groups(self) -> None:
         self.values = [dict(group) for group in self.groups]
+        self.has_tensors = any(map(_has_tensor, self.groups))
+        """Whether an option is a tensor, which schedulers change in place."""
         lists = [group["params"] for group in self.groups]
         self.options = _core.Snapshot([self.groups, *self.groups, *lists])
 
@@ -341,7 +343,7 @@ class Plan:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
         if self.opt_state is not opt.state or self.groups is not opt.param_groups or not self.states.holds():
             return False
-        return self.options.holds() or self._follow(opt)
+        return (self.options.holds() and not self.has_tensors) or self._follow(opt)
 
     def _follow(self, opt: Any) -> bool:
         """Follows changes of options. Returns False where they need another plan."""
@@ -349,6 +351,9 @@ class Plan:
             return False
         for number, (group, old) in enumerate(zip(self.groups, self.values, strict=True)):
             changed = {name for name in group.keys() | old.keys() if group.get(name) is not old.get(name)}
+            if self.has_tensors:
+                changed.add("lr")
+                changed.add("betas")
             if changed == {"lr"}:
                 self.stepper.set_number(number, "lr", float(group["lr"]))
             elif changed:
@@ -399,6 +404,10 @@ def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return None
+
+
+def _has_tensor(group: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in chain([group["lr"]], group.get("betas", ())))
 
 
 def _has_storage(tensor: Tensor) -> bool:
