@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <optional>
@@ -95,8 +96,12 @@ class Stepper {
       if (const int stop = copy_tree_->traverse(visit, arg)) return stop;
     }
     Py_VISIT(tree_object_.ptr());
-    Py_VISIT(clocks_held_.first.ptr());
-    Py_VISIT(clocks_held_.second.ptr());
+    for (const auto& [step, scalar] : clocks_) {
+      for (const std::optional<BoundNumber>* number : {&step, &scalar}) {
+        if (!*number) continue;
+        if (const int stop = (*number)->watched.traverse(visit, arg)) return stop;
+      }
+    }
     return arrays_.traverse(visit, arg);
   }
 
@@ -109,8 +114,7 @@ class Stepper {
     const auto bound_tree = std::exchange(bound_tree_, {});
     const auto copy_tree = std::exchange(copy_tree_, {});
     const auto tree = std::exchange(tree_object_, {});
-    const auto clocks = std::exchange(clocks_held_, {});
-    bound_clocks_.clear();
+    const auto clocks = std::exchange(clocks_, {});
     tree_ = nullptr;
     std::swap(arrays_, arrays);
     std::swap(stepper_, stepper);
@@ -243,22 +247,25 @@ class Stepper {
     return moved;
   }
 
-  // Takes the step numbers of tensors from `steps`, where they are not what was written there, and the rule's scalar
-  // from `scalars` if it has one, and writes them there after each step: float32 arrays of one element for each tensor.
-  void bind_clocks(const py::object& steps, const py::object& scalars) {
-    std::vector<float*> bound;
-    for (const py::object& object : {steps, scalars}) {
-      if (object.is_none()) continue;
-      const Array array = target_view(arrays_, object, "clocks", "");
-      if (array.dtype != DType::kFloat32 || !step::is_packed(array) ||
-          step::size_of(array) != static_cast<std::int64_t>(stepper_.size())) {
-        throw WrongType("clocks must be float32, one for each tensor, without gaps");
-      }
-      bound.push_back(reinterpret_cast<float*>(array.data));
+  // Takes the step number of each tensor from `steps`, where it is not what was written there, and the rule's scalar
+  // from `scalars`, and writes them there after each step: arrays without axes, of float32 or float64, or None. Returns
+  // how many of those that were bound before had been moved.
+  int bind_clocks(const py::list& steps, const py::list& scalars) {
+    if (steps.size() != stepper_.size() || scalars.size() != stepper_.size()) {
+      throw std::invalid_argument("there must be a step number and a scalar, or None, for each tensor");
     }
-    clocks_held_ = {steps, scalars};
-    bound_clocks_ = bound;
-    write_clocks(stepper_.state());
+    std::vector<BoundClock> bound;
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      bound.push_back({number_view(steps[i], i), number_view(scalars[i], i)});
+      if (bound.back().scalar && this->scalars(i) == 0) throw std::invalid_argument("this rule has no scalar");
+    }
+    int moved = 0;
+    for (const auto& [step, scalar] : clocks_)
+      moved += (step && !step->seal.holds()) + (scalar && !scalar->seal.holds());
+    clocks_ = std::move(bound);
+    const step::StepState state = stepper_.state();
+    for (std::size_t i = 0; i < clocks_.size(); ++i) write_clock(i, state.clocks[i]);
+    return moved;
   }
 
   // Throws where a step would, whatever its gradients are.
@@ -335,14 +342,14 @@ class Stepper {
 
   // The argument keeps its gradients alive.
   py::object run(const py::tuple&, const step::RunOptions& options) {
-    if (!bound_clocks_.empty()) read_clocks();
+    if (!clocks_.empty()) read_clocks();
     if (elements_ < kFewElements && !Arrays::kOnDevice) {
       stepper_.run(options);
     } else {
       without_gil([&] { stepper_.run(options); });
     }
     if (has_tensors_) publish_written();
-    if (!bound_clocks_.empty()) write_clocks(stepper_.state());
+    if (!clocks_.empty()) write_clocks();
     if (raises_) refuse_nonfinite();
     if constexpr (Arrays::kOnDevice) return py::none();
     return result();
@@ -604,27 +611,78 @@ class Stepper {
     first_of_.push_back(owned_.size());
   }
 
+  // A number of Python's library of arrays, in an array without axes that others may change.
+  struct BoundNumber {
+    Watched watched;
+    typename Arrays::Seal seal;
+
+    double get() const {
+      const Array array = watched.view();
+      return array.dtype == DType::kFloat64 ? load<double>(array.data) : double{load<float>(array.data)};
+    }
+    void set(double value) const {
+      const Array array = watched.view();
+      array.dtype == DType::kFloat64 ? store(array.data, value) : store(array.data, static_cast<float>(value));
+    }
+    // What remains of a value that is stored there.
+    double rounded(double value) const {
+      return watched.view().dtype == DType::kFloat64 ? value : double{static_cast<float>(value)};
+    }
+
+   private:
+    template <class T>
+    static T load(const std::byte* from) {
+      T value;
+      std::memcpy(&value, from, sizeof value);
+      return value;
+    }
+    template <class T>
+    static void store(std::byte* to, T value) {
+      std::memcpy(to, &value, sizeof value);
+    }
+  };
+  struct BoundClock {
+    std::optional<BoundNumber> step, scalar;
+  };
+
+  std::optional<BoundNumber> number_view(const py::object& object, std::size_t tensor) {
+    if (object.is_none()) return {};
+    const Array array = target_view(arrays_, object, count_kind_, stepper_.name(tensor));
+    if (array.rank != 0 || gradstep::info(array.dtype).kind != CodecKind::kNative) {
+      throw WrongType(count_kind_ + stepper_.name(tensor) + " must be float32 or float64, without axes");
+    }
+    Watched watched(object, array, &count_kind_, tensor, Role::kState);
+    const typename Arrays::Seal seal = watched.seal();
+    return BoundNumber{std::move(watched), seal};
+  }
+
   void read_clocks() {
     step::StepState state = stepper_.state();
     bool changed = false;
-    for (std::size_t i = 0; i < state.clocks.size(); ++i) {
+    for (std::size_t i = 0; i < clocks_.size(); ++i) {
+      if (!stepper_.takes_part(i)) continue;  // then its memory was not checked
       rules::Clock& clock = state.clocks[i];
-      const float t = bound_clocks_[0][i];
-      if (t != static_cast<float>(clock.t)) clock.t = static_cast<std::int64_t>(t), changed = true;
-      if (bound_clocks_.size() == 1 || scalars(i) == 0) continue;
-      const double scalar = bound_clocks_[1][i];
-      if (scalar != clock.scalars[0]) clock.scalars[0] = scalar, changed = true;
+      const auto& [step, scalar] = clocks_[i];
+      if (step) {
+        const double t = step->get();
+        if (t != step->rounded(static_cast<double>(clock.t))) clock.t = static_cast<std::int64_t>(t), changed = true;
+      }
+      if (scalar && scalar->get() != clock.scalars[0]) clock.scalars[0] = scalar->get(), changed = true;
     }
     if (changed) stepper_.set_state(state);
   }
 
-  void write_clocks(const step::StepState& state) {
-    for (std::size_t i = 0; i < state.clocks.size(); ++i) {
-      bound_clocks_[0][i] = static_cast<float>(state.clocks[i].t);
-      if (bound_clocks_.size() > 1 && scalars(i) > 0) {
-        bound_clocks_[1][i] = static_cast<float>(state.clocks[i].scalars[0]);
-      }
+  void write_clocks() {
+    const step::StepState state = stepper_.state();
+    for (std::size_t i = 0; i < clocks_.size(); ++i) {
+      if (stepper_.takes_part(i)) write_clock(i, state.clocks[i]);
     }
+  }
+
+  void write_clock(std::size_t tensor, const rules::Clock& clock) const {
+    const auto& [step, scalar] = clocks_[tensor];
+    if (step) step->set(static_cast<double>(clock.t));
+    if (scalar) scalar->set(clock.scalars[0]);
   }
 
   // Runs f without the GIL where it may wait for a device.
@@ -655,6 +713,11 @@ class Stepper {
   void check_unmoved(std::size_t tensor) const {
     for (std::size_t k = first_of_[tensor]; k < first_of_[tensor + 1]; ++k) {
       if (!seals_[k].holds()) owned_[k].check_closely(label(owned_[k]));
+    }
+    if (clocks_.empty()) return;
+    const auto& [step, scalar] = clocks_[tensor];
+    for (const std::optional<BoundNumber>* number : {&step, &scalar}) {
+      if (*number && !(*number)->seal.holds()) (*number)->watched.check_closely(label((*number)->watched));
     }
   }
 
@@ -739,7 +802,7 @@ class Stepper {
   std::vector<int> group_of_;  // of each tensor
   std::vector<char> frozen_;   // whether each tensor is frozen
   std::string master_kind_, average_kind_;
-  const std::string copies_ = "copy_out";
+  const std::string copies_ = "copy_out", count_kind_ = "step number or scalar of ";
   py::str master_name_, average_name_;
   std::vector<Watched> owned_;                              // each tensor's parameter, then its states
   std::vector<typename Arrays::Seal> seals_, bound_seals_;  // of owned_ and of bound_
@@ -747,9 +810,8 @@ class Stepper {
   std::size_t checked_ = 0;                                 // the last array of a spot check
   bool has_tensors_ = false;                                // whether a parameter has a version
   bool is_bound_ = false, is_stepping_ = false;
-  bool raises_ = false;                            // whether gradients that are not finite raise an error
-  std::pair<py::object, py::object> clocks_held_;  // the arrays of bind_clocks()
-  std::vector<float*> bound_clocks_;               // in them
+  bool raises_ = false;             // whether gradients that are not finite raise an error
+  std::vector<BoundClock> clocks_;  // of each tensor; empty: none are bound
   std::optional<Tree> bound_tree_, copy_tree_;
   std::vector<std::pair<std::size_t, Watched>> bound_;  // the gradients that bind() was given, with their tensors
 };
@@ -829,7 +891,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
            py::arg("copies") = py::none(), py::arg("names") = std::vector<std::string>())
       .def("move_tensors", &Steps::move_tensors, py::arg("params"), py::arg("kept"))
-      .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars") = py::none())
+      .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars"))
       .def("possible_overlaps", &Steps::possible_overlaps)
       .def("step", &Steps::step, py::arg("grads"), py::arg("grad_scale") = 1.0, py::arg("clears") = false,
            py::arg("stats") = false)

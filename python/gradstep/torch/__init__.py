@@ -106,4 +106,6 @@ class NAdam(Fused, torch.optim.NAdam):
     """`torch.optim.NAdam` with gradstep's step."""
 
     def translate(self, group: Mapping[str, Any]) -> Translated:
-        return optimizers.Nadam, {**_moments(group), "momentum_decay": group["momentum_decay"], "float32_product": True}
+        of_float32 = torch.get_default_dtype() != torch.float64  # the type of torch's product of momenta
+        options = {"momentum_decay": group["momentum_decay"], "float32_product": of_float32}
+        return optimizers.Nadam, {**_moments(group), **options}

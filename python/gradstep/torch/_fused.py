@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -19,7 +20,7 @@ from gradstep._optimizer import Optimizer
 from gradstep._options import POSITIVE, check_all, for_core, optional
 from gradstep._step import LOCKED, check_apart, finish_step
 
-from ._states import Storage, adopt, is_beyond
+from ._states import Clock, Storage, adopt, count, is_beyond
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 """The class of gradstep that has the rule of a group, and its options there."""
@@ -60,6 +61,7 @@ class Fused(torch.optim.Optimizer):
     _refused: Mapping[Tensor, str] = MappingProxyType({})
     """The parameters whose gradients were not for the core, with the reasons."""
     _result: Any = None
+    _is_averaged = False
 
     def __init_subclass__(cls) -> None:
         cls.torch_class = next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim."))
@@ -87,7 +89,8 @@ class Fused(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = None
+        if self._plan is not None:
+            self._plan.is_stale = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step, as torch's class does.
@@ -108,6 +111,8 @@ class Fused(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._is_averaged:
+            raise RuntimeError("step() within averaged(): leave it first, which restores the parameters")
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is None or not float(found_inf):
             self._step(1.0 if scale is None else float(scale))
@@ -137,7 +142,7 @@ class Fused(torch.optim.Optimizer):
         plan = self._plan
         if plan is not None and plan.is_current(self) and all(param.grad is None for param in plan.waiting):
             return plan
-        self._plan = plan = Plan(self)
+        self._plan = plan = Plan(self, plan)
         return plan
 
     def _adapt(self, plan: Plan, grads: list[Tensor | None]) -> bool:
@@ -154,12 +159,12 @@ class Fused(torch.optim.Optimizer):
                 reasons[param] = reason
         if reasons:
             self._refused = {**self._refused, **reasons}
-            self._plan = None
+            plan.is_stale = True
             return True
         try:
-            return plan.stepper.move_tensors(plan.params, plan.kept) > 0
+            return plan.follow_memory()
         except (TypeError, ValueError):
-            self._plan = None
+            plan.is_stale = True
         return True
 
     def _step_by_torch(self, params: list[Tensor]) -> set[Tensor]:
@@ -203,12 +208,16 @@ class Fused(torch.optim.Optimizer):
         pairs = [(param, own["average"]) for param, own in self.state.items() if "average" in own]
         if not pairs:
             raise RuntimeError(f"{type(self).__name__} keeps no averages yet: they need ema, and a step")
+        if self._is_averaged:
+            raise RuntimeError("averaged() within averaged()")
         before = [param.detach().clone() for param, _ in pairs]
+        self._is_averaged = True
         try:
             for param, average in pairs:
                 param.detach().copy_(average)
             yield
         finally:
+            self._is_averaged = False
             for (param, _), values in zip(pairs, before, strict=True):
                 param.detach().copy_(values)
 
@@ -242,13 +251,13 @@ class Fused(torch.optim.Optimizer):
                 for name, value in saved["state"].get(number, {}).items():
                     if isinstance(value, Tensor) and (stores or is_beyond(name)):
                         self.state[param][name] = value.detach().clone()
-        self._plan = None
 
 
 class Plan:
     """What a step of the core takes: the tensors of all groups, and what they were like when it was made."""
 
-    def __init__(self, opt: Any) -> None:
+    def __init__(self, opt: Any, before: Plan | None) -> None:
+        self.is_stale = False
         self.opt_state, self.groups = opt.state, opt.param_groups
         self.fallbacks: dict[Tensor, str] = {}
         self.waiting: list[Tensor] = []
@@ -260,7 +269,9 @@ class Plan:
         LOCKED.add(self)
         self.stepper: _core.Stepper = TORCH.core.Stepper(None, "parameter ", "gradient of ")
         owner = type(opt).__name__
-        numbers, names, clocks, storages, seen = [], [], [], [], Extents()
+        numbers, names, seen = [], [], Extents()
+        self.storages: list[Storage] = []
+        known = {} if before is None else before.clocks()
         self.beyond = [{name: group.get(name, default) for name, default in BEYOND.items()} for group in self.groups]
         self.translated: list[tuple[type[Optimizer], dict[str, float]]] = []
         limits = {beyond["max_grad_norm"] for beyond in self.beyond}
@@ -273,25 +284,34 @@ class Plan:
             self.translated.append((cls, core_options(cls, options, beyond)))
             self.stepper.add_group(cls.rule, self.translated[-1][1])
             unfit = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
+            times = Counter(group["params"])
             for i, param in enumerate(group["params"]):
                 name = group["param_names"][i] if "param_names" in group else f"[{number}][{i}]"
-                reason = opt._refused.get(param) or unfit or refusal(param, "it") or seen.add(param)
+                again = "it is in its group more than once" if times[param] > 1 else None
+                reason = opt._refused.get(param) or unfit or again or refusal(param, "it") or seen.add(param)
                 if reason is not None:
                     self._fall_back(owner, name, param, reason, beyond)
+                    if param in known and known[param][1][0] == 0:  # it was never stepped
+                        self.opt_state.pop(param, None)
                 elif param.grad is None and not self.opt_state.get(param):
                     self.waiting.append(param)
                 else:
                     numbers.append(number)
                     names.append(name)
                     self.params.append(param)
-                    storages.append(Storage(cls, options, self.translated[-1][1], beyond, param))
-        for param, storage in zip(self.params, storages, strict=True):
-            clocks.append(storage.clock(self.opt_state.get(param, {})))
-            # An entry of torch's state is made only for what has a state.
-            self.kept.append(adopt(self.opt_state[param], storage) if storage.dtypes else {})
+                    self.storages.append(Storage(cls, options, self.translated[-1][1], beyond, param))
+        clocks = []
+        for param, storage in zip(self.params, self.storages, strict=True):
+            has_state = storage.dtypes or storage.counts  # only then torch's state has an entry for it
+            own = self.opt_state[param] if has_state else {}
+            clocks.append(storage.clock(own))
+            self.kept.append(adopt(own, storage))
+            if not storage.counts and param in known and known[param][0] == _ids(self.kept[-1]):
+                clocks[-1] = known[param][1]
         self.stepper.add_tensors(numbers, self.params, self.kept, None, names)
         check_apart(self.stepper.possible_overlaps())
-        self._bind_clocks(storages, clocks)
+        self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
+        self._bind_counts(clocks)
         self.tensors = [*self.params, *chain.from_iterable(of.values() for of in self.kept)]
         self.masters = [(p, own["master"]) for p, own in zip(self.params, self.kept, strict=True) if "master" in own]
         self.versions = [-1] * len(self.masters)
@@ -307,18 +327,29 @@ class Plan:
                 raise RuntimeError(f"{owner}: {name} is left to torch's own step, which has no {option}: {reason}")
         self.fallbacks[param] = reason
 
-    def _bind_clocks(self, storages: list[Storage], clocks: list[tuple[int, list[float]]]) -> None:
-        """Makes the states that are numbers views of arrays that the core reads and writes."""
-        self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
-        names = {name: i for i, name in enumerate(("step", "mu_product"))}
-        arrays = [torch.zeros(len(self.params)) for _ in names]
-        if not any(storage.counts for storage in storages):
-            return
-        self.stepper.bind_clocks(*arrays)
-        for i, (param, storage) in enumerate(zip(self.params, storages, strict=True)):
-            own = self.opt_state[param]
-            for name in storage.counts:
-                own[name] = arrays[names[name]][i]
+    def _bind_counts(self, clocks: list[Clock]) -> int:
+        """Lets the core read and write the states that are numbers. Returns how many had been moved."""
+        if not any(storage.counts for storage in self.storages):
+            return 0
+        counts: list[list[Any]] = [[], []]
+        for param, storage, (t, scalars) in zip(self.params, self.storages, clocks, strict=True):
+            values = dict(zip(storage.counts, (t, *scalars), strict=False))
+            arrays = [count(self.opt_state[param], name, value) for name, value in values.items()]
+            for column, array in zip(counts, [*arrays, None, None], strict=False):
+                column.append(array)
+        return self.stepper.bind_clocks(*counts)
+
+    def clocks(self) -> dict[Tensor, tuple[list[int], Clock]]:
+        """The step number of each parameter, with what its arrays are known by."""
+        return {
+            param: (_ids(kept), clock)
+            for param, kept, clock in zip(self.params, self.kept, self.stepper.clocks, strict=True)
+        }
+
+    def follow_memory(self) -> bool:
+        """Steps the memory that tensors have now. Returns whether any had another before."""
+        moved = self.stepper.move_tensors(self.params, self.kept)
+        return moved + self._bind_counts(self.stepper.clocks) > 0
 
     def follow_writes(self) -> None:
         """Makes masters follow what others have written into their parameters, such as weights that were loaded."""
@@ -334,16 +365,22 @@ class Plan:
 
     def _watch_groups(self) -> None:
         self.values = [dict(group) for group in self.groups]
-        self.has_tensors = any(map(_has_tensor, self.groups))
-        """Whether an option is a tensor, which schedulers change in place."""
+        options = [{**group, "params": None, "param_names": None} for group in self.groups]
+        self.is_mutable = not all(_is_immutable(value) for group in options for value in group.values())
+        """Whether an option may be changed in place, such as a learning rate that is a tensor."""
         lists = [group["params"] for group in self.groups]
         self.options = _core.Snapshot([self.groups, *self.groups, *lists])
 
     def is_current(self, opt: Any) -> bool:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
-        if self.opt_state is not opt.state or self.groups is not opt.param_groups or not self.states.holds():
+        if (
+            self.is_stale
+            or self.opt_state is not opt.state
+            or self.groups is not opt.param_groups
+            or not self.states.holds()
+        ):
             return False
-        return (self.options.holds() and not self.has_tensors) or self._follow(opt)
+        return (self.options.holds() and not self.is_mutable) or self._follow(opt)
 
     def _follow(self, opt: Any) -> bool:
         """Follows changes of options. Returns False where they need another plan."""
@@ -351,9 +388,8 @@ class Plan:
             return False
         for number, (group, old) in enumerate(zip(self.groups, self.values, strict=True)):
             changed = {name for name in group.keys() | old.keys() if group.get(name) is not old.get(name)}
-            if self.has_tensors:
-                changed.add("lr")
-                changed.add("betas")
+            if self.is_mutable:
+                changed |= {"lr", "betas"}
             if changed == {"lr"}:
                 self.stepper.set_number(number, "lr", float(group["lr"]))
             elif changed:
@@ -406,8 +442,12 @@ def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
     return None
 
 
-def _has_tensor(group: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in chain([group["lr"]], group.get("betas", ())))
+def _is_immutable(value: Any) -> bool:
+    return all(map(_is_immutable, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
+
+
+def _ids(kept: Mapping[str, Tensor]) -> list[int]:
+    return [id(array) for array in kept.values()]
 
 
 def _has_storage(tensor: Tensor) -> bool:

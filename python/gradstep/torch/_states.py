@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from gradstep._libraries import TORCH
 from gradstep._optimizer import Optimizer
 
 MIN_8BIT_SIZE: Final = Optimizer.min_8bit_size.default
+Clock: TypeAlias = tuple[int, list[float]]
+"""A step number, the rule's scalars, and the product of the decays of the average."""
 CODES: Final = ("int8", "uint8")
 STEP: Final = "step"
 
@@ -60,14 +62,16 @@ class Storage:
             self.dtypes[_storage.MASTER] = "float32"
         if beyond["ema"] is not None:
             self.dtypes[_storage.AVERAGE] = wide
-        self.counts = (
-            () if cls.rule in ("sgd", "momentum", "nag") else (STEP, *(name for name, _ in self.rule["scalars"]))
-        )
-        """The states that are numbers. torch's SGD has none."""
+        names = (STEP, *(name for name, _ in self.rule["scalars"]))
+        of_sgd = cls.rule in ("sgd", "momentum", "nag")
+        stochastic = coded or beyond["stochastic_rounding"] is not None
+        self.counts = () if of_sgd and not stochastic else names
+        """The states that are numbers. torch's SGD has none; random numbers depend on the step number."""
 
-    def clock(self, own: Mapping[str, Any]) -> tuple[int, list[float]]:
-        """The step number and the scalars that a state has."""
-        t = own[STEP] if STEP in own else any(_is_tensor(own.get(state)) for state in self.firsts)
+    def clock(self, own: Mapping[str, Any]) -> Clock:
+        """The step number and the scalars that a state has. Without a number, a state is that of a later step."""
+        arrays = [key_of(name, dtype) for name, dtype in self.dtypes.items()]
+        t = own[STEP] if STEP in own else any(_is_tensor(own.get(key)) for key in arrays)
         return int(t), [*(float(own.get(name, first)) for name, first in self.rule["scalars"]), 1.0]
 
     def fits(self, name: str, array: Any) -> bool:
@@ -98,11 +102,11 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
         array: Any = own.get(key)
         if _is_tensor(array) and not name.endswith("_scale") and array.shape != p.shape:
             raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
+    for other in {_storage.MASTER, _storage.AVERAGE, STEP} - {*keys, *storage.counts}:
+        own.pop(other, None)
     if all(storage.fits(name, own.get(key)) for name, key in keys.items()):
         return {name: own[key] for name, key in keys.items()}
     made = _storage.make([p], storage.rule, storage.firsts, storage.options)[0]
-    if not own and storage.counts:
-        own.update(dict.fromkeys(storage.counts))  # which are first in torch's states
     for name in (*storage.firsts, _storage.MASTER, _storage.AVERAGE):
         if name not in made:
             continue
@@ -116,6 +120,17 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
             own.pop(stale, None)
     own.update({keys[name]: array for name, array in made.items()})
     return made
+
+
+def count(own: dict[str, Any], name: str, value: float) -> Tensor:
+    """A state that is a number, as the core can read and write it: an array of torch's, without axes."""
+    array: Any = own.get(name)
+    wide = torch.get_default_dtype() == torch.float64
+    fits = _is_tensor(array) and array.dim() == 0 and array.device.type == "cpu"
+    if not (fits and array.dtype in (torch.float32, torch.float64) and type(array) is Tensor):
+        array = torch.tensor(value, dtype=torch.float64 if wide else torch.float32, device="cpu")
+        own[name] = array
+    return array
 
 
 def _convert(own: Mapping[str, Any], made: dict[str, Tensor], name: str) -> None:
