@@ -148,7 +148,8 @@ class Fused(torch.optim.Optimizer):
     def _adapt(self, plan: Plan, grads: list[Tensor | None]) -> bool:
         """After the core has refused a step: adapts to what changed. Returns whether anything may have."""
         reasons = {}
-        written = {tensor.untyped_storage().data_ptr() for tensor in plan.tensors if _has_storage(tensor)}
+        tensors = chain(plan.params, *(kept.values() for kept in plan.kept))
+        written = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
         for param, grad in zip(plan.params, grads, strict=True):
             if grad is None:
                 continue
@@ -253,36 +254,59 @@ class Fused(torch.optim.Optimizer):
                         self.state[param][name] = value.detach().clone()
 
 
+class Known(NamedTuple):
+    """The clock of a parameter whose state has no step number, as long as it has the same arrays."""
+
+    arrays: list[int]
+    """Their identities."""
+    clock: Clock
+
+
 class Plan:
     """What a step of the core takes: the tensors of all groups, and what they were like when it was made."""
 
     def __init__(self, opt: Any, before: Plan | None) -> None:
         self.is_stale = False
-        self.opt_state, self.groups = opt.state, opt.param_groups
+        self.state, self.groups = opt.state, opt.param_groups
+        self.stepper: _core.Stepper = TORCH.core.Stepper(None, "parameter ", "gradient of ")
+        self.lock = _core.Gate()
+        LOCKED.add(self)
         self.fallbacks: dict[Tensor, str] = {}
         self.waiting: list[Tensor] = []
         """Parameters without states, because they have had no gradient."""
         self.params: list[Tensor] = []
-        self.kept: list[dict[str, Tensor]] = []
-        """The arrays of each parameter, by the core's names."""
-        self.lock = _core.Gate()
-        LOCKED.add(self)
-        self.stepper: _core.Stepper = TORCH.core.Stepper(None, "parameter ", "gradient of ")
-        owner = type(opt).__name__
-        numbers, names, seen = [], [], Extents()
+        """Those that the core steps; what follows is in their order."""
         self.storages: list[Storage] = []
+        self.kept: list[dict[str, Tensor]] = []
+        """Their arrays, by the core's names."""
         known = {} if before is None else before.clocks()
+        self._add_groups(opt)
+        self._add_params(self._sort(opt, known), known)
+        self.masters = [(p, own["master"]) for p, own in zip(self.params, self.kept, strict=True) if "master" in own]
+        self.versions = [-1] * len(self.masters)
+        """Of parameters with a master, after the last step."""
+        self._watch_groups()
+        owned = [self.state[param] for param in self.params if param in self.state]
+        self.states = _core.Snapshot([self.state, *owned])
+
+    def _add_groups(self, opt: Any) -> None:
         self.beyond = [{name: group.get(name, default) for name, default in BEYOND.items()} for group in self.groups]
-        self.translated: list[tuple[type[Optimizer], dict[str, float]]] = []
+        self.rules: list[tuple[type[Optimizer], dict[str, Any], dict[str, float]]] = []
+        """Of each group: gradstep's class, the options there, and those of the core."""
+        for group, beyond in zip(self.groups, self.beyond, strict=True):
+            cls, options = opt.translate(group)
+            self.rules.append((cls, options, core_options(cls, options, beyond)))
+            self.stepper.add_group(cls.rule, self.rules[-1][2])
         limits = {beyond["max_grad_norm"] for beyond in self.beyond}
         if len(limits) > 1:
-            raise ValueError(f"{owner}: max_grad_norm must be the same in all groups")
+            raise ValueError(f"{type(opt).__name__}: max_grad_norm must be the same in all groups")
         self.stepper.set_gradient_pass(next(iter(limits), None), None, "propagate")
-        for number, group in enumerate(self.groups):
-            cls, options = opt.translate(group)
-            beyond = self.beyond[number]
-            self.translated.append((cls, core_options(cls, options, beyond)))
-            self.stepper.add_group(cls.rule, self.translated[-1][1])
+
+    def _sort(self, opt: Any, known: Mapping[Tensor, Known]) -> list[tuple[int, str]]:
+        """Sorts parameters by who steps them. Returns the group and the name of each that the core steps."""
+        places = []
+        seen = Extents()
+        for number, (group, beyond, rule) in enumerate(zip(self.groups, self.beyond, self.rules, strict=True)):
             unfit = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
             times = Counter(group["params"])
             for i, param in enumerate(group["params"]):
@@ -290,42 +314,40 @@ class Plan:
                 again = "it is in its group more than once" if times[param] > 1 else None
                 reason = opt._refused.get(param) or unfit or again or refusal(param, "it") or seen.add(param)
                 if reason is not None:
-                    self._fall_back(owner, name, param, reason, beyond)
-                    if param in known and known[param][1][0] == 0:  # it was never stepped
-                        self.opt_state.pop(param, None)
-                elif param.grad is None and not self.opt_state.get(param):
+                    self._fall_back(f"{type(opt).__name__}: {name}", param, reason, beyond)
+                    if param in known and known[param].clock[0] == 0:  # it was never stepped
+                        self.state.pop(param, None)
+                elif param.grad is None and not self.state.get(param):
                     self.waiting.append(param)
                 else:
-                    numbers.append(number)
-                    names.append(name)
+                    places.append((number, name))
                     self.params.append(param)
-                    self.storages.append(Storage(cls, options, self.translated[-1][1], beyond, param))
+                    self.storages.append(Storage(*rule, beyond, param))
+        return places
+
+    def _fall_back(self, name: str, param: Tensor, reason: str, beyond: Mapping[str, Any]) -> None:
+        """Leaves a parameter to torch."""
+        for option, value in beyond.items():
+            if value is not BEYOND[option]:
+                raise RuntimeError(f"{name} is left to torch's own step, which has no {option}: {reason}")
+        self.fallbacks[param] = reason
+
+    def _add_params(self, places: list[tuple[int, str]], known: Mapping[Tensor, Known]) -> None:
+        """Adds the parameters to the core, with their states and counts."""
         clocks = []
         for param, storage in zip(self.params, self.storages, strict=True):
             has_state = storage.dtypes or storage.counts  # only then torch's state has an entry for it
-            own = self.opt_state[param] if has_state else {}
-            clocks.append(storage.clock(own))
+            own = self.state[param] if has_state else {}
+            clock = storage.clock(own)
             self.kept.append(adopt(own, storage))
-            if not storage.counts and param in known and known[param][0] == _ids(self.kept[-1]):
-                clocks[-1] = known[param][1]
+            if not storage.counts and param in known and known[param].arrays == _ids(self.kept[-1]):
+                clock = known[param].clock
+            clocks.append(clock)
+        numbers, names = [number for number, _ in places], [name for _, name in places]
         self.stepper.add_tensors(numbers, self.params, self.kept, None, names)
         check_apart(self.stepper.possible_overlaps())
         self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
         self._bind_counts(clocks)
-        self.tensors = [*self.params, *chain.from_iterable(of.values() for of in self.kept)]
-        self.masters = [(p, own["master"]) for p, own in zip(self.params, self.kept, strict=True) if "master" in own]
-        self.versions = [-1] * len(self.masters)
-        """Of parameters with a master, after the last step."""
-        self._watch_groups()
-        owned = [self.opt_state[param] for param in self.params if param in self.opt_state]
-        self.states = _core.Snapshot([self.opt_state, *owned])
-
-    def _fall_back(self, owner: str, name: str, param: Tensor, reason: str, beyond: Mapping[str, Any]) -> None:
-        """Leaves a parameter to torch, which must find its states in torch's form."""
-        for option, value in beyond.items():
-            if value is not BEYOND[option]:
-                raise RuntimeError(f"{owner}: {name} is left to torch's own step, which has no {option}: {reason}")
-        self.fallbacks[param] = reason
 
     def _bind_counts(self, clocks: list[Clock]) -> int:
         """Lets the core read and write the states that are numbers. Returns how many had been moved."""
@@ -334,15 +356,15 @@ class Plan:
         counts: list[list[Any]] = [[], []]
         for param, storage, (t, scalars) in zip(self.params, self.storages, clocks, strict=True):
             values = dict(zip(storage.counts, (t, *scalars), strict=False))
-            arrays = [count(self.opt_state[param], name, value) for name, value in values.items()]
+            arrays = [count(self.state[param], name, value) for name, value in values.items()]
             for column, array in zip(counts, [*arrays, None, None], strict=False):
                 column.append(array)
         return self.stepper.bind_clocks(*counts)
 
-    def clocks(self) -> dict[Tensor, tuple[list[int], Clock]]:
-        """The step number of each parameter, with what its arrays are known by."""
+    def clocks(self) -> dict[Tensor, Known]:
+        """What is known of each parameter besides its state."""
         return {
-            param: (_ids(kept), clock)
+            param: Known(_ids(kept), clock)
             for param, kept, clock in zip(self.params, self.kept, self.stepper.clocks, strict=True)
         }
 
@@ -375,7 +397,7 @@ class Plan:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
         if (
             self.is_stale
-            or self.opt_state is not opt.state
+            or self.state is not opt.state
             or self.groups is not opt.param_groups
             or not self.states.holds()
         ):
@@ -394,7 +416,7 @@ class Plan:
                 self.stepper.set_number(number, "lr", float(group["lr"]))
             elif changed:
                 cls, options = opt.translate(group)
-                mine = self.translated[number][0], self.beyond[number]
+                mine = self.rules[number][0], self.beyond[number]
                 beyond = {name: group.get(name, default) for name, default in BEYOND.items()}
                 keeps = changed.isdisjoint(("params", "differentiable", "capturable"))
                 if not keeps or (cls, beyond) != mine:
@@ -448,10 +470,6 @@ def _is_immutable(value: Any) -> bool:
 
 def _ids(kept: Mapping[str, Tensor]) -> list[int]:
     return [id(array) for array in kept.values()]
-
-
-def _has_storage(tensor: Tensor) -> bool:
-    return bool(tensor.numel())
 
 
 def _check_beyond(owner: str, group: dict[str, Any]) -> None:
