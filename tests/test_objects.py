@@ -62,7 +62,7 @@ def instructions(path):
 
 @cache
 def kernels(path):
-    """The instructions of an object's kernels: lists of variants by rule, type, L2 and flushing."""
+    """The instructions of an object's kernels: lists of variants by rule, type, L2 and bounds."""
     found = defaultdict(list)
     for name, body in functions(path).items():
         if key := KERNEL.search(name):
@@ -115,14 +115,15 @@ def test_the_extension_is_vectorized_and_nothing_in_it_is_fused():
 @pytest.mark.parametrize("isa", COMPILED)
 def test_every_kernel_is_vectorized_at_full_width(isa):
     found = kernels(isa_object(isa, "kernels"))
-    assert found.keys() == set(product(REFERENCE, ("float", "double"), ("false", "true"), ("false", "true")))
-    for (rule, dtype, l2, flush), variants in found.items():
+    forms = [("false", "false"), ("true", "false"), ("true", "true")]  # of L2 and bounds
+    assert found.keys() == {(rule, dtype, *form) for rule, dtype, form in product(REFERENCE, ("float", "double"), forms)}
+    for (rule, dtype, l2, bounds), variants in found.items():
         divides = "np.sqrt(" in inspect.getsource(REFERENCE[rule].update)
-        operations = ["mul", "sub"] + ["div", "sqrt"] * divides + [r"(cmp\w*)?(and\w*)?"] * (flush == "true")
+        operations = ["mul", "sub"] + ["div", "sqrt"] * divides + [r"(cmp\w*)?(and\w*)?"] * (bounds == "true")
         for operation in operations:
             wanted = packed(operation, dtype, isa)
             for body in variants:
-                assert any(map(wanted.match, body)), f"{rule}, {dtype}, {l2=}, {flush=} has no {wanted.pattern}"
+                assert any(map(wanted.match, body)), f"{rule}, {dtype}, {l2=}, {bounds=} has no {wanted.pattern}"
 
 
 @pytest.mark.parametrize("isa", COMPILED)

@@ -38,6 +38,7 @@ GS_INLINE auto visit_rule(int number, const F& f, List<First, Rest...>) {
 }
 
 // What visit() instantiates. On devices, where code size is limited, the instantiation with bounds serves both cases.
+// As keyed, those with bounds, which few steps need, serve steps with and without l2: a tenth of the extension.
 enum class Bounding { kAsKeyed, kAlways };
 
 template <Bounding kBounding, class F>
@@ -63,8 +64,10 @@ struct VisitElementUpdate {
   GS_INLINE auto choose() const {
     if constexpr (kBounding == Bounding::kAsKeyed) {
       if (!key.bounds) return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, false>>();
+      return f.template visit<ElementUpdate<Rule, T, kVariant, true, true>>();
+    } else {
+      return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, true>>();
     }
-    return f.template visit<ElementUpdate<Rule, T, kVariant, kL2, true>>();
   }
 };
 

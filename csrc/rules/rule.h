@@ -98,7 +98,7 @@ struct ElementUpdate {
   static constexpr bool keeps(int state) { return (kVariant >> state) & 1u; }
   static constexpr bool non_negative(int state) { return Rule::kStates[state].non_negative; }
 
-  T scale, l2, decay;
+  T scale, l2, decay;             // with bounds, l2 is NaN where there is none
   T least_gradient, least_state;  // 0 disables flushing
   T most_gradient;                // infinity disables clipping
   typename Rule::template Update<T, kVariant> update;
@@ -106,7 +106,7 @@ struct ElementUpdate {
   // Gradients are multiplied by `factor` before anything else.
   GS_INLINE ElementUpdate(const Common::Options& c, const Options& o, Clock& clock, double factor)
       : scale((c.maximize != 0 ? T(-1) : T(1)) * static_cast<T>(factor)),
-        l2(static_cast<T>(c.l2)),
+        l2(kBounds && c.l2 == 0 ? static_cast<T>(NAN) : static_cast<T>(c.l2)),
         decay(static_cast<T>(1 - o.lr * c.weight_decay)),
         least_gradient(c.flush_subnormals != 0 ? kLeastGradient<T> : T(0)),
         least_state(c.flush_subnormals != 0 ? kLeastState<T> : T(0)),
@@ -118,7 +118,11 @@ struct ElementUpdate {
     if constexpr (kBounds) g = flushed(g, least_gradient);
     g = scale * g;
     if constexpr (kBounds) g = clipped(g, most_gradient);
-    if constexpr (kL2) g = g + l2 * p;
+    if constexpr (kL2 && kBounds) {
+      g = select(V(l2) == V(l2), g + l2 * p, g);  // serves both cases on a CPU; see rules/all.h
+    } else if constexpr (kL2) {
+      g = g + l2 * p;
+    }
     p = decay * p;
     update(p, g, states...);
     if constexpr (kBounds) ((states = flushed(states, least_state)), ...);
