@@ -20,6 +20,9 @@ by a pause of 40 ms, which also keeps spinning workers of peers off the cores wh
 calls are at full speed; and torch is compared by the median of its best form. Cold calls cannot be warmed up: compare
 OpenMP's by the minimum.
 
+The part torch, left out where torch is not installed, has real parameters of torch: `optimizer.step()` of the classes
+of `gradstep.torch` and of `torch.optim`. What is expected is there the result of gradstep's classes for NumPy.
+
 **The ceiling** is the fastest of several in-place passes over the same number of streams, in the same trial and on the
 same number of threads: plain, or with 1 or 8 cache lines of each stream prefetched at a time, on pages of 4 KB or 2 MB;
 tables show its form in brackets. These loops (ceiling.cpp, compiled here for this machine) share nothing with gradstep,

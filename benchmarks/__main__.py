@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,7 +23,7 @@ from gradstep.demo import write_whole
 
 from . import ceiling, gpu, machine, peers
 from .harness import Settings
-from .parts import ALL, ON_GPU
+from .parts import ALL, ON_GPU, ON_TORCH
 from .peers.peer import Peer
 from .render import Results, render
 
@@ -77,14 +79,14 @@ def build_parser() -> Parser:
 
 def possible(parts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The parts that can be measured here, and messages about the others. Raises RuntimeError if there is none."""
-    on_gpu = [part for part in parts if part in ON_GPU]
-    reason = gpu.missing() if on_gpu else None
-    if reason is None:
-        return list(parts), []
-    words = f"{', '.join(on_gpu)}: {reason}"
-    if len(on_gpu) == len(parts):
-        raise RuntimeError(words)
-    return [part for part in parts if part not in ON_GPU], [words]
+    reasons = {} if find_spec("torch") else dict.fromkeys(ON_TORCH, "torch is not installed")
+    if (on_gpu := set(parts) & ON_GPU.keys()) and (reason := gpu.missing()):
+        reasons |= dict.fromkeys(on_gpu, reason)
+    missing = [part for part in parts if part in reasons]
+    messages = [f"{', '.join(group)}: {reason}" for reason, group in groupby(missing, reasons.__getitem__)]
+    if len(missing) == len(parts):
+        raise RuntimeError("; ".join(messages))
+    return [part for part in parts if part not in reasons], messages
 
 
 def chosen_peers(given: argparse.Namespace, modules: Mapping[str, str]) -> list[Peer]:

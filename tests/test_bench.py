@@ -1,6 +1,7 @@
 """Benchmarks time their arms in turn, check results, and write the documented files; speed is not tested."""
 
 import json
+import math
 import platform
 import shutil
 import sys
@@ -23,10 +24,12 @@ from benchmarks import __main__, ceiling, guard, machine, peers
 from benchmarks.__main__ import main
 from benchmarks.harness import problem, row
 from benchmarks.parts import PARTS, arithmetic, storage
+from benchmarks.parts import torch as torch_part
 from benchmarks.peers import numpy_out
 from benchmarks.peers.peer import Peer
 
 NAMES = [cls.__name__ for cls in optimizers.ALL]
+MEASURED = __main__.possible(list(PARTS))[0]
 SMALL = ["--quick", "--sizes", "1000", "--repeats", "1", "--pause", "0", "--peers", "numpy"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -136,7 +139,7 @@ def report(tmp_path_factory):
 
 def test_the_results_hold_every_part_and_how_they_came_about(report):
     results = json.loads((report / "results.json").read_text())
-    assert list(dict.fromkeys(row["part"] for row in results["rows"])) == list(PARTS)
+    assert list(dict.fromkeys(row["part"] for row in results["rows"])) == MEASURED
     assert results["settings"]["peers"] == ["NumPy out="]
     assert results["machine"]["versions"]["numpy"] == np.__version__
     assert results["machine"]["gradstep"]["build"]["compiler"]
@@ -154,7 +157,9 @@ def test_the_results_hold_every_part_and_how_they_came_about(report):
 
 def test_the_report_has_a_section_for_every_part_and_its_plots(report):
     text = (report / "README.md").read_text()
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [part.TITLE for part in PARTS.values()]
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+        PARTS[part].TITLE for part in MEASURED
+    ]
     for name in ("peers.png", "ceiling.png", "sizes.png"):
         assert f"({name})" in text
         assert (report / name).read_bytes().startswith(PNG)
@@ -279,6 +284,42 @@ def test_the_model_of_other_machines_takes_the_longer_of_memory_and_arithmetic(r
     one, two = ["10.0", "2.800 (memory)", "3.500 (125%)"], ["40.0", "1.000 (arithmetic)", "1.500 (150%)"]
     more = ["0.187 (memory)", "0.093 (memory)"]
     assert cells == ["Adam", "float32", "28", "2.000", *one, *two, *more]
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "elements"),
+    [
+        ("vectors", 100, 100_000),
+        ("transformer", 150, 3_464_960),
+        ("perceptron", 6, 1_863_690),
+        ("ResNet-50", 161, 25_557_032),
+    ],
+)
+def test_the_models_have_the_sizes_of_their_namesakes(model, tensors, elements):
+    shapes, width = torch_part.MODELS[model]
+    found = list(shapes(width))
+    assert (len(found), sum(map(math.prod, found))) == (tensors, elements)
+
+
+def test_without_torch_its_part_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "find_spec", lambda _: None)
+    assert __main__.possible(["sizes", "torch"]) == (["sizes"], ["torch: torch is not installed"])
+    assert main([*SMALL, "--parts", "torch", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "python -m benchmarks: error: torch: torch is not installed\n"
+
+
+@pytest.mark.live
+def test_the_step_of_gradstep_torch_has_the_bits_of_the_other_classes(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(torch_part, "optimizers", reference)
+    options = [*SMALL, "--parts", "torch", "--rules", "Adam", "--threads", "1", "--output", str(tmp_path)]
+    assert main(options) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["rule"] for row in rows} == {"Adam", "AdamW"}
+    update = reference.Adam.update
+    monkeypatch.setattr(reference.Adam, "update", lambda *args: np.nextafter(update(*args), np.float32(9)))
+    assert main(options) == 1
+    assert "adam: gradstep computed something else" in capsys.readouterr().err
 
 
 # ---- the ceiling ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from . import (
     storage,
     subnormals,
     threads,
+    torch,
     training,
 )
 
@@ -25,6 +26,7 @@ PARTS = {
     "threads": threads,
     "options": options,
     "training": training,
+    "torch": torch,
     "storage": storage,
     "arithmetic": arithmetic,
     "memory": memory,
@@ -32,6 +34,8 @@ PARTS = {
     "subnormals": subnormals,
     "neighbours": neighbours,
 }
+ON_TORCH = {"torch"}
+"""Those of PARTS that need torch."""
 ON_GPU = {
     "cuda_large": cuda_large,
     "cuda_many": cuda_many,
