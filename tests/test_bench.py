@@ -308,20 +308,6 @@ def test_without_torch_its_part_is_left_out(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "python -m benchmarks: error: torch: torch is not installed\n"
 
 
-@pytest.mark.live
-def test_the_step_of_gradstep_torch_has_the_bits_of_the_other_classes(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("torch")
-    monkeypatch.setattr(torch_part, "optimizers", reference)
-    options = [*SMALL, "--parts", "torch", "--rules", "Adam", "--threads", "1", "--output", str(tmp_path)]
-    assert main(options) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["rule"] for row in rows} == {"Adam", "AdamW"}
-    update = reference.Adam.update
-    monkeypatch.setattr(reference.Adam, "update", lambda *args: np.nextafter(update(*args), np.float32(9)))
-    assert main(options) == 1
-    assert "adam: gradstep computed something else" in capsys.readouterr().err
-
-
 # ---- the ceiling ----------------------------------------------------------------------------------------------------
 
 

@@ -1,18 +1,17 @@
 """The command line's output, refusals and failures; the examples run."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import gradstep
 from gradstep import bench, demo
 from gradstep.__main__ import main
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+TORCH_EXAMPLE = Path(__file__).parents[1] / "examples/train_torch.py"  # tests/torch/test_page.py runs it
+EXAMPLES = sorted(set((Path(__file__).parents[1] / "examples").glob("*.py")) - {TORCH_EXAMPLE})
 
 
 def run(*args):
@@ -207,13 +206,8 @@ def test_a_bench_without_rich_names_its_remedy(monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path):
-    pytest.importorskip({"train_digits": "sklearn", "train_torch": "torch"}.get(path.stem, "numpy"))
-    done = run(path, *(["--steps", "20"] if path.stem == "train_torch" else []))
+    pytest.importorskip("sklearn")
+    done = run(path)
     assert (done.returncode, done.stderr) == (0, "")
     if path.stem == "train_digits":
         assert float(done.stdout.split()[-1]) >= 0.93
-    if path.stem == "train_torch":
-        rows = re.findall(r"^ +\d+ +([\d.]+) +([\d.]+)$", done.stdout, re.M)
-        theirs, ours = np.array(rows, float).reshape(2, 10, 2).T
-        assert np.allclose(ours, theirs, rtol=0.05)
-        assert np.all(ours[-1] < 0.9 * ours[0])
