@@ -116,7 +116,8 @@ def test_the_extension_is_vectorized_and_nothing_in_it_is_fused():
 def test_every_kernel_is_vectorized_at_full_width(isa):
     found = kernels(isa_object(isa, "kernels"))
     forms = [("false", "false"), ("true", "false"), ("true", "true")]  # of L2 and bounds
-    assert found.keys() == {(rule, dtype, *form) for rule, dtype, form in product(REFERENCE, ("float", "double"), forms)}
+    wanted = product(REFERENCE, ("float", "double"), forms)
+    assert found.keys() == {(rule, dtype, *form) for rule, dtype, form in wanted}
     for (rule, dtype, l2, bounds), variants in found.items():
         divides = "np.sqrt(" in inspect.getsource(REFERENCE[rule].update)
         operations = ["mul", "sub"] + ["div", "sqrt"] * divides + [r"(cmp\w*)?(and\w*)?"] * (bounds == "true")

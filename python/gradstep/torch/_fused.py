@@ -189,7 +189,7 @@ class Fused(torch.optim.Optimizer):
     def fallbacks(self) -> list[Fallback]:
         """The parameters that torch's own code steps, and why."""
         names = {
-            param: group["param_names"][i] if "param_names" in group else f"param_groups[{number}]['params'][{i}]"
+            param: name_of(group, number, i)
             for number, group in enumerate(self.param_groups)
             for i, param in enumerate(group["params"])
         }
@@ -252,6 +252,8 @@ class Fused(torch.optim.Optimizer):
                 for name, value in saved["state"].get(number, {}).items():
                     if isinstance(value, Tensor) and (stores or is_beyond(name)):
                         self.state[param][name] = value.detach().clone()
+        if any(is_beyond(name) for own in self.state.values() for name in own):
+            self._current_plan()  # which gives states the form that this optimizer has
 
 
 class Known(NamedTuple):
@@ -310,7 +312,7 @@ class Plan:
             unfit = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
             times = Counter(group["params"])
             for i, param in enumerate(group["params"]):
-                name = group["param_names"][i] if "param_names" in group else f"[{number}][{i}]"
+                name = name_of(group, number, i)
                 again = "it is in its group more than once" if times[param] > 1 else None
                 reason = opt._refused.get(param) or unfit or again or refusal(param, "it") or seen.add(param)
                 if reason is not None:
@@ -447,6 +449,12 @@ class Extents:
             return "it shares memory with another parameter"
         others.append((first, last))
         return None
+
+
+def name_of(group: Mapping[str, Any], number: int, i: int) -> str:
+    """The name of a parameter of a group, or its place."""
+    named = "param_names" in group
+    return str(group["param_names"][i]) if named else f"param_groups[{number}]['params'][{i}]"
 
 
 def core_options(cls: type[Optimizer], options: Mapping[str, Any], beyond: Mapping[str, Any]) -> dict[str, float]:

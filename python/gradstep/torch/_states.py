@@ -71,8 +71,10 @@ class Storage:
     def clock(self, own: Mapping[str, Any]) -> Clock:
         """The step number and the scalars that a state has. Without a number, a state is that of a later step."""
         arrays = [key_of(name, dtype) for name, dtype in self.dtypes.items()]
-        t = own[STEP] if STEP in own else any(_is_tensor(own.get(key)) for key in arrays)
-        return int(t), [*(float(own.get(name, first)) for name, first in self.rule["scalars"]), 1.0]
+        t, given = own.get(STEP), [(own.get(name), first) for name, first in self.rule["scalars"]]
+        if t is None:
+            t = any(_is_tensor(own.get(key)) for key in arrays)
+        return int(t), [*(float(first if value is None else value) for value, first in given), 1.0]
 
     def fits(self, name: str, array: Any) -> bool:
         """Whether an array can be stepped as it is."""
@@ -118,6 +120,8 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
     for name in storage.firsts:
         for stale in (name, f"{name}_q8", _storage.scale_of(name)):
             own.pop(stale, None)
+    if not own:
+        own.update(dict.fromkeys(storage.counts))  # which are first in torch's states
     own.update({keys[name]: array for name, array in made.items()})
     return made
 
