@@ -20,12 +20,13 @@ from gradstep._optimizer import Optimizer
 from gradstep._options import POSITIVE, check_all, for_core, optional
 from gradstep._step import LOCKED, check_apart, finish_step
 
+from ._offload import Offloaded, link, step_chunks, unfit
 from ._states import Clock, Storage, adopt, count, is_beyond
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 """The class of gradstep that has the rule of a group, and its options there."""
 
-STORED: Final = ("state_dtype", "master", "ema")
+STORED: Final = ("state_dtype", "master", "ema", "offload")
 """Options beyond torch's that determine what is stored; those of a checkpoint have no effect."""
 BEYOND: Final[dict[str, Any]] = {
     "state_dtype": None,
@@ -33,6 +34,7 @@ BEYOND: Final[dict[str, Any]] = {
     "stochastic_rounding": None,
     "ema": None,
     "max_grad_norm": None,
+    "offload": False,
 }
 """All options beyond torch's, with their defaults. Groups have only those that were given."""
 ATTEMPTS: Final = 4
@@ -126,11 +128,11 @@ class Fused(torch.optim.Optimizer):
                 stepped |= self._step_by_torch([own for own in plan.fallbacks if own not in stepped])
             if not plan.params:
                 return
-            grads = [param.grad for param in plan.params]
+            grads = plan.grads()
             try:
                 with plan.lock:
                     plan.follow_writes()
-                    self._result = finish_step(plan.stepper, plan.stepper.step(grads, scale), scale)
+                    self._result = plan.step(grads, scale)
                     plan.note_writes()
                 return
             except (TypeError, ValueError):
@@ -148,7 +150,7 @@ class Fused(torch.optim.Optimizer):
     def _adapt(self, plan: Plan, grads: list[Tensor | None]) -> bool:
         """After the core has refused a step: adapts to what changed. Returns whether anything may have."""
         reasons = {}
-        tensors = chain(plan.params, *(kept.values() for kept in plan.kept))
+        tensors = chain(plan.stepped, *(kept.values() for kept in plan.kept))
         written = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
         for param, grad in zip(plan.params, grads, strict=True):
             if grad is None:
@@ -278,13 +280,17 @@ class Plan:
         """Parameters without states, because they have had no gradient."""
         self.params: list[Tensor] = []
         """Those that the core steps; what follows is in their order."""
+        self.stepped: list[Tensor] = []
+        """What it steps for each: the parameter, or the copy of one that is offloaded."""
+        self.offloaded: dict[int, Offloaded] = {}
         self.storages: list[Storage] = []
         self.kept: list[dict[str, Tensor]] = []
         """Their arrays, by the core's names."""
         known = {} if before is None else before.clocks()
+        copies = {} if before is None else {own.param: own for own in before.offloaded.values()}
         self._add_groups(opt)
-        self._add_params(self._sort(opt, known), known)
-        self.masters = [(p, own["master"]) for p, own in zip(self.params, self.kept, strict=True) if "master" in own]
+        self._add_params(self._sort(opt, known, copies), known)
+        self.masters = [(p, own["master"]) for p, own in zip(self.stepped, self.kept, strict=True) if "master" in own]
         self.versions = [-1] * len(self.masters)
         """Of parameters with a master, after the last step."""
         self._watch_groups()
@@ -302,29 +308,43 @@ class Plan:
         limits = {beyond["max_grad_norm"] for beyond in self.beyond}
         if len(limits) > 1:
             raise ValueError(f"{type(opt).__name__}: max_grad_norm must be the same in all groups")
-        self.stepper.set_gradient_pass(next(iter(limits), None), None, "propagate")
+        self.limit = next(iter(limits), None)
+        self.stepper.set_gradient_pass(self.limit, None, "propagate")
 
-    def _sort(self, opt: Any, known: Mapping[Tensor, Known]) -> list[tuple[int, str]]:
+    def _sort(
+        self, opt: Any, known: Mapping[Tensor, Known], copies: Mapping[Tensor, Offloaded]
+    ) -> list[tuple[int, str]]:
         """Sorts parameters by who steps them. Returns the group and the name of each that the core steps."""
         places = []
         seen = Extents()
         for number, (group, beyond, rule) in enumerate(zip(self.groups, self.beyond, self.rules, strict=True)):
-            unfit = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
+            unusable = next((f"{name}=True" for name in ("differentiable", "capturable") if group.get(name)), None)
             times = Counter(group["params"])
             for i, param in enumerate(group["params"]):
                 name = name_of(group, number, i)
                 again = "it is in its group more than once" if times[param] > 1 else None
-                reason = opt._refused.get(param) or unfit or again or refusal(param, "it") or seen.add(param)
+                waits = param.grad is None and not self.state.get(param)
+                device = link(param.device) if beyond["offload"] else None
+                strange = refusal(param, "it") if device is None else unfit(param)
+                own = None
+                if device is not None and not strange and not waits:
+                    own = copies.get(param)
+                    own = own if own is not None and own.fits() else Offloaded(param, device)
+                    strange = refusal(own.staged, "it")
+                reason = opt._refused.get(param) or unusable or again or strange or seen.add(param)
                 if reason is not None:
                     self._fall_back(f"{type(opt).__name__}: {name}", param, reason, beyond)
                     if param in known and known[param].clock[0] == 0:  # it was never stepped
                         self.state.pop(param, None)
-                elif param.grad is None and not self.state.get(param):
+                elif waits:
                     self.waiting.append(param)
                 else:
                     places.append((number, name))
+                    if own is not None:
+                        self.offloaded[len(self.params)] = own
                     self.params.append(param)
-                    self.storages.append(Storage(*rule, beyond, param))
+                    self.stepped.append(param if own is None else own.staged)
+                    self.storages.append(Storage(*rule, beyond, self.stepped[-1]))
         return places
 
     def _fall_back(self, name: str, param: Tensor, reason: str, beyond: Mapping[str, Any]) -> None:
@@ -346,7 +366,7 @@ class Plan:
                 clock = known[param].clock
             clocks.append(clock)
         numbers, names = [number for number, _ in places], [name for _, name in places]
-        self.stepper.add_tensors(numbers, self.params, self.kept, None, names)
+        self.stepper.add_tensors(numbers, self.stepped, self.kept, None, names)
         check_apart(self.stepper.possible_overlaps())
         self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
         self._bind_counts(clocks)
@@ -370,13 +390,33 @@ class Plan:
             for param, kept, clock in zip(self.params, self.kept, self.stepper.clocks, strict=True)
         }
 
+    def grads(self) -> list[Tensor | None]:
+        """The gradients, as the core can read them. Those of offloaded parameters may still be on their way."""
+        grads = [param.grad for param in self.params]
+        for i, own in self.offloaded.items():
+            grads[i] = own.fetch_grad()
+        return grads
+
+    def step(self, grads: list[Tensor | None], scale: float) -> Any:
+        """Takes a step of the core, or one for each chunk of what is offloaded. Returns the result."""
+
+        def step(chosen: list[Tensor | None]) -> Any:
+            return finish_step(self.stepper, self.stepper.step(chosen, scale), scale)
+
+        if not self.offloaded:
+            return step(grads)
+        self.follow_memory()
+        return step_chunks(step, grads, self.offloaded, together=self.limit is not None)
+
     def follow_memory(self) -> bool:
         """Steps the memory that tensors have now. Returns whether any had another before."""
-        moved = self.stepper.move_tensors(self.params, self.kept)
+        moved = self.stepper.move_tensors(self.stepped, self.kept)
         return moved + self._bind_counts(self.stepper.clocks) > 0
 
     def follow_writes(self) -> None:
         """Makes masters follow what others have written into their parameters, such as weights that were loaded."""
+        for own in self.offloaded.values():
+            own.fetch_param()
         for (param, master), version in zip(self.masters, self.versions, strict=True):
             if param._version != version:
                 values = param.detach()
@@ -402,6 +442,7 @@ class Plan:
             or self.state is not opt.state
             or self.groups is not opt.param_groups
             or not self.states.holds()
+            or not all(own.fits() for own in self.offloaded.values())
         ):
             return False
         return (self.options.holds() and not self.is_mutable) or self._follow(opt)
@@ -484,6 +525,8 @@ def _check_beyond(owner: str, group: dict[str, Any]) -> None:
     """Checks the options of a group that torch does not have. Raises TypeError or ValueError."""
     given = {name: group[name] for name in BEYOND if name in group}
     norm = given.pop("max_grad_norm", None)
+    if not isinstance(given.pop("offload", False), bool):
+        raise TypeError(f"{owner}: offload must be True or False, not {group['offload']!r}")
     group.update(check_all(given, optimizers.Adam.known, owner))
     if norm is not None:
         group["max_grad_norm"] = optional(POSITIVE).check(norm, f"{owner}: max_grad_norm")

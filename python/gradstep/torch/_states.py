@@ -39,12 +39,12 @@ class Storage:
             for state in _core.kept_states(cls.rule, core)
         }
         """The states, with their first values."""
-        master = beyond["master"] and _storage.is_narrow(p)
+        master = (beyond["master"] or beyond["offload"]) and _storage.is_narrow(p)
         chosen = beyond["state_dtype"] or ("float32" if master else TORCH.dtype(p))
         self.options = {
             "state_dtype": chosen,
             "min_8bit_size": MIN_8BIT_SIZE,
-            "master": beyond["master"],
+            "master": master,
             "ema": beyond["ema"],
             "ema_correction": False,
         }
@@ -142,7 +142,7 @@ def _convert(own: Mapping[str, Any], made: dict[str, Tensor], name: str) -> None
     codes: Any = own.get(f"{name}_q8")
     values: Any = own.get(name)
     if _is_tensor(codes):
-        values = torch.from_numpy(q8.decode(codes.numpy(), own[_storage.scale_of(name)].numpy()))
+        values = torch.from_numpy(q8.decode(codes.cpu().numpy(), own[_storage.scale_of(name)].cpu().numpy()))
     if not _is_tensor(values):
         return
     if _storage.scale_of(name) in made:
