@@ -229,13 +229,22 @@ class Fused(torch.optim.Optimizer):
 
         How states are stored (`state_dtype`, `master`, `ema`) remains as it is; what the checkpoint lacks begins anew.
         """
-        loaded: list[dict[str, Any]] = [state_dict]
-
-        def see(_: Any, given: dict[str, Any]) -> None:
-            loaded.append(given)
-
         before = self.param_groups
-        hook = self.register_load_state_dict_pre_hook(see)
+        saved = state_dict
+
+        def without_stored(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            """torch casts states to the types of their parameters, and moves them to their devices."""
+            nonlocal saved
+            saved = given
+            stored = {
+                number
+                for group, other in zip(before, given["param_groups"], strict=False)
+                for number in other["params"]
+                if _stores(group)
+            }
+            return {**given, "state": {number: own for number, own in given["state"].items() if number not in stored}}
+
+        hook = self.register_load_state_dict_pre_hook(without_stored)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -246,14 +255,15 @@ class Fused(torch.optim.Optimizer):
                     group.pop(name, None)
                 if name in old:
                     group.setdefault(name, old[name])
-        # torch has cast all states to the parameters' types.
-        saved = loaded[-1]
         for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
-            stores = any(group.get(name) for name in STORED)
+            stores = _stores(group)
             for param, number in zip(group["params"], other["params"], strict=True):
-                for name, value in saved["state"].get(number, {}).items():
+                own = saved["state"].get(number, {})
+                if own and stores:
+                    self.state[param] = dict(own)
+                for name, value in own.items():
                     if isinstance(value, Tensor) and (stores or is_beyond(name)):
-                        self.state[param][name] = value.detach().clone()
+                        self.state[param][name] = value.detach().to("cpu", copy=True)
         if any(is_beyond(name) for own in self.state.values() for name in own):
             self._current_plan()  # which gives states the form that this optimizer has
 
@@ -411,6 +421,8 @@ class Plan:
     def follow_memory(self) -> bool:
         """Steps the memory that tensors have now. Returns whether any had another before."""
         moved = self.stepper.move_tensors(self.stepped, self.kept)
+        if moved:  # memory of other values does not change a version
+            self.versions = [-1] * len(self.masters)
         return moved + self._bind_counts(self.stepper.clocks) > 0
 
     def follow_writes(self) -> None:
@@ -511,6 +523,11 @@ def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return None
+
+
+def _stores(group: Mapping[str, Any]) -> bool:
+    """Whether states are stored as torch does not store them."""
+    return any(group.get(name) for name in STORED)
 
 
 def _is_immutable(value: Any) -> bool:

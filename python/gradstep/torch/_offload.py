@@ -45,7 +45,9 @@ class CudaStream:
             if values.is_cuda:
                 values.record_stream(self.own)  # its memory is not used again before the copy has ended
                 if values.stride() != to.stride():
-                    values = torch.empty_strided(to.shape, to.stride(), dtype=to.dtype, device=self.device).copy_(values)
+                    values = torch.empty_strided(to.shape, to.stride(), dtype=to.dtype, device=self.device).copy_(
+                        values
+                    )
             else:
                 to.record_stream(self.own)
             to.copy_(values, non_blocking=True)
