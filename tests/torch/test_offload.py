@@ -383,3 +383,17 @@ def test_other_devices_and_values_are_refused():
     p.grad = torch.empty(3, device="meta")
     with pytest.raises(RuntimeError, match="offload is for parameters on a CUDA GPU or the CPU, not on meta"):
         opt.step()
+
+
+@pytest.mark.parametrize(("options", "resident", "moved"), [({}, 16, 32), ({"state_dtype": "q8"}, 10, 20)], ids=str)
+@pytest.mark.usefixtures("device")
+def test_bytes_of_an_element(options, resident, moved):
+    (p,) = params = parameters(torch.bfloat16, [(1 << 16,)])
+    opt = gt.AdamW(params, offload=True, **options)
+    give(params, gradients(params, 1))
+    opt.step()
+    own = opt._plan.offloaded[0]
+    kept = sum(x.nbytes for x in opt.state[p].values() if x.dim()) / p.numel()
+    copies = own.staged.itemsize + own.grad.itemsize
+    assert round(copies + kept) == resident
+    assert round(2 * copies + 2 * kept) == moved  # the link, and the step: each once; states are read and written
