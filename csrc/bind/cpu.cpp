@@ -73,8 +73,8 @@ void register_cpu(py::module_& m) {
   m.def(
       "global_norm",
       [](const Tree& tree) {
-        CpuArrays numpy;
-        return global_norm(numpy, tree, [] {});
+        CpuArrays arrays;
+        return global_norm(arrays, tree, [] {});
       },
       py::arg("tree"));
 }

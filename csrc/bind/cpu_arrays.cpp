@@ -205,8 +205,13 @@ dlpack::Tensor CpuArrays::look(const TensorType& type, py::handle tensor) {
 
 bool CpuArrays::view_tensor(py::handle object, bool codes, Array& array) {
   const TensorType* const type = tensor_type(object);
-  dlpack::Tensor tensor;
   if (type == nullptr) return false;
+  PyObject* const arguments[] = {object.ptr()};
+  const auto negative =
+      py::reinterpret_steal<py::object>(PyObject_Vectorcall(type->is_negative.ptr(), arguments, 1, nullptr));
+  if (!negative) throw py::error_already_set();
+  if (negative.ptr() != Py_False) return false;
+  dlpack::Tensor tensor;
   if (type->exchange->view(object.ptr(), &tensor) != 0) {
     PyErr_Clear();
     return false;
@@ -214,15 +219,10 @@ bool CpuArrays::view_tensor(py::handle object, bool codes, Array& array) {
   const int storage = dlpack::storage_of(tensor.type);
   if (tensor.device.type != dlpack::kCpu || storage == kDTypeCount) return false;
   if (!is_supported(static_cast<DType>(storage), codes)) return false;
-  PyObject* const arguments[] = {object.ptr()};
-  const auto negative =
-      py::reinterpret_steal<py::object>(PyObject_Vectorcall(type->is_negative.ptr(), arguments, 1, nullptr));
-  if (!negative) throw py::error_already_set();
-  if (negative.ptr() != Py_False) return false;
   axes_.assign(tensor);
   array = {dlpack::data_of(tensor), static_cast<DType>(storage), tensor.rank, axes_.shape.data(), axes_.strides.data()};
   if (array.data == nullptr) {
-    if (step::size_of(array) != 0) return false;  // a subclass in disguise
+    if (step::size_of(array) != 0) return false;  // a tensor without memory of its own
     array.data = dlpack::kNoMemory;
   }
   return true;
@@ -356,7 +356,15 @@ CpuArrays::Seal CpuArrays::Watched::seal() const {
   const auto& now = fields_of(object.ptr());
   const char* const data = reinterpret_cast<const char*>(array_.data);
   if (const TensorType* const type = tensor_type(object)) {
-    return {type->exchange, &now, data, nullptr, nullptr, nullptr, array_.axes.data(), array_.rank, 0};
+    return {type->exchange,
+            &now,
+            data,
+            nullptr,
+            nullptr,
+            nullptr,
+            array_.axes.data(),
+            array_.rank,
+            dlpack::number_of(look(*type, object).type)};
   }
   return {nullptr,
           &now,
@@ -377,7 +385,8 @@ bool CpuArrays::Seal::is_unmoved() const {
     return false;
   }
   const std::byte* const found = now.data == nullptr ? dlpack::kNoMemory : dlpack::data_of(now);
-  bool same = reinterpret_cast<const char*>(found) == data && now.rank == rank && now.device.type == dlpack::kCpu &&
+  bool same = reinterpret_cast<const char*>(found) == data && now.rank == rank &&
+              dlpack::number_of(now.type) == flags && now.device.type == dlpack::kCpu &&
               step::same(axes, now.shape, rank);
   for (int axis = 0; same && now.strides != nullptr && axis < rank; ++axis) {
     same = axes[rank + axis] == now.strides[axis] * (now.type.bits / 8);

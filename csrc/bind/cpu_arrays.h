@@ -104,7 +104,7 @@ class CpuArrays {
     // The contents of these. Null for states: the header suffices for what users can do with `opt.state`, and NumPy
     // stores shapes beside the data, in cache lines that workers write.
     const std::int64_t* axes;
-    int rank, flags;
+    int rank, flags;  // of a tensor: the number of its type
 
     bool holds() const {
       if (tensor != nullptr) return is_unmoved();

@@ -57,6 +57,9 @@ const Exchange* interface_of(pybind11::handle type);
 // The storage type; kDTypeCount if there is none.
 int storage_of(Type type);
 
+// A type as one number.
+constexpr int number_of(Type type) { return type.code | type.bits << 8 | type.lanes << 16; }
+
 // Shape and strides in bytes.
 struct Axes {
   std::vector<std::int64_t> shape, strides;

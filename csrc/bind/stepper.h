@@ -665,6 +665,9 @@ class Stepper {
       const auto& [step, scalar] = clocks_[i];
       if (step) {
         const double t = step->get();
+        if (!(t >= 0 && t < 0x1p62)) {
+          throw std::invalid_argument(label(step->watched) + " is " + std::to_string(t) + ", and no number of a step");
+        }
         if (t != step->rounded(static_cast<double>(clock.t))) clock.t = static_cast<std::int64_t>(t), changed = true;
       }
       if (scalar && scalar->get() != clock.scalars[0]) clock.scalars[0] = scalar->get(), changed = true;

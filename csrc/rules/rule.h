@@ -118,11 +118,15 @@ struct ElementUpdate {
     if constexpr (kBounds) g = flushed(g, least_gradient);
     g = scale * g;
     if constexpr (kBounds) g = clipped(g, most_gradient);
+#if defined(__CUDA_ARCH__)
+    if constexpr (kL2) g = g + l2 * p;
+#else
     if constexpr (kL2 && kBounds) {
-      g = select(V(l2) == V(l2), g + l2 * p, g);  // serves both cases on a CPU; see rules/all.h
+      g = select(V(l2) == V(l2), g + l2 * p, g);  // serves both cases; see rules/all.h
     } else if constexpr (kL2) {
       g = g + l2 * p;
     }
+#endif
     p = decay * p;
     update(p, g, states...);
     if constexpr (kBounds) ((states = flushed(states, least_state)), ...);

@@ -231,7 +231,6 @@ class Torch(Library):
     """torch, from the first version with DLPack's C interface: tensors on the processor."""
 
     name = "torch"
-    where = "as parameters"
 
     @property
     def module(self) -> ModuleType:
@@ -239,11 +238,7 @@ class Torch(Library):
 
     @property
     def core(self) -> Any:
-        torch = self.module
-        if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-            raise RuntimeError(f"tensors {self.where} need torch 2.10 or newer, with DLPack's C interface")
-        for cls in (torch.Tensor, torch.nn.Parameter):
-            _core.add_tensor_type(cls, torch.Tensor.is_neg, torch._C._increment_version)
+        _add_types_of_torch()
         return super().core
 
     def own(self, array: Any) -> Any:
@@ -294,14 +289,22 @@ class Torch(Library):
         return self.module.from_numpy(values.view(np.int16)).view(self.module.bfloat16)
 
 
+@cache
+def _add_types_of_torch() -> None:
+    """Lets the core see torch's tensors. Raises RuntimeError where this torch is too old."""
+    torch = importlib.import_module(Torch.name)
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        raise RuntimeError("torch's tensors need torch 2.10 or newer, with DLPack's C interface")
+    for cls in (torch.Tensor, torch.nn.Parameter):
+        _core.add_tensor_type(cls, torch.Tensor.is_neg, torch._C._increment_version)
+
+
 class TorchOnGpu(Torch, OnGpu):
     """torch's tensors on a GPU."""
 
-    where = "on a GPU"
-
     @property
     def core(self) -> Any:
-        super().core  # noqa: B018  # raises for an old version
+        _add_types_of_torch()  # raises for an old version
         return cuda()
 
     def has(self, tensor: Any) -> bool:

@@ -169,6 +169,25 @@ def test_accumulated_and_changed_gradients(device):
     check_same(a, b)
 
 
+def test_layouts(device):
+    pairs = parameters(), parameters()
+    for params in pairs:
+        params[0].data = params[0].data.T
+        params[4].data = torch.ones(9, 22)[:, ::2]
+    a, b = gt.Adam(pairs[0], offload=True), gt.Adam(pairs[1])
+    for seed in range(3):
+        for params in pairs:
+            grads = gradients(params, seed)
+            grads[0] = grads[0].T.clone().T
+            grads[4] = grads[4][:1].expand(9, 11)
+            grads[5] = torch._neg_view(grads[5])
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad.resolve_neg() if params is pairs[1] else grad
+        a.step(), b.step()
+        device.drain()
+    check_same(a, b)
+
+
 def test_a_gradient_is_copied_by_backward_and_once(device):
     ours = parameters()
     opt = gt.SGD(ours, offload=True)
@@ -376,7 +395,7 @@ def test_on_the_cpu_the_parameter_itself_is_stepped():
 
 
 def test_other_devices_and_values_are_refused():
-    with pytest.raises(TypeError, match="SGD: offload must be True or False, not 1"):
+    with pytest.raises(TypeError, match="SGD: offload must be True or False, got 1"):
         gt.SGD(parameters(), offload=1)
     p = torch.nn.Parameter(torch.empty(3, device="meta"))
     opt = gt.SGD([p], offload=True)

@@ -20,6 +20,9 @@ ema : float or None
 max_grad_norm : float or None
     The maximum of the norm of all gradients together, in the same pass: they are multiplied by max_grad_norm / norm
     where the norm is greater. `grad_norm` is the norm of the last step. It is one for all groups.
+offload : bool
+    Whether the states of parameters on a CUDA GPU are in the CPU's memory, with a float32 master of every float16 and
+    bfloat16 parameter, and the CPU takes the step. Gradients are copied while backward makes them.
 
 >>> import torch
 >>> from gradstep.torch import AdamW

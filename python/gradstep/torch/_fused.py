@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
@@ -17,7 +19,7 @@ from gradstep import _core, optimizers
 from gradstep._groups import RULES
 from gradstep._libraries import TORCH
 from gradstep._optimizer import Optimizer
-from gradstep._options import POSITIVE, check_all, for_core, optional
+from gradstep._options import FLAG, POSITIVE, UP_TO_ONE, Domain, for_core, optional
 from gradstep._step import LOCKED, check_apart, finish_step
 
 from ._offload import Offloaded, link, step_chunks, unfit
@@ -37,6 +39,13 @@ BEYOND: Final[dict[str, Any]] = {
     "offload": False,
 }
 """All options beyond torch's, with their defaults. Groups have only those that were given."""
+DOMAINS: Final[dict[str, Domain]] = {
+    **{name: optimizers.Adam.known[name].domain for name in ("state_dtype", "master", "stochastic_rounding")},
+    "ema": optional(UP_TO_ONE),
+    "max_grad_norm": optional(POSITIVE),
+    "offload": FLAG,
+}
+"""Their values."""
 ATTEMPTS: Final = 4
 
 
@@ -60,14 +69,16 @@ class Fused(torch.optim.Optimizer):
 
     # What is not pickled or copied: it is made anew at the next step.
     _plan: Plan | None = None
-    _refused: Mapping[Tensor, str] = MappingProxyType({})
-    """The parameters whose gradients were not for the core, with the reasons."""
+    _refused: Mapping[Tensor, Refused] = MappingProxyType({})
+    """The parameters whose gradients are not for the core."""
     _result: Any = None
     _is_averaged = False
 
     def __init_subclass__(cls) -> None:
         cls.torch_class = next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim."))
         if "__init__" in vars(cls):
+            arguments = list(inspect.signature(vars(cls)["__init__"]).parameters.values())
+            cls.__signature__ = inspect.Signature(arguments[1:])
             return
         own = list(inspect.signature(cls.torch_class).parameters.values())
         beyond = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=of) for name, of in BEYOND.items()]
@@ -83,7 +94,7 @@ class Fused(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             for name, value in self._beyond.items():
                 param_group.setdefault(name, value)
-            _check_beyond(type(self).__name__, param_group)
+            checked_beyond(type(self).__name__, [*self.param_groups, param_group])
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,7 +103,7 @@ class Fused(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._plan is not None:
-            self._plan.is_stale = True
+            self._plan.end()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step, as torch's class does.
@@ -125,15 +136,17 @@ class Fused(torch.optim.Optimizer):
         for attempt in range(1, ATTEMPTS + 1):
             plan = self._current_plan()
             if plan.fallbacks:
-                stepped |= self._step_by_torch([own for own in plan.fallbacks if own not in stepped])
-            if not plan.params:
-                return
-            grads = plan.grads()
+                before = [own for own in plan.fallbacks if own not in stepped and own not in plan.sharing]
+                stepped |= self._step_by_torch(before)
             try:
-                with plan.lock:
-                    plan.follow_writes()
-                    self._result = plan.step(grads, scale)
-                    plan.note_writes()
+                if plan.params:
+                    grads = plan.grads()
+                    with plan.lock, torch._C.DisableTorchFunction():  # a mode would make every look at a tensor slow
+                        plan.follow_writes()
+                        self._result = plan.step(grads, scale)
+                        plan.note_writes()
+                if plan.sharing:
+                    self._step_by_torch([own for own in plan.sharing if own not in stepped])
                 return
             except (TypeError, ValueError):
                 if attempt == ATTEMPTS or not self._adapt(plan, grads):
@@ -142,32 +155,39 @@ class Fused(torch.optim.Optimizer):
     def _current_plan(self) -> Plan:
         """The plan for the groups and states as they are now."""
         plan = self._plan
+        if self._refused:
+            still = {param: why for param, why in self._refused.items() if why.holds(param)}
+            if len(still) < len(self._refused):
+                self._refused = still
+                plan = None if plan is None else plan.end()
         if plan is not None and plan.is_current(self) and all(param.grad is None for param in plan.waiting):
             return plan
         self._plan = plan = Plan(self, plan)
+        plan.add_params()
         return plan
 
     def _adapt(self, plan: Plan, grads: list[Tensor | None]) -> bool:
         """After the core has refused a step: adapts to what changed. Returns whether anything may have."""
-        reasons = {}
+        refused = {}
         tensors = chain(plan.stepped, *(kept.values() for kept in plan.kept))
         written = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
         for param, grad in zip(plan.params, grads, strict=True):
             if grad is None:
                 continue
             reason = refusal(grad, "its gradient", written=False)
-            if reason is None and grad.untyped_storage().data_ptr() in written and grad.numel():
-                reason = "its gradient shares memory with parameters or states"
             if reason is not None:
-                reasons[param] = reason
-        if reasons:
-            self._refused = {**self._refused, **reasons}
-            plan.is_stale = True
+                refused[param] = Refused(reason, None)
+            elif grad.numel() and grad.untyped_storage().data_ptr() in written:
+                memory = grad.untyped_storage().data_ptr()
+                refused[param] = Refused("its gradient shares memory with parameters or states", memory)
+        if refused:
+            self._refused = {**self._refused, **refused}
+            plan.end()
             return True
         try:
             return plan.follow_memory()
         except (TypeError, ValueError):
-            plan.is_stale = True
+            plan.end()
         return True
 
     def _step_by_torch(self, params: list[Tensor]) -> set[Tensor]:
@@ -195,7 +215,10 @@ class Fused(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for i, param in enumerate(group["params"])
         }
-        return [Fallback(param, names[param], reason) for param, reason in self._current_plan().fallbacks.items()]
+        plan = self._plan
+        if plan is None or not plan.is_current(self):
+            plan = Plan(self, plan)  # without states: those begin at a step
+        return [Fallback(param, names[param], reason) for param, reason in plan.fallbacks.items()]
 
     @property
     def grad_norm(self) -> float | None:
@@ -208,7 +231,8 @@ class Fused(torch.optim.Optimizer):
 
         Raises RuntimeError where no parameter has an average, which is kept with `ema`.
         """
-        pairs = [(param, own["average"]) for param, own in self.state.items() if "average" in own]
+        plan = self._plan
+        pairs = [] if plan is None else [(p, own["average"]) for p, own in plan.pairs() if "average" in own]
         if not pairs:
             raise RuntimeError(f"{type(self).__name__} keeps no averages yet: they need ema, and a step")
         if self._is_averaged:
@@ -265,7 +289,23 @@ class Fused(torch.optim.Optimizer):
                     if isinstance(value, Tensor) and (stores or is_beyond(name)):
                         self.state[param][name] = value.detach().to("cpu", copy=True)
         if any(is_beyond(name) for own in self.state.values() for name in own):
-            self._current_plan()  # which gives states the form that this optimizer has
+            self._current_plan().forget()  # a plan gives states the form that this optimizer has
+
+
+class Refused(NamedTuple):
+    """Why the gradient of a parameter is not for the core."""
+
+    reason: str
+    memory: int | None
+    """The memory that it shares; None for another reason."""
+
+    def holds(self, param: Tensor) -> bool:
+        """Whether it is so for the gradient that there is now."""
+        if param.grad is None:
+            return True
+        if self.memory is not None:
+            return bool(param.grad.untyped_storage().data_ptr() == self.memory)
+        return refusal(param.grad, "its gradient", written=False) is not None
 
 
 class Known(NamedTuple):
@@ -286,6 +326,8 @@ class Plan:
         self.lock = _core.Gate()
         LOCKED.add(self)
         self.fallbacks: dict[Tensor, str] = {}
+        self.sharing: list[Tensor] = []
+        """Those of them that share memory with others, after which they are stepped."""
         self.waiting: list[Tensor] = []
         """Parameters without states, because they have had no gradient."""
         self.params: list[Tensor] = []
@@ -296,34 +338,30 @@ class Plan:
         self.storages: list[Storage] = []
         self.kept: list[dict[str, Tensor]] = []
         """Their arrays, by the core's names."""
-        known = {} if before is None else before.clocks()
+        self.known = {} if before is None else before.clocks()
         copies = {} if before is None else {own.param: own for own in before.offloaded.values()}
         self._add_groups(opt)
-        self._add_params(self._sort(opt, known, copies), known)
-        self.masters = [(p, own["master"]) for p, own in zip(self.stepped, self.kept, strict=True) if "master" in own]
-        self.versions = [-1] * len(self.masters)
-        """Of parameters with a master, after the last step."""
+        self.places = self._sort(opt, copies)
+        """The group and the name of each."""
         self._watch_groups()
-        owned = [self.state[param] for param in self.params if param in self.state]
-        self.states = _core.Snapshot([self.state, *owned])
+
+    def end(self) -> Plan:
+        """Another plan is needed."""
+        self.is_stale = True
+        return self
 
     def _add_groups(self, opt: Any) -> None:
-        self.beyond = [{name: group.get(name, default) for name, default in BEYOND.items()} for group in self.groups]
+        self.beyond = checked_beyond(type(opt).__name__, self.groups)
         self.rules: list[tuple[type[Optimizer], dict[str, Any], dict[str, float]]] = []
         """Of each group: gradstep's class, the options there, and those of the core."""
         for group, beyond in zip(self.groups, self.beyond, strict=True):
             cls, options = opt.translate(group)
             self.rules.append((cls, options, core_options(cls, options, beyond)))
             self.stepper.add_group(cls.rule, self.rules[-1][2])
-        limits = {beyond["max_grad_norm"] for beyond in self.beyond}
-        if len(limits) > 1:
-            raise ValueError(f"{type(opt).__name__}: max_grad_norm must be the same in all groups")
-        self.limit = next(iter(limits), None)
+        self.limit = self.beyond[0]["max_grad_norm"] if self.beyond else None
         self.stepper.set_gradient_pass(self.limit, None, "propagate")
 
-    def _sort(
-        self, opt: Any, known: Mapping[Tensor, Known], copies: Mapping[Tensor, Offloaded]
-    ) -> list[tuple[int, str]]:
+    def _sort(self, opt: Any, copies: Mapping[Tensor, Offloaded]) -> list[tuple[int, str]]:
         """Sorts parameters by who steps them. Returns the group and the name of each that the core steps."""
         places = []
         seen = Extents()
@@ -333,19 +371,24 @@ class Plan:
             for i, param in enumerate(group["params"]):
                 name = name_of(group, number, i)
                 again = "it is in its group more than once" if times[param] > 1 else None
-                waits = param.grad is None and not self.state.get(param)
+                state = self.state.get(param)
                 device = link(param.device) if beyond["offload"] else None
                 strange = refusal(param, "it") if device is None else unfit(param)
+                storage = None if strange else Storage(*rule, beyond, param)
+                waits = param.grad is None and not state and storage is not None and storage.has_state
                 own = None
                 if device is not None and not strange and not waits:
                     own = copies.get(param)
                     own = own if own is not None and own.fits() else Offloaded(param, device)
                     strange = refusal(own.staged, "it")
-                reason = opt._refused.get(param) or unusable or again or strange or seen.add(param)
-                if reason is not None:
-                    self._fall_back(f"{type(opt).__name__}: {name}", param, reason, beyond)
-                    if param in known and known[param].clock[0] == 0:  # it was never stepped
-                        self.state.pop(param, None)
+                    storage = Storage(*rule, beyond, own.staged)
+                refused = opt._refused[param].reason if param in opt._refused else None
+                reason = refused or unusable or again or strange
+                if reason is None and not seen.add([param, *(state or {}).values()]):
+                    reason = "it or its state shares memory with another parameter or its state"
+                    self.sharing.append(param)
+                if reason is not None or storage is None:
+                    self._fall_back(f"{type(opt).__name__}: {name}", param, reason or "", beyond)
                 elif waits:
                     self.waiting.append(param)
                 else:
@@ -354,7 +397,7 @@ class Plan:
                         self.offloaded[len(self.params)] = own
                     self.params.append(param)
                     self.stepped.append(param if own is None else own.staged)
-                    self.storages.append(Storage(*rule, beyond, self.stepped[-1]))
+                    self.storages.append(storage)
         return places
 
     def _fall_back(self, name: str, param: Tensor, reason: str, beyond: Mapping[str, Any]) -> None:
@@ -364,31 +407,52 @@ class Plan:
                 raise RuntimeError(f"{name} is left to torch's own step, which has no {option}: {reason}")
         self.fallbacks[param] = reason
 
-    def _add_params(self, places: list[tuple[int, str]], known: Mapping[Tensor, Known]) -> None:
-        """Adds the parameters to the core, with their states and counts."""
+    def add_params(self) -> None:
+        """Adds the parameters to the core, with their states and counts, which are made where they are missing."""
+        for param in self.fallbacks:
+            if param in self.known and self.known[param].clock[0] == 0:  # it was never stepped
+                self.state.pop(param, None)
         clocks = []
         for param, storage in zip(self.params, self.storages, strict=True):
-            has_state = storage.dtypes or storage.counts  # only then torch's state has an entry for it
-            own = self.state[param] if has_state else {}
+            own = self.state[param] if storage.has_state else {}
             clock = storage.clock(own)
+            for name, value in zip(storage.counts, (clock[0], *clock[1]), strict=False):
+                count(own, name, value)
             self.kept.append(adopt(own, storage))
-            if not storage.counts and param in known and known[param].arrays == _ids(self.kept[-1]):
-                clock = known[param].clock
+            if not storage.counts and param in self.known and self.known[param].arrays == _ids(self.kept[-1]):
+                clock = self.known[param].clock
             clocks.append(clock)
-        numbers, names = [number for number, _ in places], [name for _, name in places]
+        numbers, names = [number for number, _ in self.places], [name for _, name in self.places]
         self.stepper.add_tensors(numbers, self.stepped, self.kept, None, names)
         check_apart(self.stepper.possible_overlaps())
-        self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
-        self._bind_counts(clocks)
+        self._set_clocks(clocks)
+        self._bind_counts()
+        self.masters = [(p, own["master"]) for p, own in zip(self.stepped, self.kept, strict=True) if "master" in own]
+        self.versions = [-1] * len(self.masters)
+        """Of parameters with a master, after the last step."""
+        owned = [self.state[param] for param in self.params if param in self.state]
+        self.states = _core.Snapshot([self.state, *owned])
 
-    def _bind_counts(self, clocks: list[Clock]) -> int:
+    def forget(self) -> None:
+        """Removes what a checkpoint has and this optimizer does not keep."""
+        for param, storage in zip(self.params, self.storages, strict=True):
+            for name in {"master", "average", "step"} - {*storage.dtypes, *storage.counts}:
+                self.state.get(param, {}).pop(name, None)
+
+    def pairs(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The parameters with what is kept for them."""
+        return zip(self.params, self.kept, strict=True)
+
+    def _set_clocks(self, clocks: list[Clock]) -> None:
+        self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
+
+    def _bind_counts(self) -> int:
         """Lets the core read and write the states that are numbers. Returns how many had been moved."""
         if not any(storage.counts for storage in self.storages):
             return 0
         counts: list[list[Any]] = [[], []]
-        for param, storage, (t, scalars) in zip(self.params, self.storages, clocks, strict=True):
-            values = dict(zip(storage.counts, (t, *scalars), strict=False))
-            arrays = [count(self.state[param], name, value) for name, value in values.items()]
+        for param, storage in zip(self.params, self.storages, strict=True):
+            arrays = [self.state[param][name] for name in storage.counts]
             for column, array in zip(counts, [*arrays, None, None], strict=False):
                 column.append(array)
         return self.stepper.bind_clocks(*counts)
@@ -409,21 +473,27 @@ class Plan:
 
     def step(self, grads: list[Tensor | None], scale: float) -> Any:
         """Takes a step of the core, or one for each chunk of what is offloaded. Returns the result."""
+        if not self.offloaded:
+            return finish_step(self.stepper, self.stepper.step(grads, scale), scale)
 
-        def step(chosen: list[Tensor | None]) -> Any:
+        def step(chosen: Sequence[Tensor | None]) -> Any:
             return finish_step(self.stepper, self.stepper.step(chosen, scale), scale)
 
-        if not self.offloaded:
-            return step(grads)
-        self.follow_memory()
+        self.follow_memory()  # before the first chunk, because the core refuses states that were moved
         return step_chunks(step, grads, self.offloaded, together=self.limit is not None)
 
     def follow_memory(self) -> bool:
-        """Steps the memory that tensors have now. Returns whether any had another before."""
+        """Steps the memory that tensors have now. Returns whether any had another before.
+
+        Raises ValueError where tensors share memory now.
+        """
         moved = self.stepper.move_tensors(self.stepped, self.kept)
-        if moved:  # memory of other values does not change a version
+        if moved:
+            check_apart(self.stepper.possible_overlaps())
             self.versions = [-1] * len(self.masters)
-        return moved + self._bind_counts(self.stepper.clocks) > 0
+        now = zip(self.params, self.storages, self.stepper.clocks, strict=True)
+        self._set_clocks([storage.clock(self.state[param]) if storage.counts else old for param, storage, old in now])
+        return moved + self._bind_counts() > 0
 
     def follow_writes(self) -> None:
         """Makes masters follow what others have written into their parameters, such as weights that were loaded."""
@@ -444,25 +514,19 @@ class Plan:
         options = [{**group, "params": None, "param_names": None} for group in self.groups]
         self.is_mutable = not all(_is_immutable(value) for group in options for value in group.values())
         """Whether an option may be changed in place, such as a learning rate that is a tensor."""
-        lists = [group["params"] for group in self.groups]
-        self.options = _core.Snapshot([self.groups, *self.groups, *lists])
+        self.options = _core.Snapshot(self.groups)
+        self.lists = _core.Snapshot([self.groups, *(group["params"] for group in self.groups)])
 
     def is_current(self, opt: Any) -> bool:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
-        if (
-            self.is_stale
-            or self.state is not opt.state
-            or self.groups is not opt.param_groups
-            or not self.states.holds()
-            or not all(own.fits() for own in self.offloaded.values())
-        ):
+        if self.is_stale or self.state is not opt.state or self.groups is not opt.param_groups:
+            return False
+        if not (self.lists.holds() and self.states.holds() and all(own.fits() for own in self.offloaded.values())):
             return False
         return (self.options.holds() and not self.is_mutable) or self._follow(opt)
 
     def _follow(self, opt: Any) -> bool:
         """Follows changes of options. Returns False where they need another plan."""
-        if len(self.groups) != len(self.values):
-            return False
         for number, (group, old) in enumerate(zip(self.groups, self.values, strict=True)):
             changed = {name for name in group.keys() | old.keys() if group.get(name) is not old.get(name)}
             if self.is_mutable:
@@ -471,37 +535,47 @@ class Plan:
                 self.stepper.set_number(number, "lr", float(group["lr"]))
             elif changed:
                 cls, options = opt.translate(group)
-                mine = self.rules[number][0], self.beyond[number]
                 beyond = {name: group.get(name, default) for name, default in BEYOND.items()}
-                keeps = changed.isdisjoint(("params", "differentiable", "capturable"))
-                if not keeps or (cls, beyond) != mine:
+                keeps = changed.isdisjoint(("differentiable", "capturable"))
+                if not keeps or (cls, beyond) != (self.rules[number][0], self.beyond[number]):
                     return False
                 try:
                     self.stepper.set_options(number, core_options(cls, options, beyond))
                 except ValueError:  # other states are kept
                     return False
-        self._watch_groups()
+            if changed:
+                self.values[number] = dict(group)
+        self.options = _core.Snapshot(self.groups)
         return True
 
 
 class Extents:
-    """The memory of parameters, to find those that share it."""
+    """The memory of parameters and their states, to find those that share it."""
 
     def __init__(self) -> None:
-        self._of: dict[int, list[tuple[int, int]]] = {}
+        self._all: list[tuple[int, int]] = []  # disjoint, in order
 
-    def add(self, tensor: Tensor) -> str | None:
-        """Adds a tensor, or returns why it must be stepped after the others."""
-        if not tensor.numel():
-            return None
-        first = tensor.data_ptr()
-        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        last = first + (reach + 1) * tensor.element_size()
-        others = self._of.setdefault(tensor.untyped_storage().data_ptr(), [])
-        if any(first < end and begin < last for begin, end in others):
-            return "it shares memory with another parameter"
-        others.append((first, last))
+    def add(self, tensors: Iterable[Any]) -> bool:
+        """Adds what tensors on the CPU have. Returns False, with nothing added, where others have it already."""
+        found = [extent for tensor in tensors if (extent := _extent(tensor)) is not None]
+        for begin, end in found:
+            i = bisect_right(self._all, (begin, end))
+            if (i > 0 and self._all[i - 1][1] > begin) or (i < len(self._all) and self._all[i][0] < end):
+                return False
+        for extent in found:
+            insort(self._all, extent)
+        return True
+
+
+def _extent(tensor: Any) -> tuple[int, int] | None:
+    """The addresses of a tensor's first byte, and of the first after it."""
+    if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or tensor.layout != torch.strided:
         return None
+    if not tensor.numel():
+        return None
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (reach + 1) * tensor.element_size()
 
 
 def name_of(group: Mapping[str, Any], number: int, i: int) -> str:
@@ -516,10 +590,16 @@ def core_options(cls: type[Optimizer], options: Mapping[str, Any], beyond: Mappi
     return for_core({**cls.defaults, **options, **chosen}, cls.known, RULES[cls.rule]["options"])
 
 
+@cache
+def _checker(what: str) -> _core.Stepper:
+    stepper: _core.Stepper = TORCH.core.Stepper(None, what)
+    return stepper
+
+
 def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
     """Why the core cannot step a tensor; None if it can."""
     try:
-        TORCH.core.Stepper(None, what).check_params([tensor], written)
+        _checker(what).check_params([tensor], written)
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return None
@@ -538,12 +618,14 @@ def _ids(kept: Mapping[str, Tensor]) -> list[int]:
     return [id(array) for array in kept.values()]
 
 
-def _check_beyond(owner: str, group: dict[str, Any]) -> None:
-    """Checks the options of a group that torch does not have. Raises TypeError or ValueError."""
-    given = {name: group[name] for name in BEYOND if name in group}
-    norm = given.pop("max_grad_norm", None)
-    if not isinstance(given.pop("offload", False), bool):
-        raise TypeError(f"{owner}: offload must be True or False, not {group['offload']!r}")
-    group.update(check_all(given, optimizers.Adam.known, owner))
-    if norm is not None:
-        group["max_grad_norm"] = optional(POSITIVE).check(norm, f"{owner}: max_grad_norm")
+def checked_beyond(owner: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The options beyond torch's, of each group. Raises TypeError or ValueError."""
+    checked = []
+    for group in groups:
+        values = {name: group.get(name, default) for name, default in BEYOND.items()}
+        for name, domain in DOMAINS.items():
+            values[name] = domain.check(values[name], f"{owner}: {name}")
+        checked.append(values)
+    if len({values["max_grad_norm"] for values in checked}) > 1:
+        raise ValueError(f"{owner}: max_grad_norm must be the same in all groups")
+    return checked

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 CHUNK: Final = 8 << 20
-"""Bytes of gradients that a step takes at once: copying them lasts longer than the calls for a chunk by far."""
+"""Bytes of gradients that a step takes at once. On a CPU, 4 to 16 MB took as long, and less took longer."""
 
 
 class Event(Protocol):
@@ -44,10 +44,9 @@ class CudaStream:
         with torch.no_grad(), torch.cuda.stream(self.own):
             if values.is_cuda:
                 values.record_stream(self.own)  # its memory is not used again before the copy has ended
-                if values.stride() != to.stride():
-                    values = torch.empty_strided(to.shape, to.stride(), dtype=to.dtype, device=self.device).copy_(
-                        values
-                    )
+                if values.stride() != to.stride() or values.is_neg():  # the copy must be one of bytes
+                    same = torch.empty_strided(to.shape, to.stride(), dtype=to.dtype, device=self.device)
+                    values = same.copy_(values)
             else:
                 to.record_stream(self.own)
             to.copy_(values, non_blocking=True)
@@ -93,7 +92,7 @@ class Offloaded:
         self.was_stepped = False
         """Whether the core has taken such a gradient, so that it will not refuse one."""
         self._source: tuple[TensorWeakRef, int] | None = None
-        """The gradient of which it is a copy, and its version."""
+        """The gradient of which `grad` is a copy, and its version."""
         self._last: dict[Stream, Event] = {}
         """The ends of the last copies in both directions."""
         self._seen: tuple[int, int] | None = None
@@ -160,10 +159,10 @@ def _fetch_early(own: Offloaded | None) -> None:
         own.fetch_grad()
 
 
-def unfit(param: Tensor) -> str | None:
-    """Why a parameter cannot be offloaded; None if it can."""
-    if type(param) not in (Tensor, torch.nn.Parameter) or param.layout != torch.strided or param.is_neg():
-        return f"it is not a plain tensor, but {type(param).__name__} of layout {param.layout}"
+def unfit(tensor: Tensor) -> str | None:
+    """Why a parameter or gradient cannot be copied as it is; None if it can."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return f"it is a {type(tensor).__name__} of layout {tensor.layout}; only plain strided tensors can be copied"
     return None
 
 
@@ -196,7 +195,7 @@ def step_chunks(
 
 def _chunks(grads: Sequence[Tensor | None], offloaded: Mapping[int, Offloaded]) -> list[list[int]]:
     """Divides the offloaded parameters that have gradients: those of new types, then runs of CHUNK bytes."""
-    moving = [(i, grads[i]) for i in offloaded if grads[i] is not None]
+    moving = [(i, grad) for i in offloaded if (grad := grads[i]) is not None]
     new = [i for i, _ in moving if not offloaded[i].was_stepped]
     runs: list[list[int]] = []
     size = CHUNK

@@ -67,6 +67,8 @@ class Storage:
         stochastic = coded or beyond["stochastic_rounding"] is not None
         self.counts = () if of_sgd and not stochastic else names
         """The states that are numbers. torch's SGD has none; random numbers depend on the step number."""
+        self.has_state = bool(self.dtypes or self.counts)
+        """Whether torch's state has an entry for the parameter."""
 
     def clock(self, own: Mapping[str, Any]) -> Clock:
         """The step number and the scalars that a state has. Without a number, a state is that of a later step."""
@@ -74,6 +76,8 @@ class Storage:
         t, given = own.get(STEP), [(own.get(name), first) for name, first in self.rule["scalars"]]
         if t is None:
             t = any(_is_tensor(own.get(key)) for key in arrays)
+        if not 0 <= float(t) < 2**62:
+            raise ValueError(f"the state {STEP} is {float(t)}, and no number of a step")
         return int(t), [*(float(first if value is None else value) for value, first in given), 1.0]
 
     def fits(self, name: str, array: Any) -> bool:
@@ -104,8 +108,6 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
         array: Any = own.get(key)
         if _is_tensor(array) and not name.endswith("_scale") and array.shape != p.shape:
             raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
-    for other in {_storage.MASTER, _storage.AVERAGE, STEP} - {*keys, *storage.counts}:
-        own.pop(other, None)
     if all(storage.fits(name, own.get(key)) for name, key in keys.items()):
         return {name: own[key] for name, key in keys.items()}
     made = _storage.make([p], storage.rule, storage.firsts, storage.options)[0]
@@ -120,8 +122,6 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
     for name in storage.firsts:
         for stale in (name, f"{name}_q8", _storage.scale_of(name)):
             own.pop(stale, None)
-    if not own:
-        own.update(dict.fromkeys(storage.counts))  # which are first in torch's states
     own.update({keys[name]: array for name, array in made.items()})
     return made
 
