@@ -23,7 +23,7 @@ constexpr int kMinBlocks =
     : ElementUpdate::keeps(1) || ElementUpdate::keeps(2) ? 5
                                                          : 8;
 template <class ElementUpdate>
-constexpr int kMinBlocksStored = kHasThreeStates<ElementUpdate> ? 3 : 4;
+constexpr int kMinBlocksStored = ElementUpdate::keeps(1) ? 3 : 4;
 
 // Tensors per launch. A launch takes at most 32 KB of arguments; launches of few tensors use fewer, which cost less.
 // Not measured.
