@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from . import _core, q8
-from ._libraries import NUMPY, TORCH, Library, library_of
+from ._libraries import NUMPY, TORCH, TORCH_ON_GPU, Library, library_of
 from ._types import Array
 
 MASTER: Final = "master"
@@ -73,8 +73,9 @@ def library_of_all(params: Sequence[Any], paths: Sequence[str]) -> Library:
     """The library of parameters. Raises TypeError where some are NumPy's and others are torch's on the processor."""
     one_of_each = {type(param): i for i, param in reversed(list(enumerate(params)))}
     found = {library_of(params[i]): i for i in one_of_each.values()}
-    if {NUMPY, TORCH} <= found.keys() and isinstance(params[found[NUMPY]], np.ndarray):
-        array, tensor = (f"params{suffix(paths[found[library]])}" for library in (NUMPY, TORCH))
+    tensors = found.keys() & {TORCH, TORCH_ON_GPU}
+    if NUMPY in found and tensors and isinstance(params[found[NUMPY]], np.ndarray):
+        array, tensor = (f"params{suffix(paths[found[library]])}" for library in (NUMPY, tensors.pop()))
         raise TypeError(f"{array} is a NumPy array, but {tensor} a torch tensor; parameters must be of one library")
     return library_of(params[0])
 

@@ -69,7 +69,7 @@ def _cuda(monkeypatch):
         pytest.skip(f"no GPU: {CUDA.get('reason', 'CUDA finds no device')}")
     if EMULATED:  # without a GPU, torch's tensors are in the processor's memory
         monkeypatch.setattr(_libraries.TorchOnGpu, "has", lambda _, array: not isinstance(array, np.ndarray))
-        monkeypatch.setattr(_libraries.Torch, "stream", lambda *_: 0)
+        monkeypatch.setattr(_libraries.TorchOnGpu, "stream", lambda *_: 0)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from gradstep import functional, optimizers, show_config
 from tests.table import REFERENCE, RULES, SHORT, leaves, problem, same_bits, schedule
 from tests.test_refusals import steps_of
 
+from .conftest import EMULATED, CuPy
+
 EVERY_RULE = pytest.mark.parametrize("rule", RULES)
 
 
@@ -250,15 +252,16 @@ def refused(error, words, call, gpu, *arrays):
 
 def test_arrays_of_the_processor_among_those_of_a_gpu(library):
     on_gpu, on_cpu = library.array(np.ones(3, np.float32)), np.ones(3, np.float32)
-    with pytest.raises(TypeError, match=r"params\[1\] must be an array on a GPU, not numpy.ndarray"):
+    with pytest.raises(TypeError, match=r"params\[1\] (must be an array on a GPU, not numpy|is a NumPy array, but )"):
         optimizers.Adam([on_gpu, on_cpu])
-    with pytest.raises(TypeError, match=r"params\[1\] must be a NumPy array, not"):
+    with pytest.raises(TypeError, match=r"params\[1\] must be a NumPy array, not|but params\[1\] a torch tensor"):
         optimizers.Adam([on_cpu, on_gpu])
     opt = optimizers.Adam(on_gpu)
     refused(TypeError, "grads must be an array on a GPU, not numpy.ndarray", lambda: opt.step(on_cpu), library, on_gpu)
     opt = optimizers.Adam(on_cpu)
-    with pytest.raises(TypeError, match="grads must be a NumPy array, not"):
-        opt.step(on_gpu)
+    if isinstance(library, CuPy) or not EMULATED:  # memory of the processor is in the place of a GPU's
+        with pytest.raises(TypeError, match=r"grads (must be a NumPy array, not|is on cuda)"):
+            opt.step(on_gpu)
 
 
 def test_other_types_and_shapes(library):
