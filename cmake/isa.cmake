@@ -17,8 +17,7 @@ function(gradstep_isa name)
   target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
   # The loops are already written with vectors; auto-vectorization of the remainder loops would make the code three
   # times as large.
-  # No exception passes through a kernel, so that they need no tables for unwinding: a tenth of the extension.
-  set(options -fno-tree-vectorize -fno-unswitch-loops -fno-exceptions -fno-asynchronous-unwind-tables)
+  set(options -fno-tree-vectorize -fno-unswitch-loops)
   if(GRADSTEP_SANITIZE)
     # With all checks and full optimization, hundreds of kernels would take a quarter of an hour to compile.
     list(APPEND options -O1 -fno-sanitize=alignment,null,pointer-overflow,object-size)
