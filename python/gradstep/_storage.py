@@ -92,13 +92,11 @@ def make(
     kept: list[dict[str, Array]] = [{} for _ in params]
     columns: dict[str, list[int]] = {}  # the parameters whose states are stored as a type
     for i, param in enumerate(params):
-        double = is_double(param)
-        if options["state_dtype"] == "q8" and not double and math.prod(param.shape) >= options["min_8bit_size"]:
+        dtype = state_dtype_of(param, options)
+        if dtype == "q8":
             kept[i] = _codes(library, param, rule, firsts)
         else:
-            columns.setdefault(
-                "float64" if double else _STORED.get(options["state_dtype"], options["state_dtype"]), []
-            ).append(i)
+            columns.setdefault(dtype, []).append(i)
     for dtype, members in columns.items():
         of = [params[i] for i in members]
         for place, (state, first) in enumerate(firsts.items(), 1):
@@ -119,8 +117,14 @@ def make(
     return kept
 
 
-_STORED: Final = {None: "float32", "q8": "float32"}
-"""The dtype of states that are arrays of numbers, where it is not the option itself."""
+def state_dtype_of(param: Array, options: Mapping[str, Any]) -> str:
+    """How the states of a parameter are stored: "q8", or the name of a dtype."""
+    chosen = options["state_dtype"]
+    if is_double(param):
+        return "float64"
+    if chosen is None or (chosen == "q8" and math.prod(param.shape) < options["min_8bit_size"]):
+        return "float32"
+    return str(chosen)
 
 
 def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float]) -> dict[str, Array]:

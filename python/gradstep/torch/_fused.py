@@ -21,9 +21,10 @@ from gradstep._libraries import TORCH
 from gradstep._optimizer import Optimizer
 from gradstep._options import FLAG, POSITIVE, UP_TO_ONE, Domain, for_core, optional
 from gradstep._step import LOCKED, check_apart, finish_step
+from gradstep._storage import AVERAGE, MASTER
 
 from ._offload import Offloaded, link, step_chunks, unfit
-from ._states import Clock, Storage, adopt, count, is_beyond
+from ._states import STEP, Clock, Storage, adopt, count, is_beyond
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 """The class of gradstep that has the rule of a group, and its options there."""
@@ -232,7 +233,7 @@ class Fused(torch.optim.Optimizer):
         Raises RuntimeError where no parameter has an average, which is kept with `ema`.
         """
         plan = self._plan
-        pairs = [] if plan is None else [(p, own["average"]) for p, own in plan.pairs() if "average" in own]
+        pairs = [] if plan is None else [(p, own[AVERAGE]) for p, own in plan.pairs() if AVERAGE in own]
         if not pairs:
             raise RuntimeError(f"{type(self).__name__} keeps no averages yet: they need ema, and a step")
         if self._is_averaged:
@@ -427,7 +428,7 @@ class Plan:
         check_apart(self.stepper.possible_overlaps())
         self._set_clocks(clocks)
         self._bind_counts()
-        self.masters = [(p, own["master"]) for p, own in zip(self.stepped, self.kept, strict=True) if "master" in own]
+        self.masters = [(p, own[MASTER]) for p, own in zip(self.stepped, self.kept, strict=True) if MASTER in own]
         self.versions = [-1] * len(self.masters)
         """Of parameters with a master, after the last step."""
         owned = [self.state[param] for param in self.params if param in self.state]
@@ -436,7 +437,7 @@ class Plan:
     def forget(self) -> None:
         """Removes what a checkpoint has and this optimizer does not keep."""
         for param, storage in zip(self.params, self.storages, strict=True):
-            for name in {"master", "average", "step"} - {*storage.dtypes, *storage.counts}:
+            for name in {MASTER, AVERAGE, STEP} - {*storage.dtypes, *storage.counts}:
                 self.state.get(param, {}).pop(name, None)
 
     def pairs(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -535,7 +536,7 @@ class Plan:
                 self.stepper.set_number(number, "lr", float(group["lr"]))
             elif changed:
                 cls, options = opt.translate(group)
-                beyond = {name: group.get(name, default) for name, default in BEYOND.items()}
+                beyond = beyond_of(group)
                 keeps = changed.isdisjoint(("differentiable", "capturable"))
                 if not keeps or (cls, beyond) != (self.rules[number][0], self.beyond[number]):
                     return False
@@ -618,11 +619,16 @@ def _ids(kept: Mapping[str, Tensor]) -> list[int]:
     return [id(array) for array in kept.values()]
 
 
+def beyond_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group that torch does not have."""
+    return {name: group.get(name, default) for name, default in BEYOND.items()}
+
+
 def checked_beyond(owner: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The options beyond torch's, of each group. Raises TypeError or ValueError."""
     checked = []
     for group in groups:
-        values = {name: group.get(name, default) for name, default in BEYOND.items()}
+        values = beyond_of(group)
         for name, domain in DOMAINS.items():
             values[name] = domain.check(values[name], f"{owner}: {name}")
         checked.append(values)

@@ -48,8 +48,8 @@ class Storage:
             "ema": beyond["ema"],
             "ema_correction": False,
         }
-        wide = "float64" if _storage.is_double(p) else "float32"
-        coded = chosen == "q8" and wide == "float32" and p.numel() >= MIN_8BIT_SIZE
+        dtype = _storage.state_dtype_of(p, self.options)
+        coded = dtype == "q8"
         self.dtypes: dict[str, str] = {}
         """The type of each array, by the core's names."""
         for state in self.firsts:
@@ -57,11 +57,11 @@ class Storage:
                 self.dtypes[state] = "uint8" if state in self.rule["non_negative"] else "int8"
                 self.dtypes[_storage.scale_of(state)] = "float32"
             else:
-                self.dtypes[state] = wide if chosen == "q8" or wide == "float64" else chosen
+                self.dtypes[state] = dtype
         if master:
             self.dtypes[_storage.MASTER] = "float32"
         if beyond["ema"] is not None:
-            self.dtypes[_storage.AVERAGE] = wide
+            self.dtypes[_storage.AVERAGE] = "float64" if _storage.is_double(p) else "float32"
         names = (STEP, *(name for name, _ in self.rule["scalars"]))
         of_sgd = cls.rule in ("sgd", "momentum", "nag")
         stochastic = coded or beyond["stochastic_rounding"] is not None
