@@ -12,16 +12,16 @@ namespace gradstep::cpu {
 namespace {
 
 // Calls f(type, j) for each full register of `count` elements, then for each remaining element. If `count` equals the
-// constant kWhole, the loop is unrolled kUnroll times.
-template <class T, std::int64_t kWhole = 0, int kUnroll = 4, bool kShort = false, class F>
+// constant kWhole, registers are Unrolled, and the loop is unrolled kUnroll times.
+template <class T, std::int64_t kWhole = 0, class Unrolled = Full<T>, int kUnroll = 4, bool kShort = false, class F>
 GS_INLINE void each_register(std::int64_t count, const F& f) {
   constexpr std::int64_t kLanes = Full<T>::kLanes;
   std::int64_t j = 0;
   if (kWhole > 0 && count == kWhole) {
     GS_UNROLL(1)
-    for (; j < kWhole; j += kUnroll * kLanes) {
+    for (; j < kWhole; j += kUnroll * Unrolled::kLanes) {
       GS_UNROLL(16)
-      for (int n = 0; n < kUnroll; ++n) f(Full<T>{}, j + n * kLanes);
+      for (int n = 0; n < kUnroll; ++n) f(Unrolled{}, j + n * Unrolled::kLanes);
     }
     return;
   }

@@ -19,6 +19,16 @@ GS_INLINE void update_at(std::int64_t j, const ElementUpdate& element, P& p, con
   apply(p.template load<V>(j), g.template load<V>(j), states.template load<V>(j)...);
 }
 
+template <class T, bool kStateless>
+struct UnrolledOf {
+  using Type = Full<T>;
+};
+template <class T>
+struct UnrolledOf<T, true> {
+  static constexpr int kBytes = kRegister < kStatelessRegister ? kRegister : kStatelessRegister;
+  using Type = Vector<T, kBytes / static_cast<int>(sizeof(T))>;
+};
+
 // All streams advance together: each register of elements is decoded, updated and encoded.
 template <class ElementUpdate, class P, class G, class C, class... S>
 GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_t end, bool prefetches, P p, G g,
@@ -49,7 +59,9 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
     enter(i);
     prefetch_run(i);
     // Only whole native runs are unrolled: unrolled decoding and encoding gave larger code that was not faster.
-    each_register<T, kInRuns ? 0 : kRun, ElementUpdate::kStates == 0 ? 8 : 4, !kInRuns>(next - i, update);
+    constexpr bool kStateless = ElementUpdate::kStates == 0;
+    using Unrolled = typename UnrolledOf<T, !kInRuns && kStateless>::Type;
+    each_register<T, kInRuns ? 0 : kRun, Unrolled, kStateless ? 8 : 4, !kInRuns>(next - i, update);
     leave(next);
   }
 }
