@@ -1,4 +1,4 @@
-"""The code of README and guide runs as written, and their links lead somewhere."""
+"""The code of README and docs runs as written, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/guide.md"]
-LINKED = [*PAGES, "docs/torch.md"]  # its code needs torch: tests/torch/test_page.py runs it
+LINKED = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
+NEEDS_TORCH = "docs/torch.md"  # tests/torch/test_page.py runs it
+PAGES = [page for page in LINKED if page != NEEDS_TORCH and "```python" in (ROOT / page).read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run_in_order(page):
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)

@@ -6,6 +6,7 @@
 >>> opt.step({"w": np.ones((3, 2), np.float32), "b": np.ones(2, np.float32)})  # params change in place
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import functional, optimizers, q8, reference
@@ -20,17 +21,17 @@ from .optimizers import *  # noqa: F403  the list of optimizers stands there, on
 if TYPE_CHECKING:
     from ._files import load, save
 else:
+    _LAZY = {"load": "_files", "save": "_files"}
+    """Names whose modules are imported when they are used first, and these modules: all the rest is imported faster."""
 
     def __getattr__(name: str) -> Any:
-        """`save` and `load`, whose module is imported where they are used: that takes longer than all the rest."""
-        if name not in ("load", "save"):
+        if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import _files
-
-        return getattr(_files, name)
+        module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+        return module if _LAZY[name] == name else getattr(module, name)
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "load", "save"})
+        return sorted({*globals(), *_LAZY})
 
 
 __all__ = [
