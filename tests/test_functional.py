@@ -118,7 +118,7 @@ REFUSED = [
     (lambda: F.momentum_(P, G, P), ValueError, "state momentum_buffer .*is the same array as p"),
     (lambda: F.momentum_(P, G, G), ValueError, "g overlaps state momentum_buffer"),
     (lambda: F.adam_(P, G, V, V), ValueError, "state exp_avg_sq .*is the same array as state exp_avg"),
-    (lambda: F.sgd_(P, G, lr=lambda _: 0.1), TypeError, "sgd_: lr must be a number"),
+    (lambda: F.sgd_(P, G, lr=lambda _: 0.1), TypeError, "sgd_: lr must be a finite number"),
     (lambda: F.sgd_(P, G, lr=-1), ValueError, "sgd_: lr must be"),
     (lambda: F.sgd_(P, G, learning_rate=1), TypeError, "sgd_ has no option 'learning_rate'; did you mean 'lr'"),
     (lambda: F.sgd_(P, G, mu_product=1.0), TypeError, "sgd_ has no option 'mu_product'"),

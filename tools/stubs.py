@@ -13,7 +13,13 @@ from gradstep._groups import RULES
 from gradstep._optimizer import Optimizer
 
 PATH = Path(__file__).resolve().parent.parent / "python" / "gradstep" / "functional.pyi"
-TYPES = {"Number": "SupportsFloat", "LearningRate": "SupportsFloat", "Lookahead": "bool"}
+TYPES = {
+    "Number": "SupportsFloat",
+    "LearningRate": "SupportsFloat",
+    "NumberOrNone": "float | None",
+    "Numbers": "tuple[float, float]",
+    "Lookahead": "bool",
+}
 """What is passed for an option that is declared as one of these; `Option[X]` stands for X."""
 HEADER = '''"""The bare kernels' signatures. Written by tools/stubs.py."""
 

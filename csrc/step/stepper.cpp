@@ -75,11 +75,12 @@ void Stepper::set_options(int group, std::vector<double> options) {
 
 void Stepper::set_number(int group, const std::string& name, double value) {
   check_group(group);
-  GroupOptions& options = groups_[static_cast<std::size_t>(group)];
+  const GroupOptions& options = groups_[static_cast<std::size_t>(group)];
   const auto& names = info(options).options;
   const auto place = std::find(names.begin(), names.end(), name) - names.begin();
-  options.values.at(static_cast<std::size_t>(place)) = value;
-  backend_->set_options(static_cast<std::size_t>(group), options);
+  std::vector<double> values = options.values;
+  values.at(static_cast<std::size_t>(place)) = value;
+  set_options(group, std::move(values));
 }
 
 void Stepper::set_gradient_pass(const PassOptions& asked) {

@@ -42,7 +42,7 @@ class Stepper {
   // Throws if the options would change which states are kept, or cannot change any more.
   void check_options(int group, const std::vector<double>& options) const;
   void set_options(int group, std::vector<double> options);
-  // Sets an option that does not determine the kernel, such as lr.
+  // Sets one option, as set_options() does.
   void set_number(int group, const std::string& name, double value);
 
   // Sets the gradient pass of later steps. Throws if a captured step has another one, which differs in more than the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,12 +11,14 @@ import numpy as np
 
 from . import _core, _storage
 from ._libraries import Library, plain
-from ._options import COUNT, SCHEDULED, UP_TO_ONE, Option, check_all
+from ._options import COUNT, UP_TO_ONE, Option, Schedule, check_all, load_state, state_of
 from ._types import Array
 
 FORMAT: Final = 2
 """The version of the layout of state dicts. Version 1, of gradstep 0.1, goes by position and has no "format"."""
 WHAT: Final = "the state dict"
+SCHEDULES: Final = "schedules"
+"""The name of the options that are schedules, with their states."""
 EMA_PRODUCT: Final = "ema_product"
 """The name of the product of the decays of a parameter's average."""
 
@@ -53,6 +56,9 @@ class Plan:
         self.step_count = step_count
         self.options = options
         self.groups: list[dict[str, Any]] = []
+        self.schedules: list[dict[str, Any]] = []
+        """The states of schedules by option, for each group."""
+        self.schedules_of_step: dict[str, Any] = {}
         self.differences = Differences([], [], [])
         self.arrays: dict[str, dict[str, Array]] = {}
         self.clocks: dict[str, tuple[int, list[float]]] = {}
@@ -82,10 +88,12 @@ def plan(
     if COUNT.check(saved["format"], f"{WHAT}['format']") != FORMAT:
         raise ValueError(f"{WHAT} has the format {saved['format']}; this version of gradstep reads {FORMAT} and older")
     _expect_entries(saved, {"rule": None, "step_count": None, "options": Mapping, "groups": Sequence, "state": Mapping})
+    of_step, states = _split(dict(saved["options"]), saved.get(SCHEDULES, {}), WHAT)
     result = Plan(
         COUNT.check(saved["step_count"], f"{WHAT}['step_count']"),
-        check_all(saved["options"], known, f"{WHAT}['options']"),
+        check_all(of_step, known, f"{WHAT}['options']", schedules=False),
     )
+    result.schedules_of_step = states
     differences = result.differences
     state = dict(saved["state"])
     _expect_names(state, f"{WHAT}['state']")
@@ -117,9 +125,33 @@ def plan(
         if len({repr(options) for options in found.values()}) > 1:
             differences.mismatched.append(f"group {number} (its parameters had different options)")
             found = {}
-        options = next(iter(found.values()), {})
+        options, states = next(iter(found.values()), ({}, {}))
         result.groups.append({name: value for name, value in options.items() if name not in _storage.OPTIONS})
+        result.schedules.append(states)
     return result
+
+
+def states_of(schedules: Mapping[str, Schedule]) -> dict[str, Any]:
+    """The entry of a state dict, or of one of its groups, for options that are schedules; none without them."""
+    return {SCHEDULES: {name: state_of(schedule) for name, schedule in schedules.items()}} if schedules else {}
+
+
+def loaders(own: Mapping[str, Schedule], states: Mapping[str, Any]) -> list[tuple[Schedule, Any]]:
+    """Schedules with the states that they are to load. Raises TypeError or ValueError where one refuses its own."""
+    pairs = [(own[name], state) for name, state in states.items() if name in own]
+    for schedule, state in pairs:
+        try:
+            load_state(copy.deepcopy(schedule), state)
+        except (KeyError, AttributeError) as error:
+            raise ValueError(f"{WHAT} has a state that {schedule!r} cannot load: {error!r}") from error
+    return pairs
+
+
+def _split(options: dict[str, Any], schedules: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options without those that were schedules, and the states of these."""
+    _expect(schedules, Mapping, f"{where}[{SCHEDULES!r}]")
+    states = {name: state for name, state in schedules.items() if options.get(name) is None}
+    return {name: value for name, value in options.items() if name not in states}, states
 
 
 def _compare(
@@ -156,9 +188,11 @@ def _compare(
     return wrong
 
 
-def _options_of_names(saved: Sequence[Any], known: Mapping[str, Option[Any]]) -> dict[str, tuple[int, dict[str, Any]]]:
-    """The number and the options of the group that each parameter was in, by name."""
-    of_names: dict[str, tuple[int, dict[str, Any]]] = {}
+def _options_of_names(
+    saved: Sequence[Any], known: Mapping[str, Option[Any]]
+) -> dict[str, tuple[int, tuple[dict[str, Any], dict[str, Any]]]]:
+    """The number of the group that each parameter was in, its options, and the states of its schedules, by name."""
+    of_names: dict[str, tuple[int, tuple[dict[str, Any], dict[str, Any]]]] = {}
     for number, group in enumerate(saved):
         where = f"{WHAT}['groups'][{number}]"
         _expect(group, Mapping, where)
@@ -167,16 +201,15 @@ def _options_of_names(saved: Sequence[Any], known: Mapping[str, Option[Any]]) ->
         if not isinstance(names, (list, tuple)):
             raise TypeError(f"{where} must have a list of names as 'params'")
         _expect_names(names, f"{where}['params']")
-        for option in SCHEDULED:
-            if callable(options.get(option)):
-                raise TypeError(f"{where}: {option} must be a number or None, not a callable")
+        options, states = _split(options, options.pop(SCHEDULES, {}), where)
+        for option in ("lr", "ema"):  # state dicts without the states of schedules have None for schedules of these
             if options.get(option) is None:
                 options.pop(option, None)
-        checked = check_all(options, known, where)
+        checked = check_all(options, known, where, schedules=False)
         for name in names:
             if name in of_names:
                 raise ValueError(f"{WHAT} has {name!r} in two groups, {of_names[name][0]} and {number}")
-            of_names[name] = number, checked
+            of_names[name] = number, (checked, states)
     return of_names
 
 

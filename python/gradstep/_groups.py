@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from . import _core
-from ._options import SCHEDULED, Option, Schedule, check_all, for_core
+from ._options import Option, Schedule, check_all, for_core
 from ._step import Engine
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
@@ -17,24 +17,29 @@ RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
 class OptionGroup(Mapping[str, Any]):
     """The options of one group of parameters. Setting one, `group["lr"] = 0.1`, takes effect at the next step."""
 
-    __slots__ = ("_engine", "_known", "_options", "_rule", "names", "number")
+    __slots__ = ("_engine", "_known", "_options", "_rule", "names", "number", "schedules")
 
     def __init__(self, engine: Engine, cls: Any, number: int, options: dict[str, Any]) -> None:
         self._engine = engine
         self._rule: str = cls.rule
         self._known: Mapping[str, Option[Any]] = cls.known
-        self._options = options
+        self._set(options)
         self.number = number
         """Its index among the optimizer's groups."""
         self.names: list[str] = []
         """The names of the group's parameters."""
+
+    def _set(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.schedules: dict[str, Schedule] = {name: value for name, value in options.items() if callable(value)}
+        """The options that are schedules."""
 
     def __getitem__(self, name: str) -> Any:
         value = self._options[name]
         if not callable(value):
             return value
         with self._engine.lock:
-            return self._engine.rate(value, name)
+            return self._engine.value_at(value, self._known[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._options)
@@ -79,7 +84,7 @@ class OptionGroup(Mapping[str, Any]):
         self._engine.use()  # after a capture, options are on the GPU
         self._engine.stepper.set_options(self.number, self.for_core(changed))
         self._engine.stepper.set_frozen(self.number, changed["frozen"])
-        self._options = changed
+        self._set(changed)
         if self.schedules:
             self._engine.expect_schedule()
 
@@ -89,17 +94,16 @@ class OptionGroup(Mapping[str, Any]):
 
     def for_core(self, options: Mapping[str, Any]) -> dict[str, float]:
         """Options in the form of the core. The value of a schedule is set before each step."""
-        now = {name: 0.0 if name in SCHEDULED and callable(value) else value for name, value in options.items()}
-        return for_core(now, self._known, RULES[self._rule]["options"])
+        return for_core(options, self._known, RULES[self._rule]["options"])
 
-    @property
-    def schedules(self) -> dict[str, Schedule]:
-        """The options that are schedules."""
-        return {name: self._options[name] for name in SCHEDULED if callable(self._options[name])}
+    def set_now(self, name: str, value: Any) -> None:
+        """Sets the value that the next step takes for an option."""
+        for part, number in self._known[name].for_core(value).items():
+            self._engine.stepper.set_number(self.number, part, number)
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The options, with a schedule as the callable."""
+        """The options, with schedules as callables."""
         return dict(self._options)
 
     def __repr__(self) -> str:

@@ -18,26 +18,28 @@ from ._groups import RULES, OptionGroup
 from ._libraries import library_of, refuse_capture
 from ._loss_scale import LOSS_SCALE, LossScale
 from ._options import (
+    BELOW_ONE,
     COUNT,
-    DECAY,
     FLAG,
     NON_NEGATIVE,
     POSITIVE,
-    SCHEDULED,
     SEED,
     Argument,
     ByName,
-    Decay,
     Declared,
     LearningRate,
     Number,
+    NumberOrNone,
     Option,
     Schedule,
+    StepNumber,
     StepOption,
     check_all,
     did_you_mean,
+    load_state,
     one_of,
     optional,
+    without_schedules,
 )
 from ._step import Engine, PendingResult, check_apart, finish_step
 from ._types import Array, Grads, Params, is_groups
@@ -200,7 +202,7 @@ class Optimizer(Declared):
         domain=COUNT,
         doc="An array of fewer elements has float32 states with q8.",
     )
-    clip_value: Option[float | None] = Option(
+    clip_value: NumberOrNone = NumberOrNone(
         default=None,
         kw_only=True,
         domain=optional(POSITIVE),
@@ -214,14 +216,14 @@ class Optimizer(Declared):
         doc="Whether steps leave the parameters, their states and step numbers as they are. Gradients are then "
         "ignored.",
     )
-    ema: Decay = Decay(
+    ema: NumberOrNone = NumberOrNone(
         default=None,
         kw_only=True,
-        domain=DECAY,
+        domain=optional(BELOW_ONE),
         doc="The decay of an exponential moving average of each parameter, `average` in `state`: average = ema * "
         "average + (1 - ema) * p after each step, in the same pass over memory. It is float32, or float64 for float64 "
-        "parameters, and starts as the parameter. Or a schedule, called once a step with `step_count`. `averaged` uses "
-        "the averages. It cannot be turned on or off after construction.",
+        "parameters, and starts as the parameter. `averaged` uses the averages. It cannot be turned on or off after "
+        "construction.",
     )
     ema_correction: Option[bool] = Option(
         default=False,
@@ -231,7 +233,7 @@ class Optimizer(Declared):
         doc="Whether the average starts at zero, and `averaged` divides it by one minus the product of all decays so "
         "far, so that it does not depend on the first parameters.",
     )
-    clip_norm: StepOption[float | None] = StepOption(
+    clip_norm: StepNumber = StepNumber(
         default=None,
         kw_only=True,
         domain=optional(POSITIVE),
@@ -241,7 +243,7 @@ class Optimizer(Declared):
         "norm, of gradients that are infinite or above 1e154, all finite gradients count as zero. `grad_norm` "
         "is the norm of the last step.",
     )
-    clip_per_tensor: StepOption[float | None] = StepOption(
+    clip_per_tensor: StepNumber = StepNumber(
         default=None,
         kw_only=True,
         domain=optional(POSITIVE),
@@ -413,7 +415,7 @@ class Optimizer(Declared):
         self._kept = {path: made[path] for path in paths}
         prepares = self._is_grouped or self._step_options["loss_scale"] is not None
         self._engine.begin(library, tree, stepper, prepares)
-        if any(group.schedules for group in groups):
+        if any(group.schedules for group in groups) or _schedules(self._step_options):
             self._engine.expect_schedule()
         for group in groups:
             group.names = []
@@ -669,17 +671,29 @@ class Optimizer(Declared):
         if self._step_options["on_nonfinite"] == "raise":
             words = f'{engine.name}: on_nonfinite="raise" waits for the device and cannot be captured; use "skip"'
             refuse_capture(engine.library, engine.stepper, words)
-        if not engine.is_scheduled:
-            return
-        values = [(group.number, name, group.raw[name]) for group in self._groups for name in SCHEDULED]
-        values = [(number, name, value) for number, name, value in values if value is not None]
-        schedules = [name for _, name, value in values if callable(value)]
-        engine.is_scheduled = bool(schedules)  # a schedule that sets its option ends with this step
-        for name in schedules:
+        if engine.is_scheduled:
+            self._follow_schedules()
+
+    def _follow_schedules(self) -> None:
+        """Sets the options that are schedules to their values at the next step."""
+        engine = self._engine
+        schedules = {(group.number, name): of for group in self._groups for name, of in group.schedules.items()}
+        of_step = _schedules(self._step_options)
+        for name in [*(name for _, name in schedules), *of_step]:
             words = f"{engine.name}: {name} is a schedule, which a replay cannot call; set {name} between replays"
             refuse_capture(engine.library, engine.stepper, words)
-        for number, name, value in [(number, name, engine.rate(value, name)) for number, name, value in values]:
-            engine.stepper.set_number(number, name, value)
+        values = {key: engine.value_at(value, self.known[key[1]]) for key, value in schedules.items()}
+        limits = {name: engine.value_at(value, self.step_options[name]) for name, value in of_step.items()}
+        ended = [key for key in engine.scheduled if key not in values and key[0] >= 0]
+        for number, name in ended:
+            self._groups[number].set_now(name, self._groups[number].raw[name])
+        for (number, name), value in values.items():
+            self._groups[number].set_now(name, value)
+        now = {*values, *((-1, name) for name in limits)}
+        if limits or len(ended) < len(engine.scheduled):
+            _set_gradient_pass(engine.stepper, {**self._step_options, **limits})
+        # A schedule that has set its own option ends with this step, and the next one takes what it has set.
+        engine.scheduled, engine.is_scheduled = now, bool(now)
 
     def _check_nests(self) -> None:
         """Raises ValueError where a group has other parameters than those that are stepped."""
@@ -752,7 +766,17 @@ class Optimizer(Declared):
             _set_gradient_pass(self._engine.stepper, changed)
             if changed["loss_scale"] is not None:
                 self._engine.prepare_steps()
+            if _schedules(changed):
+                self._engine.expect_schedule()
             self._step_options = changed
+
+    def _step_value(self, name: str) -> Any:
+        """The value of an option of the whole step."""
+        value = self._step_options[name]
+        if not callable(value):
+            return value
+        with self._engine.lock:
+            return self._engine.value_at(value, self.step_options[name])
 
     # Parameters and states.
 
@@ -998,17 +1022,18 @@ class Optimizer(Declared):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later run needs to continue with the same bits, as plain data with copies of the arrays.
 
-        Parameters are not included. A schedule is saved as None, and the new optimizer keeps its own; a
-        number as lr replaces a schedule.
+        Parameters are not included. An option that is a schedule is saved as None, and the new optimizer keeps its
+        own value or schedule; a number replaces a schedule.
 
         Returns
         -------
         dict
             "format": 2. "rule": its name. "step_count". "options": those of the whole step. "groups": the options of
-            each group, with the names of its parameters as "params". "state": for each parameter, by name, its own
-            step number as "step", the scalars of the rule (Nadam's "mu_product"), "ema_product", the product of the
-            decays so far, where it has an average, and its state arrays by name. Where gradients were accumulated
-            since the last step: "accumulated", their number, and their sums as "accumulator" in "state".
+            each group, with the names of its parameters as "params". "schedules", there and in groups: the options
+            that are schedules, each with what its `state_dict()` returns, or None. "state": for each parameter, by
+            name, its own step number as "step", the scalars of the rule (Nadam's "mu_product"), "ema_product", the
+            product of the decays so far, where it has an average, and its state arrays by name. Where gradients were
+            accumulated since the last step: "accumulated", their number, and their sums as "accumulator" in "state".
         """
         with self._engine.lock:
             self._engine.wait()
@@ -1030,8 +1055,14 @@ class Optimizer(Declared):
                 "rule": self.rule,
                 "step_count": self._engine.stepper.step_count,
                 "options": _plain_step_options(self._step_options),
+                **_checkpoint.states_of(_schedules(self._step_options)),
                 "groups": [
-                    {**group.raw, **dict.fromkeys(group.schedules), "params": list(group.names)}
+                    {
+                        **group.raw,
+                        **dict.fromkeys(group.schedules),
+                        **_checkpoint.states_of(group.schedules),
+                        "params": list(group.names),
+                    }
                     for group in self._groups
                 ],
                 "state": copied,
@@ -1087,10 +1118,16 @@ class Optimizer(Declared):
             checked = [
                 group.checked(options, loading=True) for group, options in zip(self._groups, plan.groups, strict=True)
             ]
+            states = [(group.schedules, states) for group, states in zip(self._groups, plan.schedules, strict=True)] + [
+                (_schedules(self._step_options), plan.schedules_of_step)
+            ]
+            loading = [pair for own, theirs in states for pair in _checkpoint.loaders(own, theirs)]
             if plan.clocks:
                 self._load_step_options(plan.options)  # first, because a device may refuse it
             for group, options in zip(self._groups, checked, strict=True):
                 group.apply(options)
+            for schedule, state in loading:
+                load_state(schedule, state)
             for path, arrays in plan.arrays.items():
                 for name, array in arrays.items():
                     own = sums.arrays[path] if sums is not None and name == _checkpoint.SUM else self._kept[path][name]
@@ -1104,7 +1141,7 @@ class Optimizer(Declared):
                 self._sums = sums
                 engine.stepper.set_times(plan.step_count, list(clocks.values()))
             engine.wait()
-            engine.rates.clear()
+            engine.values.clear()
             return plan.differences
 
     def _load_step_options(self, options: Mapping[str, Any]) -> None:
@@ -1265,13 +1302,21 @@ def _checked_step_options(cls: type[Optimizer], given: Mapping[str, Any], now: M
     return options
 
 
+def _schedules(options: Mapping[str, Any]) -> dict[str, Schedule]:
+    """The options that are schedules."""
+    return {name: value for name, value in options.items() if callable(value)}
+
+
 def _plain_step_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the whole step as plain data."""
-    return {name: x.state_dict() if isinstance(x, LossScale) else x for name, x in options.items()}
+    plain = {name: x.state_dict() if isinstance(x, LossScale) else x for name, x in options.items()}
+    return {name: None if callable(x) else x for name, x in plain.items()}
 
 
 def _set_gradient_pass(stepper: _core.Stepper, options: Mapping[str, Any]) -> None:
-    stepper.set_gradient_pass(*(options[name] for name in ("clip_norm", "clip_per_tensor", "on_nonfinite")))
+    """Sets the options of the gradient pass, with a number in place of each schedule."""
+    known = {name: getattr(Optimizer, name) for name in ("clip_norm", "clip_per_tensor", "on_nonfinite")}
+    stepper.set_gradient_pass(*without_schedules({name: options[name] for name in known}, known).values())
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -24,16 +24,18 @@ else:
 
 T = TypeVar("T")
 Schedule: TypeAlias = Callable[[int], SupportsFloat]
+Pair: TypeAlias = tuple[float, float]
 
 
 class Domain(NamedTuple):
     """The values that an option may have: their description, and a function that converts a value to its plain type.
 
-    The function raises TypeError or ValueError without a message.
+    The function raises TypeError or ValueError without a message. `example` is a number in the middle of real ones.
     """
 
     words: str
     plain: Callable[[Any], Any]
+    example: Any = None
 
     def check(self, value: object, name: str) -> Any:
         """`value` in its plain type. Raises TypeError or ValueError with `name` in the message."""
@@ -62,7 +64,7 @@ def real(words: str, holds: Callable[[float], bool]) -> Domain:
             raise ValueError
         return x
 
-    return Domain(words, plain)
+    return Domain(words, plain, 0.5)
 
 
 def whole(least: int, most: int) -> Domain:
@@ -101,12 +103,14 @@ def pair_of(domain: Domain) -> Domain:
         first, second = (domain.plain(scalar(x)) for x in value)
         return first, second
 
-    return Domain(f"a pair, each {domain.words}", plain)
+    return Domain(f"a pair, each {domain.words}", plain, (domain.example, domain.example))
 
 
 def optional(domain: Domain) -> Domain:
     """The values of another domain, and None."""
-    return Domain(f"{domain.words}, or None", lambda value: None if value is None else domain.plain(value))
+    return Domain(
+        f"{domain.words}, or None", lambda value: None if value is None else domain.plain(value), domain.example
+    )
 
 
 def _flag(value: Any) -> bool:
@@ -122,11 +126,45 @@ BELOW_ONE = real("a number from 0 to below 1", lambda x: 0 <= x < 1)
 FLAG = Domain("True or False", _flag)
 COUNT = whole(0, 2**62)
 SEED = whole(0, 2**53)  # the core gets it as a float64
-DECAY = Domain(
-    "a number from 0 to below 1, a callable, or None",
-    lambda x: x if x is None or callable(x) else BELOW_ONE.plain(x),
-)
-RATE = Domain("a finite number >= 0 or a callable", lambda x: x if callable(x) else NON_NEGATIVE.plain(x))
+
+
+def state_of(schedule: Any) -> Any:
+    """The state of a schedule as plain data; None where it has none."""
+    return schedule.state_dict() if hasattr(schedule, "state_dict") else None
+
+
+def load_state(schedule: Any, state: Any) -> None:
+    """Loads what `state_of` returned into a schedule that has a state."""
+    if state is not None and hasattr(schedule, "load_state_dict"):
+        schedule.load_state_dict(state)
+
+
+class Both:
+    """The schedule of a pair, from a schedule or number for each of its two."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self, step: int) -> tuple[Any, ...]:
+        return tuple(part(step) if callable(part) else part for part in self.parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of its schedules, by place."""
+        return {str(place): state_of(part) for place, part in enumerate(self.parts)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned."""
+        for place, part in enumerate(self.parts):
+            load_state(part, saved[str(place)])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Both) and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __repr__(self) -> str:
+        return repr(self.parts)
 
 
 class Argument(Generic[T]):
@@ -198,8 +236,24 @@ class Option(Argument[T]):
         """The names of its parts in the core, where its value is a tuple."""
 
     @property
+    def follows_schedules(self) -> bool:
+        """Whether a schedule, which gives the value for each step, may be its value."""
+        return self.domain.example is not None and not self.fixed
+
+    @property
     def words(self) -> str:
-        return self.domain.words
+        return f"{self.domain.words}, or a callable" if self.follows_schedules else self.domain.words
+
+    def check(self, value: Any, name: str) -> Any:
+        """`value` in its plain type, or a schedule. Raises TypeError or ValueError with `name` in the message."""
+        if not self.follows_schedules:
+            return self.domain.check(value, name)
+        if callable(value):
+            return value
+        if self.parts and isinstance(value, (tuple, list)) and any(callable(part) for part in value):
+            self.domain.check([self.domain.example[0] if callable(part) else part for part in value], name)
+            return Both(value)
+        return Domain(self.words, self.domain.plain).check(value, name)
 
     @overload
     def __get__(self, opt: None, owner: type) -> Self: ...
@@ -218,32 +272,34 @@ class Option(Argument[T]):
 
 
 class Number(Option[float]):
-    """An option that is a float; every kind of number is accepted."""
-
-    def __set__(self, opt: Any, value: SupportsFloat) -> None:
-        super().__set__(opt, value)  # type: ignore[arg-type]
-
-
-class LearningRate(Option[float]):
-    """The learning rate: a number or a schedule; reading it gives the number for the next step."""
-
-    def __init__(self, *, default: Any) -> None:
-        doc = "The learning rate; or a schedule, called once a step with `step_count` (0 at the first step)."
-        super().__init__(default=default, domain=RATE, doc=doc)
+    """An option that is a float: every kind of number, or a schedule; reading it gives the number for the next step."""
 
     def __set__(self, opt: Any, value: SupportsFloat | Schedule) -> None:
         super().__set__(opt, value)  # type: ignore[arg-type]
 
 
-class Decay(Option[float | None]):
-    """The decay of an average: a number, a schedule or None; reading it gives the number for the next step."""
+class LearningRate(Number):
+    """The learning rate."""
+
+    def __init__(self, *, default: Any) -> None:
+        doc = "The learning rate; or a schedule, called once a step with `step_count` (0 at the first step)."
+        super().__init__(default=default, domain=NON_NEGATIVE, doc=doc)
+
+
+class NumberOrNone(Option[float | None]):
+    """A number, a schedule or None; reading it gives the number for the next step."""
 
     def __set__(self, opt: Any, value: SupportsFloat | Schedule | None) -> None:
         super().__set__(opt, value)  # type: ignore[arg-type]
 
 
-SCHEDULED: Mapping[str, Domain] = {"lr": NON_NEGATIVE, "ema": BELOW_ONE}
-"""Options that may be schedules, and what these may return."""
+class Numbers(Option[Pair]):
+    """A pair of numbers or schedules, or a schedule of pairs; reading it gives the numbers for the next step."""
+
+    def __set__(
+        self, opt: Any, value: tuple[SupportsFloat | Schedule, SupportsFloat | Schedule] | Callable[[int], Pair]
+    ) -> None:
+        super().__set__(opt, value)  # type: ignore[arg-type]
 
 
 class StepOption(Option[T]):
@@ -254,14 +310,32 @@ class StepOption(Option[T]):
     @overload
     def __get__(self, opt: Any, owner: type) -> T: ...
     def __get__(self, opt: Any, owner: type) -> Any:
-        return self if opt is None else opt._step_options[self.name]
+        return self if opt is None else opt._step_value(self.name)
 
     def __set__(self, opt: Any, value: T) -> None:
         opt._set_step_options({self.name: value})
 
 
+class StepNumber(StepOption[float | None]):
+    """A number, a schedule or None, common to all groups; reading it gives the number for the next step."""
+
+    def __set__(self, opt: Any, value: SupportsFloat | Schedule | None) -> None:
+        super().__set__(opt, value)  # type: ignore[arg-type]
+
+
 @dataclass_transform(
-    eq_default=False, field_specifiers=(Argument, ByName, Option, Number, LearningRate, Decay, StepOption)
+    eq_default=False,
+    field_specifiers=(
+        Argument,
+        ByName,
+        Option,
+        Number,
+        LearningRate,
+        NumberOrNone,
+        Numbers,
+        StepOption,
+        StepNumber,
+    ),
 )
 class Declared:
     """The base of classes whose arguments are attributes, from which type checkers derive the signature."""
@@ -282,20 +356,33 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_all(given: Mapping[str, Any], known: Mapping[str, Option[Any]], owner: str) -> dict[str, Any]:
-    """Values in their plain types. Raises TypeError for an unknown option or wrong type, ValueError if out of range."""
+def check_all(
+    given: Mapping[str, Any], known: Mapping[str, Option[Any]], owner: str, schedules: bool = True
+) -> dict[str, Any]:
+    """Values in their plain types. Raises TypeError for an unknown option or wrong type, ValueError if out of range.
+
+    `schedules`: whether they may be schedules.
+    """
     for name in given:
         if name not in known:
             hint = did_you_mean(name, known) or f"; it has {', '.join(known)}"
             raise TypeError(f"{owner} has no option {name!r}{hint}")
-    return {name: known[name].domain.check(value, f"{owner}: {name}") for name, value in given.items()}
+    return {
+        name: (known[name] if schedules else known[name].domain).check(value, f"{owner}: {name}")
+        for name, value in given.items()
+    }
+
+
+def without_schedules(values: Mapping[str, Any], known: Mapping[str, Option[Any]]) -> dict[str, Any]:
+    """Options with a number in place of each schedule, whose value is set before each step."""
+    return {name: known[name].domain.example if callable(value) else value for name, value in values.items()}
 
 
 def for_core(values: Mapping[str, Any], known: Mapping[str, Option[Any]], names: Sequence[str]) -> dict[str, float]:
     """The options of the core, `names`, in its form."""
     parts = {
         name: x
-        for option, value in values.items()
+        for option, value in without_schedules(values, known).items()
         if option in names or known[option].parts
         for name, x in known[option].for_core(value).items()
     }

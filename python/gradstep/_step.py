@@ -14,7 +14,7 @@ import numpy as np
 from . import _core
 from ._core import StepResult
 from ._libraries import Library, use_stream
-from ._options import SCHEDULED, Schedule
+from ._options import Option, Schedule
 
 
 def run_step(stepper: _core.Stepper, grads: Any) -> None:
@@ -84,10 +84,11 @@ class Engine:
         "name",
         "prepares",
         "quick_step",
-        "rates",
+        "scheduled",
         "stepper",
         "taken",
         "tree",
+        "values",
     )
 
     def __init__(self, name: str) -> None:
@@ -102,10 +103,12 @@ class Engine:
         self.taken = 0
         """The number of steps on a GPU whose results may be asked for."""
         self.is_scheduled = False
-        """Whether a group has a schedule, or had one at the last step."""
+        """Whether an option is a schedule, or was one at the last step."""
+        self.scheduled: set[tuple[int, str]] = set()
+        """The groups and options whose value in the core is that of a schedule; -1 for the whole step."""
         self.prepares = False
         """Whether each step needs preparation in Python: a stream, the values of schedules, a loss scale."""
-        self.rates: list[tuple[Schedule, str, int, float]] = []  # schedules, options, the step, what they returned
+        self.values: list[tuple[Schedule, str, int, Any]] = []  # schedules, options, the step, what they returned
         self._asking: list[Schedule] = []
         LOCKED.add(self)
 
@@ -122,7 +125,7 @@ class Engine:
         return bool(self._asking) or self.stepper.is_stepping
 
     def expect_schedule(self) -> None:
-        """A group has a schedule from now on."""
+        """An option is a schedule from now on."""
         self.is_scheduled = True
         self.prepare_steps()
 
@@ -143,24 +146,25 @@ class Engine:
         if self.library.on_gpu:
             self.stepper.wait()  # type: ignore[attr-defined]
 
-    def rate(self, value: Any, option: str) -> float:
+    def value_at(self, value: Any, option: Option[Any]) -> Any:
         """An option's value at the next step. A schedule is called once a step, also if groups share it."""
         if not callable(value):
-            return float(value)
+            return value
         step = self.stepper.step_count
-        for schedule, of, asked_at, rate in self.rates:
-            if schedule is value and of == option and asked_at == step:
-                return rate
+        for schedule, of, asked_at, returned in self.values:
+            if schedule is value and of == option.name and asked_at == step:
+                return returned
         if any(schedule is value for schedule in self._asking):
-            raise RuntimeError(f"{self.name}: the schedule of {option} reads {option}, whose value it determines")
+            words = f"the schedule of {option.name} reads {option.name}, whose value it determines"
+            raise RuntimeError(f"{self.name}: {words}")
         self._asking.append(value)
         try:
-            rate = float(SCHEDULED[option].check(value(step), f"{self.name}: {option}({step})"))
+            returned = option.domain.check(value(step), f"{self.name}: {option.name}({step})")
         finally:
             self._asking.pop()
-        self.rates = [asked for asked in self.rates if asked[2] == step]
-        self.rates.append((value, option, step, rate))
-        return rate
+        self.values = [asked for asked in self.values if asked[2] == step]
+        self.values.append((value, option.name, step, returned))
+        return returned
 
 
 def _renew_locks() -> None:

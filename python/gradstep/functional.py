@@ -60,9 +60,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., float | None]:
             _options.UP_TO_ONE.check(given.pop(scalar, first), f"{name}: {scalar}") for scalar, first in scalars.items()
         ]
         master = given.pop("master", None)
-        chosen = {**defaults, **_options.check_all(given, known, name)}
-        if callable(chosen["lr"]):
-            raise TypeError(f"{name}: lr must be a number, got {chosen['lr']!r}")
+        chosen = {**defaults, **_options.check_all(given, known, name, schedules=False)}
         library = library_of(p)
         stepper: _core.Stepper = library.core.Stepper(None, "p", "g")
         options = _options.for_core({**cls.defaults, **chosen}, cls.known, RULES[cls.rule]["options"])

@@ -14,7 +14,19 @@ from . import _core, _storage
 from ._arithmetic import sgd_options
 from ._groups import RULES
 from ._optimizer import REQUIRED, Optimizer
-from ._options import BELOW_ONE, FLAG, NON_NEGATIVE, UP_TO_ONE, LearningRate, Number, Option, optional, pair_of
+from ._options import (
+    BELOW_ONE,
+    FLAG,
+    NON_NEGATIVE,
+    UP_TO_ONE,
+    LearningRate,
+    Number,
+    NumberOrNone,
+    Numbers,
+    Option,
+    optional,
+    pair_of,
+)
 from ._step import run_step
 
 if TYPE_CHECKING:
@@ -319,7 +331,7 @@ class Adam(Optimizer):
     }
 
     lr: LearningRate = LearningRate(default=1e-3)
-    betas: Option[tuple[float, float]] = Option(
+    betas: Numbers = Numbers(
         default=(0.9, 0.999),
         parts=("beta1", "beta2"),
         domain=pair_of(BELOW_ONE),
@@ -372,7 +384,7 @@ class Nadam(Optimizer):
     }
 
     lr: LearningRate = LearningRate(default=2e-3)
-    betas: Option[tuple[float, float]] = Option(
+    betas: Numbers = Numbers(
         default=(0.9, 0.999),
         parts=("beta1", "beta2"),
         domain=pair_of(BELOW_ONE),
@@ -380,7 +392,7 @@ class Nadam(Optimizer):
     )
     eps: Number = Number(default=1e-8, domain=NON_NEGATIVE, doc=EPS_DOC)
     eps_root: Number = Number(default=0.0, domain=NON_NEGATIVE, doc=EPS_ROOT_DOC)
-    momentum_decay: Option[float | None] = Option(
+    momentum_decay: NumberOrNone = NumberOrNone(
         default=0.004, domain=optional(NON_NEGATIVE), doc="How fast mu_t rises to b1; None: mu_t is b1 throughout."
     )
     float32_product: Option[bool] = Option(

@@ -9,6 +9,7 @@ import pytest
 from gradstep import functional, optimizers, show_config
 from tests.table import REFERENCE, RULES, SHORT, leaves, problem, same_bits, schedule
 from tests.test_refusals import steps_of
+from tests.test_scheduled import scheduled
 
 from .conftest import EMULATED, CuPy
 
@@ -185,6 +186,24 @@ def test_replays_go_on_from_the_last_step(rule, dtype, options, gpu):
     graph.replay()
     ref.step(at(7))
     check(7)
+
+
+@EVERY_RULE
+def test_every_option_follows_a_schedule(rule, gpu):
+    cls = RULES[rule]
+    schedules = {name: line(option) for name, option in scheduled(cls).items() if name != "clip_per_tensor"}
+    p, grads = problem(300, "float32")
+    ours, theirs = gpu.array(p), p.copy()
+    opt, ref = cls(ours, **schedules), REFERENCE[rule](theirs, **schedules)
+    for g in grads[:SHORT]:
+        opt.step(gpu.array(g))
+        ref.step(g)
+        assert same_bits(gpu.numpy(ours), theirs)
+
+
+def line(option):
+    """A schedule of values that are valid for every option."""
+    return (lambda step: (0.5 + 0.1 * step, 0.9)) if option.parts else (lambda step: 0.5 + 0.1 * step)
 
 
 def test_what_a_graph_cannot_replay(gpu):

@@ -243,8 +243,8 @@ class Optimizer:
 
     def _pass(self, grads: Sequence[Array | None], scale: float) -> tuple[list[float], SimpleNamespace]:
         """What every gradient is multiplied by; the norm and the first that is not finite, where options need them."""
-        limits = (self.clip_norm, self.clip_per_tensor)
-        if limits == (None, None) and self.on_nonfinite == "propagate":
+        clip_norm, clip_per_tensor = (_at(limit, self.step_count) for limit in (self.clip_norm, self.clip_per_tensor))
+        if clip_norm is clip_per_tensor is None and self.on_nonfinite == "propagate":
             return [1.0 / scale] * len(grads), SimpleNamespace(grad_norm=None, clip_factor=1.0, nonfinite=None)
 
         def clip(norm: float, limit: float) -> float:
@@ -252,10 +252,10 @@ class Optimizer:
 
         norm = self.grad_norm = global_norm(grads) / scale
         clips = [1.0] * len(grads)
-        if self.clip_norm is not None:
-            clips = [clip(norm, float(self.clip_norm))] * len(grads)
-        if self.clip_per_tensor is not None:
-            clips = [clip(global_norm([g]) / scale, float(self.clip_per_tensor)) for g in grads]
+        if clip_norm is not None:
+            clips = [clip(norm, float(clip_norm))] * len(grads)
+        if clip_per_tensor is not None:
+            clips = [clip(global_norm([g]) / scale, float(clip_per_tensor)) for g in grads]
         smallest = float(np.min([1.0, *clips]))
         bad = [(i, first_nonfinite(g)) for i, g in enumerate(grads)]
         first = next((position for position in bad if position[1] >= 0), None)
@@ -371,8 +371,7 @@ class _Group:
 
     def at(self, step_count: int) -> Options:
         """The options at this step: numbers, whether or not they follow a schedule."""
-        at = {name: value(step_count) if callable(value) else value for name, value in vars(self.options).items()}
-        return Options(**{**at, "lr": float(at["lr"])})
+        return Options(**{name: _at(value, step_count) for name, value in vars(self.options).items()})
 
     def gradients(self, tree: Grads) -> list[Any]:
         """Gradients in the order of the slots, each as values of its parameter's ``T``; of rows, with their indices."""
@@ -387,6 +386,13 @@ class _Group:
     def show(self, name: str) -> Any:
         """The states of this name, in the structure of the group's params; None for a tensor that has none."""
         return build((getattr(s, name) for s in self.slots), self.params)
+
+
+def _at(value: Any, step_count: int) -> Any:
+    """An option at a step."""
+    if isinstance(value, tuple):
+        return tuple(_at(part, step_count) for part in value)
+    return _plain(value(step_count)) if callable(value) else value
 
 
 def _whole(grads: Sequence[Any], position: tuple[int, int] | None) -> tuple[int, int] | None:

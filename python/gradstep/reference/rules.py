@@ -146,7 +146,7 @@ class RMSProp(Optimizer):
     codes: ClassVar = {"square_avg": np.uint8, "grad_avg": np.int8, "momentum_buffer": np.int8}
 
     def states(self, o: Options) -> dict[str, float]:
-        kept = {"square_avg": True, "grad_avg": o.centered, "momentum_buffer": o.momentum > 0}
+        kept = {"square_avg": True, "grad_avg": o.centered, "momentum_buffer": callable(o.momentum) or o.momentum > 0}
         firsts = {"square_avg": o.initial_scale}
         return {name: firsts.get(name, 0.0) for name, keep in kept.items() if keep}
 
