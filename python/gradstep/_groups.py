@@ -98,8 +98,9 @@ class OptionGroup(Mapping[str, Any]):
 
     def set_now(self, name: str, value: Any) -> None:
         """Sets the value that the next step takes for an option."""
-        for part, number in self._known[name].for_core(value).items():
-            self._engine.stepper.set_number(self.number, part, number)
+        stepper, option = self._engine.stepper, self._known[name]
+        for part, number in option.for_core(value).items():
+            stepper.set_number(self.number, part, number)
 
     @property
     def raw(self) -> dict[str, Any]:

@@ -676,21 +676,23 @@ class Optimizer(Declared):
 
     def _follow_schedules(self) -> None:
         """Sets the options that are schedules to their values at the next step."""
-        engine = self._engine
-        schedules = {(group.number, name): of for group in self._groups for name, of in group.schedules.items()}
+        engine, known = self._engine, self.known
+        schedules = [(group, name, of) for group in self._groups for name, of in group.schedules.items()]
         of_step = _schedules(self._step_options)
-        for name in [*(name for _, name in schedules), *of_step]:
-            words = f"{engine.name}: {name} is a schedule, which a replay cannot call; set {name} between replays"
-            refuse_capture(engine.library, engine.stepper, words)
-        values = {key: engine.value_at(value, self.known[key[1]]) for key, value in schedules.items()}
-        limits = {name: engine.value_at(value, self.step_options[name]) for name, value in of_step.items()}
-        ended = [key for key in engine.scheduled if key not in values and key[0] >= 0]
-        for number, name in ended:
-            self._groups[number].set_now(name, self._groups[number].raw[name])
-        for (number, name), value in values.items():
-            self._groups[number].set_now(name, value)
-        now = {*values, *((-1, name) for name in limits)}
-        if limits or len(ended) < len(engine.scheduled):
+        if engine.library.on_gpu:
+            for name in [*(name for _, name, _ in schedules), *of_step]:
+                words = f"{engine.name}: {name} is a schedule, which a replay cannot call; set {name} between replays"
+                refuse_capture(engine.library, engine.stepper, words)
+        values = [(group, name, engine.value_at(of, known[name])) for group, name, of in schedules]
+        limits = {name: engine.value_at(of, self.step_options[name]) for name, of in of_step.items()}
+        now = [(group.number, name) for group, name, _ in schedules] + [(-1, name) for name in limits]
+        if now != engine.scheduled:
+            for number, name in engine.scheduled:
+                if number >= 0 and (number, name) not in now:
+                    self._groups[number].set_now(name, self._groups[number].raw[name])
+        for group, name, value in values:
+            group.set_now(name, value)
+        if limits or now != engine.scheduled:
             _set_gradient_pass(engine.stepper, {**self._step_options, **limits})
         # A schedule that has set its own option ends with this step, and the next one takes what it has set.
         engine.scheduled, engine.is_scheduled = now, bool(now)

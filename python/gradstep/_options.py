@@ -267,8 +267,9 @@ class Option(Argument[T]):
 
     def for_core(self, value: Any) -> dict[str, float]:
         """The value in the form of the core: floats, with NaN for None."""
-        values = dict(zip(self.parts, value, strict=True)) if self.parts else {self.name: value}
-        return {name: math.nan if x is None else float(x) for name, x in values.items()}
+        if not self.parts:
+            return {self.name: math.nan if value is None else float(value)}
+        return dict(zip(self.parts, map(float, value), strict=True))
 
 
 class Number(Option[float]):

@@ -104,7 +104,7 @@ class Engine:
         """The number of steps on a GPU whose results may be asked for."""
         self.is_scheduled = False
         """Whether an option is a schedule, or was one at the last step."""
-        self.scheduled: set[tuple[int, str]] = set()
+        self.scheduled: list[tuple[int, str]] = []
         """The groups and options whose value in the core is that of a schedule; -1 for the whole step."""
         self.prepares = False
         """Whether each step needs preparation in Python: a stream, the values of schedules, a loss scale."""
