@@ -98,6 +98,17 @@ def test_it_is_asked_once_a_step_for_each_option():
     assert line.asked == [0, 0, 1, 1, 2, 2]
 
 
+def test_one_with_a_state_is_asked_again():
+    """Its owner may change the value after it was read."""
+    p, falling = start(), Falling(0.5)
+    opt = gs.Adam(p, lr=falling, betas=(Falling(0.25), 0.9))
+    assert (opt.lr, opt.betas) == (0.5, (0.25, 0.9))
+    falling.value = opt.groups[0].schedules["betas"].parts[0].value = 0.0
+    opt.step(grad(0))
+    assert (opt.lr, opt.betas) == (0.0, (0.0, 0.9))
+    assert same_bits(p, start())
+
+
 def test_pairs():
     """One of two numbers may be a schedule, and so may the pair."""
     ours, theirs = start(), start()

@@ -128,14 +128,19 @@ COUNT = whole(0, 2**62)
 SEED = whole(0, 2**53)  # the core gets it as a float64
 
 
+def has_state(schedule: Any) -> bool:
+    """Whether a schedule has a state: its value may change between steps, and is saved in checkpoints."""
+    return any(map(has_state, schedule.parts)) if isinstance(schedule, Both) else hasattr(schedule, "state_dict")
+
+
 def state_of(schedule: Any) -> Any:
     """The state of a schedule as plain data; None where it has none."""
-    return schedule.state_dict() if hasattr(schedule, "state_dict") else None
+    return schedule.state_dict() if has_state(schedule) else None
 
 
 def load_state(schedule: Any, state: Any) -> None:
     """Loads what `state_of` returned into a schedule that has a state."""
-    if state is not None and hasattr(schedule, "load_state_dict"):
+    if state is not None and has_state(schedule):
         schedule.load_state_dict(state)
 
 
@@ -159,9 +164,6 @@ class Both:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Both) and self.parts == other.parts
-
-    def __hash__(self) -> int:
-        return hash(self.parts)
 
     def __repr__(self) -> str:
         return repr(self.parts)

@@ -14,7 +14,7 @@ import numpy as np
 from . import _core
 from ._core import StepResult
 from ._libraries import Library, use_stream
-from ._options import Option, Schedule
+from ._options import Option, Schedule, has_state
 
 
 def run_step(stepper: _core.Stepper, grads: Any) -> None:
@@ -147,7 +147,10 @@ class Engine:
             self.stepper.wait()  # type: ignore[attr-defined]
 
     def value_at(self, value: Any, option: Option[Any]) -> Any:
-        """An option's value at the next step. A schedule is called once a step, also if groups share it."""
+        """An option's value at the next step.
+
+        A schedule without a state is called once a step, also if groups share it.
+        """
         if not callable(value):
             return value
         step = self.stepper.step_count
@@ -163,7 +166,8 @@ class Engine:
         finally:
             self._asking.pop()
         self.values = [asked for asked in self.values if asked[2] == step]
-        self.values.append((value, option.name, step, returned))
+        if not has_state(value):
+            self.values.append((value, option.name, step, returned))
         return returned
 
 
