@@ -1,5 +1,6 @@
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -96,6 +97,7 @@ class Stepper {
       if (const int stop = copy_tree_->traverse(visit, arg)) return stop;
     }
     Py_VISIT(tree_object_.ptr());
+    Py_VISIT(exchange_.ptr());
     for (const auto& [step, scalar] : clocks_) {
       for (const std::optional<BoundNumber>* number : {&step, &scalar}) {
         if (!*number) continue;
@@ -114,6 +116,7 @@ class Stepper {
     const auto bound_tree = std::exchange(bound_tree_, {});
     const auto copy_tree = std::exchange(copy_tree_, {});
     const auto tree = std::exchange(tree_object_, {});
+    const auto exchange = std::exchange(exchange_, {});
     const auto clocks = std::exchange(clocks_, {});
     tree_ = nullptr;
     std::swap(arrays_, arrays);
@@ -152,6 +155,26 @@ class Stepper {
     asked.skips_nonfinite = on_nonfinite != "propagate";
     stepper_.set_gradient_pass(asked);
     raises_ = on_nonfinite == "raise";
+  }
+
+  // Makes the tensors parts of wholes: pairs of the first element and the size of the whole. `exchange` is called with
+  // the sums of squares of the chunks of the parts, and the tensor and element of the first gradient that is not
+  // finite, or -1 and -1; it returns the same of the wholes.
+  void set_parts(const std::vector<std::pair<std::int64_t, std::int64_t>>& parts, const py::object& exchange) {
+    std::vector<step::Part> all;
+    for (const auto& [first, whole] : parts) all.push_back({first, whole});
+    stepper_.set_parts(std::move(all), [this](step::Squares& squares) {
+      const py::gil_scoped_acquire gil;
+      const auto [tensor, element] = squares.nonfinite;
+      const auto size = static_cast<py::ssize_t>(squares.of_chunks.size());
+      const py::object returned = exchange_(py::array_t<double>(size, squares.of_chunks.data()),
+                                            element < 0 ? -1 : static_cast<std::int64_t>(tensor), element);
+      using Sums = py::array_t<double, py::array::c_style | py::array::forcecast>;
+      const auto [sums, of_tensor, of_element] = returned.cast<std::tuple<Sums, std::int64_t, std::int64_t>>();
+      squares.of_chunks.assign(sums.data(), sums.data() + sums.size());
+      squares.nonfinite = {static_cast<std::uint32_t>(of_tensor), of_element};
+    });
+    exchange_ = exchange;
   }
 
   // Sets whether steps leave the group's tensors as they are.
@@ -376,8 +399,10 @@ class Stepper {
     const Array array = owned_[first_of_[tensor]].view();
     std::string index;
     std::int64_t rest = element;
-    for (int axis = array.rank; axis-- > 0; rest /= array.shape[axis]) {
-      index = std::to_string(rest % array.shape[axis]) + (index.empty() ? "" : ", ") + index;
+    for (int axis = array.rank; axis-- > 0;) {
+      const std::int64_t along = axis == 0 ? rest : rest % array.shape[axis];  // of a part, from the whole's beginning
+      index = std::to_string(along) + (index.empty() ? "" : ", ") + index;
+      if (axis > 0) rest /= array.shape[axis];
     }
     PyErr_SetString(PyExc_FloatingPointError, (grads_ + stepper_.name(tensor) + " is not finite at [" + index +
                                                "], flat index " + std::to_string(element) + "; the step was not taken")
@@ -801,6 +826,7 @@ class Stepper {
   step::Stepper stepper_;
   std::int64_t elements_ = 0;  // of all parameters
   py::object tree_object_;
+  py::object exchange_;
   const Tree* tree_;           // in tree_object_
   std::vector<int> group_of_;  // of each tensor
   std::vector<char> frozen_;   // whether each tensor is frozen
@@ -893,6 +919,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
            py::arg("copies") = py::none(), py::arg("names") = std::vector<std::string>())
+      .def("set_parts", &Steps::set_parts, py::arg("parts"), py::arg("exchange"))
       .def("move_tensors", &Steps::move_tensors, py::arg("params"), py::arg("kept"))
       .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars"))
       .def("possible_overlaps", &Steps::possible_overlaps)

@@ -7,6 +7,7 @@
 
 #include "base/macros.h"
 #include "codecs/all.h"
+#include "codecs/noise.h"
 
 // The global norm of the gradients. The order of its additions does not depend on threads or devices
 // (docs/numerics.md): squares are summed per chunk, chunks per tensor, and tensors to the total. Each sum has kSumLanes
@@ -16,6 +17,10 @@ namespace gradstep {
 inline constexpr std::int64_t kChunk = 4096;  // elements; tasks begin at multiples of it
 inline constexpr int kSumLanes = 128;         // number i is added to lane i % kSumLanes
 static_assert(kChunk % kBlock == 0);
+// A part of a tensor, whose other parts are elsewhere, begins at a multiple of so many elements: those whose random
+// bits a processor draws at once.
+inline constexpr std::int64_t kPart = 256 * kGroup;
+static_assert(kPart % kChunk == 0);
 
 constexpr std::int64_t chunks_of(std::int64_t size) { return size / kChunk + (size % kChunk != 0); }
 

@@ -28,6 +28,7 @@ struct Layout {
   StorageKey storage = kNoStreams;    // dtypes of the existing streams of kernels
   std::byte* average = nullptr;       // null: there is none
   std::uint32_t tensor = 0;           // its index in the optimizer, for random bits
+  std::int64_t first = 0;             // its first element's index in the whole that it is a part of, likewise
   Blocks blocks;                      // of the gradient
   std::vector<std::uint32_t> chunks;  // the order in which a processor visits them; empty: ascending
   bool native = true;                 // whether all streams are stored in the compute type

@@ -18,6 +18,17 @@ struct StepState {
   std::vector<rules::Clock> clocks;  // of each tensor
 };
 
+// A tensor as a part of a whole: the index of its first element there, a multiple of kPart, and the whole's size.
+struct Part {
+  std::int64_t first, whole;
+};
+
+// The sums of the squares of all chunks of gradients, tensor by tensor, and the first gradient that is not finite.
+struct Squares {
+  std::vector<double> of_chunks;
+  Position nonfinite = kNowhere;
+};
+
 struct TensorInfo {
   std::int64_t size;  // elements that steps update: all, or those of a row gradient
   int group;
@@ -31,6 +42,8 @@ struct RunOptions {
   bool clears = false;
   // The norms of each tensor are taken; layouts are then in the order of the indices.
   bool measures = false;
+  // Of the wholes, where tensors are parts and there is a gradient pass.
+  const Squares* squares = nullptr;
 };
 
 // Runs the steps of one optimizer on a processor or a device. It owns the options, the layouts and the clocks.
@@ -59,6 +72,10 @@ class Backend {
   virtual std::vector<TensorNorms> norms() = 0;
   // Runs only the gradient pass, for the norm.
   virtual double norm(std::byte* const* gradients) = 0;
+  // Makes the tensors parts of wholes. Throws where the backend has none.
+  virtual void set_parts(std::vector<Part> parts) = 0;
+  // Runs only the sums of the gradient pass; `nonfinite` is a place in a whole.
+  virtual Squares squares(std::byte* const* gradients) = 0;
 
   // Memory for arrays of the backend. It may be written by the work of a later step, not by the caller.
   virtual std::shared_ptr<std::byte> allocate(std::size_t bytes) = 0;

@@ -154,7 +154,14 @@ class OnCpu : public Backend {
     finish_plan();
     measured_.clear();
     if (options.measures) prepare_measures();
-    pass_ = asked_.asks() ? pass_over(gradients, asked_, options.grad_scale) : no_pass_for(options.grad_scale);
+    if (!asked_.asks()) {
+      pass_ = no_pass_for(options.grad_scale);
+    } else if (options.squares != nullptr) {
+      const IeeeMode ieee;
+      pass_ = add_up(*options.squares, first_chunk_of_wholes_, asked_, options.grad_scale);
+    } else {
+      pass_ = pass_over(gradients, asked_, options.grad_scale);
+    }
     if (pass_.skip) {
       if (options.clears) clear(gradients);
       return;
@@ -220,6 +227,23 @@ class OnCpu : public Backend {
   double norm(std::byte* const* gradients) override {
     finish_plan();
     return pass_over(gradients, {}, 1).norm;
+  }
+
+  void set_parts(std::vector<Part> parts) override {
+    first_chunk_of_wholes_.assign(1, 0);
+    for (const Part& part : parts) {
+      first_chunk_of_wholes_.push_back(first_chunk_of_wholes_.back() + static_cast<std::size_t>(chunks_of(part.whole)));
+    }
+    parts_ = std::move(parts);
+  }
+
+  Squares squares(std::byte* const* gradients) override {
+    const cpu::NoFork whole;
+    finish_plan();
+    sum_chunks(gradients);
+    Squares all = squares_;
+    if (all.nonfinite.exists() && !parts_.empty()) all.nonfinite.element += parts_[all.nonfinite.tensor].first;
+    return all;
   }
 
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override {
@@ -328,20 +352,30 @@ class OnCpu : public Backend {
   }
 
   GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
-    of_chunks_.resize(plan_.first_chunk.back());
-    of_tensors_.resize(tensors_.size());
+    sum_chunks(gradients);
+    const IeeeMode ieee;
+    return add_up(squares_, plan_.first_chunk, asked, grad_scale);
+  }
+
+  void sum_chunks(std::byte* const* gradients) {
+    squares_.of_chunks.resize(plan_.first_chunk.back());
     std::int64_t bytes = 0;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const auto& [size, group, compute] = tensors_[i].info;
       const bool active = gradients[i] != nullptr;
       assign_if_changed<const PreparedUpdate*>(norms_.jobs[i].update,
                                                active ? &norm_updates_[static_cast<int>(compute)] : nullptr);
-      if (!active) continue;
+      if (!active) {
+        const auto first = squares_.of_chunks.begin();
+        std::fill(first + static_cast<std::ptrdiff_t>(plan_.first_chunk[i]),
+                  first + static_cast<std::ptrdiff_t>(plan_.first_chunk[i + 1]), 0.0);
+        continue;
+      }
       assign_if_changed(norms_.jobs[i].streams[kGradient], gradients[i]);
       bytes += size * size_of(compute);
     }
     const auto visit = [&, prefetches = cpu::prefetches()](const TensorJob& job, const Piece& piece, KernelCache&) {
-      double* const to = &of_chunks_[plan_.first_chunk[piece.tensor]];
+      double* const to = &squares_.of_chunks[plan_.first_chunk[piece.tensor]];
       cpu::each_part(job, piece.begin, piece.end, [&](std::int64_t begin, std::int64_t end) {
         for (; begin < end; begin += kChunk) {
           to[begin / kChunk] = cpu::sum_of_squares(job, begin, std::min(begin + kChunk, end), prefetches);
@@ -350,8 +384,9 @@ class OnCpu : public Backend {
     };
     if (norms_.blocked != 0) cpu::begin_panels();
     for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
-    const IeeeMode ieee;
-    return add_up(gradients, asked, grad_scale);
+    const auto& sums = squares_.of_chunks;
+    squares_.nonfinite =
+        is_finite(std::accumulate(sums.begin(), sums.end(), 0.0)) ? kNowhere : first_nonfinite(gradients);
   }
 
   // Separate functions, as is all arithmetic that depends on the floating-point mode.
@@ -364,16 +399,16 @@ class OnCpu : public Backend {
     }
   }
 
-  [[gnu::noinline]] GradientPass add_up(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
+  [[gnu::noinline]] GradientPass add_up(const Squares& squares, const std::vector<std::size_t>& first_chunk,
+                                        const PassOptions& asked, double grad_scale) {
+    of_tensors_.resize(tensors_.size());
     double largest = 0;
     for (std::size_t i = 0; i < of_tensors_.size(); ++i) {
-      const std::size_t first = plan_.first_chunk[i], count = plan_.first_chunk[i + 1] - first;
-      of_tensors_[i] = gradients[i] == nullptr ? 0 : sum(of_chunks_.data() + first, count);
+      of_tensors_[i] = sum(squares.of_chunks.data() + first_chunk[i], first_chunk[i + 1] - first_chunk[i]);
       largest = larger_sum(largest, of_tensors_[i]);
     }
-    const double squares = sum(of_tensors_.data(), of_tensors_.size());
-    const Position nonfinite = is_finite(squares) ? kNowhere : first_nonfinite(gradients);
-    const GradientPass pass = evaluate_pass(squares, largest, nonfinite, asked, grad_scale);
+    const double all = sum(of_tensors_.data(), of_tensors_.size());
+    const GradientPass pass = evaluate_pass(all, largest, squares.nonfinite, asked, grad_scale);
     for (double& of_tensor : of_tensors_) of_tensor = pass.factor_of(of_tensor, asked, grad_scale);
     return pass;
   }
@@ -397,7 +432,7 @@ class OnCpu : public Backend {
       if (gradients[i] == nullptr) continue;
       const std::int64_t size = tensors_[i].info.size;
       for (std::int64_t begin = 0; begin < size; begin += kChunk) {
-        if (is_finite(of_chunks_[plan_.first_chunk[i] + static_cast<std::size_t>(begin / kChunk)])) continue;
+        if (is_finite(squares_.of_chunks[plan_.first_chunk[i] + static_cast<std::size_t>(begin / kChunk)])) continue;
         const std::int64_t end = std::min(begin + kChunk, size);
         const std::int64_t found = cpu::first_nonfinite(norms_.jobs[i], begin, end);
         if (found != end) return {static_cast<std::uint32_t>(i), place_of(steps_.jobs[i].layout, size, found)};
@@ -414,10 +449,13 @@ class OnCpu : public Backend {
   std::vector<Prepared> prepared_;
   PassOptions asked_{};
   GradientPass pass_ = no_pass(1);
-  PreparedUpdate norm_updates_[2];              // by compute type; only key.compute is used
-  std::vector<double> of_chunks_, of_tensors_;  // sums of squares; after the pass the tensors' factors
-  std::vector<TensorNorms> measured_;           // of the last run; empty if it measured none
-  std::vector<double> norm_sums_[3];            // of chunks, by the norms of TensorNorms
+  PreparedUpdate norm_updates_[2];  // by compute type; only key.compute is used
+  Squares squares_;
+  std::vector<double> of_tensors_;  // sums of squares; after the pass the tensors' factors
+  std::vector<Part> parts_;
+  std::vector<std::size_t> first_chunk_of_wholes_;
+  std::vector<TensorNorms> measured_;  // of the last run; empty if it measured none
+  std::vector<double> norm_sums_[3];   // of chunks, by the norms of TensorNorms
 };
 
 }  // namespace

@@ -272,7 +272,8 @@ void OnCuda::sum_rows(const Array& values, Compute compute, const RowSums& sums,
 }
 
 void OnCuda::run(std::byte* const* gradients, const RunOptions& options) {
-  const auto [grad_scale, clears, measures] = options;
+  const double grad_scale = options.grad_scale;
+  const bool clears = options.clears, measures = options.measures;
   const cuda::OnDevice on_device(device_);
   const bool capturing = cuda::is_capturing(stream_);
   if (capturing && measures) throw std::runtime_error("a step that measures norms cannot be captured");
@@ -327,6 +328,10 @@ GradientPass OnCuda::gradient_pass() {
   }
   return pass;
 }
+
+void OnCuda::set_parts(std::vector<Part>) { throw std::invalid_argument("parts of tensors are for a processor"); }
+
+Squares OnCuda::squares(std::byte* const*) { return {}; }
 
 double OnCuda::norm(std::byte* const* gradients) {
   const cuda::OnDevice on_device(device_);

@@ -191,8 +191,28 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad, const RowGradien
   Layout layout = rows == nullptr ? make_layout(streams, t.compute(), in_order)
                                   : make_layout(streams, t.compute(), in_order, rows->rows(), rows->count());
   layout.tensor = static_cast<std::uint32_t>(tensor);
+  if (!parts_.empty()) layout.first = parts_[tensor].first;
   backend_->set_layout(tensor, places, std::move(layout), asked_.asks() ? norm_layout(grad, t.compute()) : Layout{},
                        size_of(grad));
+}
+
+void Stepper::set_parts(std::vector<Part> parts, Exchange exchange) {
+  if (parts.size() != tensors_.size()) throw std::invalid_argument("each tensor must be a part");
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto [first, whole] = parts[i];
+    const std::int64_t size = size_of(tensors_[i].param().view());
+    if (first < 0 || first % kPart != 0 || size > whole - first) {
+      throw std::invalid_argument(params_ + tensors_[i].name + " must begin at a multiple of " + std::to_string(kPart) +
+                                  " within its whole");
+    }
+  }
+  backend_->set_parts(parts);
+  parts_ = std::move(parts);
+  exchange_ = std::move(exchange);
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const KeptArray gradient = tensors_[i].streams[kGradient];
+    set_layout(i, gradient.view());
+  }
 }
 
 void Stepper::reserve(std::size_t tensors) {
@@ -305,9 +325,27 @@ void Stepper::set_order(bool in_order) {
 
 void Stepper::run(const RunOptions& options) {
   has_pass_ = false;
+  if (!parts_.empty() && (options.measures || !with_rows_.empty())) {
+    throw std::invalid_argument("stats and row gradients are for whole tensors, and these are parts");
+  }
   set_order(options.measures);
   prepare_rows();
-  backend_->run(gradients_.data(), options);
+  if (!parts_.empty() && asked_.asks()) {
+    Squares squares = backend_->squares(gradients_.data());
+    exchange_(squares);
+    std::int64_t chunks = 0;
+    for (const Part& part : parts_) chunks += chunks_of(part.whole);
+    if (squares.of_chunks.size() != static_cast<std::size_t>(chunks) ||
+        (squares.nonfinite.exists() && squares.nonfinite.tensor >= tensors_.size())) {
+      throw std::invalid_argument("there must be a sum for each of the " + std::to_string(chunks) +
+                                  " chunks of the wholes, and a tensor of theirs");
+    }
+    RunOptions with_squares = options;
+    with_squares.squares = &squares;
+    backend_->run(gradients_.data(), with_squares);
+  } else {
+    backend_->run(gradients_.data(), options);
+  }
   has_pass_ = asked_.asks();
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -68,6 +69,12 @@ class Stepper {
 
   // Gives a tensor other memory: arrays of the shapes and types that it has.
   void move_tensor(std::size_t tensor, const Array& param, const std::vector<Array>& states, const Beside& beside);
+
+  // Makes the tensors parts of wholes, one of each whole, which random bits and norms then go by. Where a step has a
+  // gradient pass, `exchange` is given the sums of the parts, and replaces them by those of the wholes. It is called
+  // before anything is written, and may throw.
+  using Exchange = std::function<void(Squares& squares)>;
+  void set_parts(std::vector<Part> parts, Exchange exchange);
 
   // Makes room for so many tensors more.
   void reserve(std::size_t tensors);
@@ -158,11 +165,13 @@ class Stepper {
   std::vector<Slot> slots_;             // one per tensor
   std::vector<std::byte*> gradients_;   // one per tensor; null: takes no part in the next step
   std::vector<std::size_t> with_rows_;  // the tensors whose gradients are of some rows
-  Ranges owned_;                        // the extents of parameters and states
-  bool owned_is_known_ = false;         // whether owned_ is current
-  PassOptions asked_{};                 // of the gradient pass
-  bool has_pass_ = false;               // whether the last step had one
-  bool in_order_ = false;               // whether elements are traversed in the order of their indices
+  std::vector<Part> parts_;             // empty: the tensors are wholes
+  Exchange exchange_;
+  Ranges owned_;                 // the extents of parameters and states
+  bool owned_is_known_ = false;  // whether owned_ is current
+  PassOptions asked_{};          // of the gradient pass
+  bool has_pass_ = false;        // whether the last step had one
+  bool in_order_ = false;        // whether elements are traversed in the order of their indices
 };
 
 }  // namespace gradstep::step

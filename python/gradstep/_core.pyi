@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, final
 
 from typing_extensions import Self, disjoint_base
@@ -84,6 +84,11 @@ class Stepper:
         kept: Sequence[dict[str, Any]],
         copies: object = ...,
         names: Sequence[str] = ...,
+    ) -> None: ...
+    def set_parts(
+        self,
+        parts: Sequence[tuple[int, int]],
+        exchange: Callable[[Any, int, int], tuple[Any, int, int]],
     ) -> None: ...
     def move_tensors(self, params: list[Any], kept: Sequence[dict[str, Any]]) -> int: ...
     def bind_clocks(self, steps: list[Any], scalars: list[Any]) -> int: ...
