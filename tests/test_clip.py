@@ -285,14 +285,10 @@ def test_refusals(rule):
     cls, p = RULES[rule], np.ones(3, np.float32)
     words = f"{cls.__name__}: clip_norm must be a finite number > 0, or None, or a callable, got"
     for bad, error in ((0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError)):
-        with pytest.raises(
-            error, match=f"{cls.__name__}: clip_norm must be a finite number > 0, or None, or a callable, got"
-        ):
+        with pytest.raises(error, match=words):
             cls(p, clip_norm=bad)
     for bad in ("1", True, [1.0]):
-        with pytest.raises(
-            TypeError, match=f"{cls.__name__}: clip_norm must be a finite number > 0, or None, or a callable, got"
-        ):
+        with pytest.raises(TypeError, match=words):
             cls(p, clip_norm=bad)
     with pytest.raises(TypeError, match=r"group 0 has no option 'clip_norm'"):
         cls([{"params": p, "clip_norm": 1.0}])
