@@ -19,9 +19,10 @@ from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
+    from . import schedules
     from ._files import load, save
 else:
-    _LAZY = {"load": "_files", "save": "_files"}
+    _LAZY = {"load": "_files", "save": "_files", "schedules": "schedules"}
     """Names whose modules are imported when they are used first, and these modules: all the rest is imported faster."""
 
     def __getattr__(name: str) -> Any:
@@ -48,6 +49,7 @@ __all__ = [
     "q8",
     "reference",
     "save",
+    "schedules",
     "set_num_threads",
     "show_config",
 ]
