@@ -292,6 +292,26 @@ def test_an_optimizer_takes_a_plateau():
     assert opt.lr == 0.125
 
 
+@pytest.mark.parametrize("updates", [0, 4])
+def test_a_checkpoint_has_the_state_of_a_plateau(updates, tmp_path):
+    pytest.importorskip("safetensors")
+    schedule, w = plateau(0.5, 0.5, 1), np.ones(3)
+    opt = gs.SGD(w, lr=schedule)
+    for loss in range(updates):
+        opt.step(np.ones(3))
+        schedule.update(loss)
+    fresh = plateau(0.5, 0.5, 1)
+    again = gs.SGD(w, lr=fresh)
+    again.load_state_dict(opt.state_dict())
+    assert again.schedule is fresh
+    assert fresh == schedule
+    fresh = plateau(0.5, 0.5, 1)
+    gs.save(tmp_path / "checkpoint.safetensors", opt)
+    gs.load(tmp_path / "checkpoint.safetensors", gs.SGD(w, lr=fresh))
+    assert fresh == schedule
+    assert copy.deepcopy(opt).schedule == schedule
+
+
 TYPED = """
 import gradstep as gs
 from gradstep.schedules import Schedule

@@ -6,8 +6,9 @@
 (0.0, 0.001, 0.0)
 
 Each function takes the value, then lengths in steps, and returns a `Schedule`: a callable of the number of steps taken,
-0 at the first step. An optimizer takes it as `lr`. Values are computed in float64; after the last step of a schedule
-they stay at the final one. `plateau` is an object with a state instead: it reacts to the loss.
+0 at the first step. An optimizer takes it as `lr`, or as any other option that is a number. Values are computed in
+float64, and stay at the final one after the last step of a schedule. `plateau` is an object with a state instead: it
+reacts to the loss.
 
 `lr` and the other values are finite numbers >= 0, and lengths are integers >= 1. `warmup` is the number of steps, 0 or
 more, in which the value first rises linearly from `start` to `lr`; it is included in `steps`. All functions raise
