@@ -1,1 +1,1 @@
-"""Parity with torch, Keras, optax and textbooks: the same steps, to 1e-12."""
+"""Parity with torch, Keras, optax and textbooks: the same steps and schedules, to 1e-12."""
