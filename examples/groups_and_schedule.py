@@ -1,7 +1,5 @@
 """Two groups of parameters with their own options, and a learning rate that follows a schedule."""
 
-import math
-
 import numpy as np
 
 import gradstep as gs
@@ -13,19 +11,12 @@ x = rng.standard_normal((500, 20))
 y = x @ rng.standard_normal(20) + 3 + 0.1 * rng.standard_normal(500)
 
 weight, bias = np.zeros(20), np.zeros(1)
-
-
-def cosine(step):
-    """From 0.1 down to 0 along half a cosine, after ten steps of warm-up."""
-    return 0.1 * min(1, (step + 1) / 10) * (1 + math.cos(math.pi * step / STEPS)) / 2
-
-
 opt = gs.Adam(
     [
         {"params": weight, "weight_decay": 1e-3},
         {"params": bias},  # a bias is not decayed
     ],
-    lr=cosine,
+    lr=gs.schedules.cosine(0.1, STEPS, warmup=10),
 )
 for _ in range(STEPS):
     error = (x @ weight + bias - y) / len(y)  # half the mean square, derived
