@@ -1,41 +1,143 @@
-"""The code of README and docs runs as written, and their links lead somewhere."""
+"""The code of README and docs runs as written, their links lead somewhere, and translations keep up."""
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from gradstep._optimizer import REQUIRED
+from gradstep.optimizers import ALL
+
 ROOT = Path(__file__).parent.parent
 LINKED = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 NEEDS_TORCH = "docs/torch.md"  # tests/torch/test_page.py runs it
-PAGES = [page for page in LINKED if page != NEEDS_TORCH and "```python" in (ROOT / page).read_text()]
+PAGES = [page for page in LINKED if page != NEEDS_TORCH and "```python" in (ROOT / page).read_text(encoding="utf-8")]
+READMES = [page for page in LINKED if page.startswith("README")]
+TOUR = "docs/optimizers.md"
+TRANSLATED = {"README.md": "README.zh.md", TOUR: "docs/zh/optimizers.md"}
+EXCERPTS = {"docs/guide.md": "docs/zh/guide.md"}
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", read(page), re.DOTALL)
+
+
+def run(page):
+    """The names that the page's blocks define."""
+    names = {}
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+    assert run(page)
 
 
 @pytest.mark.parametrize("page", LINKED)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)\)", read(page)):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_readme_has_two_commands():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", READMES)
+def test_readme_has_two_commands(page):
+    text = read(page)
     assert len(re.findall(r"```sh\n[^\n]+\n```", text)) == text.count("```sh") == 2
 
 
 @pytest.mark.parametrize("page", LINKED)
 def test_anchors_are_headings(page):
     """GitHub makes an anchor of a heading: lower case, without punctuation, hyphens for spaces."""
-    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", (ROOT / page).read_text()):
-        text = ((ROOT / page).parent / target if target else ROOT / page).read_text()
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", read(page)):
+        text = ((ROOT / page).parent / target if target else ROOT / page).read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", text, re.M)
         assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+# ---- translations ---------------------------------------------------------------------------------------------------
+
+
+def statements(page):
+    """The code of each block, without comments and docstrings."""
+    trees = [ast.parse(block) for block in blocks(page)]
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        if ast.get_docstring(node) is not None:
+            del node.body[0]
+    return [ast.dump(tree) for tree in trees]
+
+
+def numbers(text):
+    """How often each number occurs: `17 million` is `1700 万`. Those in names, such as float32, do not count."""
+    text = re.sub(r"(?<=\d)\s(?=\d{3}\b)", "", text)
+    units = {"": 1, "million": 10**6, "万": 10**4, "亿": 10**8}
+    found = re.findall(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)*)(?:\s(million|万|亿))?", text)
+    return Counter(f"{int(x) * units[unit]}" if unit else x for x, unit in found)
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_translation_has_the_code_and_the_numbers(page):
+    assert statements(TRANSLATED[page]) == statements(page)
+    of_page, of_translation = numbers(read(page)), numbers(read(TRANSLATED[page]))
+    assert not of_page - of_translation, f"{TRANSLATED[page]} lacks numbers of {page}"
+    assert not of_translation - of_page, f"{page} lacks numbers of {TRANSLATED[page]}"
+
+
+@pytest.mark.parametrize("page", EXCERPTS)
+def test_excerpt_has_code_of_the_page(page):
+    assert set(statements(EXCERPTS[page])) <= set(statements(page))
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_readme_lists_the_eight(page):
+    assert re.findall(r"^\| `(\w+)` \| [^|]*p ←", read(page), re.M) == [cls.__name__ for cls in ALL]
+
+
+# ---- the tour -------------------------------------------------------------------------------------------------------
+
+COMMON = set.intersection(*(set(cls.known) for cls in ALL))
+
+
+def options_named(page, cls):
+    """The options that the class's section names."""
+    [section] = re.findall(rf"^### {cls.__name__}$(.*?)(?=^##)", read(page), re.M | re.S)
+    return set(re.findall(r"`(\w+)", section)) & set(cls.known)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_tour_names_the_options(cls):
+    named = options_named(TOUR, cls)
+    assert named >= set(cls.known) - COMMON | {"lr"}
+    assert options_named(TRANSLATED[TOUR], cls) == named
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_tour_has_the_presets(cls):
+    rows = re.findall(rf"^\| `{cls.__name__}` \|(.*`lr`.*)\|$", read(TOUR), re.M)
+    [cells] = [row.split(" | ") for row in rows]
+    [names] = re.findall(r'^\| \| ("torch".*) \|$', read(TOUR), re.M)
+    for framework, cell in zip(names.replace('"', "").split(" | "), cells, strict=True):
+        given = [x if "=" in x else f"{x}=REQUIRED" for x in re.findall("`([^`]*)`", cell)]
+        assert eval(f"dict({', '.join(given)})", {"REQUIRED": REQUIRED}) == cls.presets[framework]
+
+
+def test_steps_on_the_ravine_are_those_of_the_best_rates():
+    steps = run(TOUR)["steps"]
+    rates = [digit * 10.0**power for power in (-3, -2, -1, 0) for digit in (1, 2, 5)]
+    by_name = {cls.__name__: cls for cls in ALL}
+    row = r"^\| `(\w+)(?:\((.*)\))?` \| ([\d.]+) \| (\d+) \| ([\d.]+) \| (\d+) \|$"
+    rows = re.findall(row, read(TOUR), re.M)
+    assert {name for name, *_ in rows} == set(by_name)
+    for name, given, *cells in rows:
+        options = eval(f"dict({given})")
+        for ravine, rate, count in zip(("straight", "turned"), cells[::2], cells[1::2], strict=True):
+            best = min((steps(by_name[name], ravine, lr=lr, **options), lr) for lr in rates)
+            assert best == (int(count), float(rate)), (name, given, ravine)
