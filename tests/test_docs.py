@@ -91,6 +91,19 @@ def test_translation_has_the_code_and_the_numbers(page):
     assert not of_translation - of_page, f"{page} lacks numbers of {TRANSLATED[page]}"
 
 
+def targets(page):
+    """What the page links to; instead of a translation its original, which the page itself counts as linked."""
+    originals = {translation: original for original, translation in {**TRANSLATED, **EXCERPTS}.items()}
+    links = re.findall(r"\]\(([^)#]+)", read(page))
+    files = [link if ":" in link else str(((ROOT / page).parent / link).resolve().relative_to(ROOT)) for link in links]
+    return {originals.get(file, file) for file in [*files, page]}
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_translation_has_the_links(page):
+    assert targets(page) == targets(TRANSLATED[page])
+
+
 @pytest.mark.parametrize("page", EXCERPTS)
 def test_excerpt_has_code_of_the_page(page):
     assert set(statements(EXCERPTS[page])) <= set(statements(page))
