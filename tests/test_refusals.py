@@ -69,11 +69,19 @@ def other_types(array):
     return [np.zeros(array.shape, dtype) for dtype in types]
 
 
+class Other:
+    """An array of another library."""
+
+    def __array__(self, *_, **__):
+        return np.ones((2, 2, 2))
+
+
 # Ways to make the last gradient invalid, the error, and part of its message.
 BAD_GRADIENTS = {
     "list": (lambda g: g.tolist(), TypeError, "must be a NumPy array, not list"),
     "number": (lambda _: 1.0, TypeError, "must be a NumPy array, not float"),
     "numpy scalar": (lambda _: np.float64(1), TypeError, "must be a NumPy array, not numpy.float64"),
+    "other array": (lambda _: Other(), TypeError, r"must be a NumPy array, not .*Other; numpy\.asarray\(\) makes one"),
     "memoryview": (memoryview, TypeError, "must be a NumPy array, not memoryview"),
     "swapped": (lambda g: g.astype(g.dtype.newbyteorder("S")), TypeError, "byte-swapped"),
     "swapped f4": (lambda g: g.astype(np.dtype("f4").newbyteorder("S")), TypeError, "byte-swapped"),

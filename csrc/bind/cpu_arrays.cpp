@@ -270,7 +270,8 @@ Array CpuArrays::view(py::handle object, const std::string& kind, const std::str
       throw WrongType(kind + name + " is of the subclass " + Py_TYPE(object.ptr())->tp_name + " of " +
                       known.type->tp_name + ", whose methods would be ignored; pass a plain tensor");
     }
-    throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name);
+    const char* const cure = py::hasattr(object, "__array__") ? "; numpy.asarray() makes one of it" : "";
+    throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name + cure);
   }
   check_array_class(object, kind, name);
   const auto& fields = fields_of(object.ptr());
