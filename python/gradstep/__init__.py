@@ -19,10 +19,18 @@ from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
-    from . import schedules
+    from . import schedules, scipy
     from ._files import load, save
+    from ._minimize import OptimizeResult, minimize
 else:
-    _LAZY = {"load": "_files", "save": "_files", "schedules": "schedules"}
+    _LAZY = {
+        "OptimizeResult": "_minimize",
+        "load": "_files",
+        "minimize": "_minimize",
+        "save": "_files",
+        "schedules": "schedules",
+        "scipy": "scipy",
+    }
     """Names whose modules are imported when they are used first, and these modules: all the rest is imported faster."""
 
     def __getattr__(name: str) -> Any:
@@ -37,6 +45,7 @@ else:
 
 __all__ = [
     "LossScale",
+    "OptimizeResult",
     "Optimizer",
     "Rows",
     "StepResult",
@@ -46,10 +55,12 @@ __all__ = [
     "get_num_threads",
     "global_norm",
     "load",
+    "minimize",
     "q8",
     "reference",
     "save",
     "schedules",
+    "scipy",
     "set_num_threads",
     "show_config",
 ]
