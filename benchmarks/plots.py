@@ -9,7 +9,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which has windows and global state
 
-from gradstep.demo import COLOURS, FAINT, INK
+from gradstep.plot import COLOURS, FAINT, INK
 
 from .harness import Row
 from .tables import CEILING, arms, best_ratio, ceiling, group, ratio_words

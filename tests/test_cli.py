@@ -11,6 +11,7 @@ import pytest
 import gradstep
 from gradstep import bench, demo
 from gradstep.__main__ import main
+from gradstep._functions import FUNCTIONS
 
 ROOT = Path(__file__).parents[1]
 TORCH_EXAMPLE = ROOT / "examples/train_torch.py"  # tests/torch/test_page.py runs it
@@ -48,7 +49,7 @@ def test_help(args):
     done = run("-m", "gradstep", *args)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: python -m gradstep")
-    assert all(command in done.stdout for command in ("bench", "demo", "info"))
+    assert all(command in done.stdout for command in ("bench", "demo", "info", "race"))
 
 
 def test_version(capsys):
@@ -92,6 +93,16 @@ def test_info_needs_numpy_alone():
         (["bench", "--size", "0x10"], "--size: '0' is not a whole number of 1 or more"),
         (["bench", "--threads", "all"], "--threads"),
         (["bench", "--repeats", "0"], "--repeats"),
+        (["race", "--function", "rosenbrok"], "--function: no function 'rosenbrok'; there are rosenbrock, rastrigin,"),
+        (["race", "--optimizers", "adam,nga"], "--optimizers: no optimizer 'nga'; there are sgd, momentum, nag,"),
+        (["race", "--optimizers", ""], "--optimizers: no optimizer ''"),
+        (["race", "--steps", "0"], "--steps: '0' is not a whole number of 1 or more"),
+        (["race", "--lr", "0"], "--lr: '0' is not a finite number above 0"),
+        (["race", "--lr", "nan"], "--lr: 'nan' is not a finite number above 0"),
+        (["race", "--lr", "x"], "--lr: 'x' is not a finite number above 0"),
+        (["race", "--seed", "-1"], "--seed"),
+        (["race", "--output", "a.gif"], "'a.gif' does not end in .png"),
+        (["race", "--animate", "a.png"], "'a.png' does not end in .gif"),
         (["info", "--all"], "--all"),
     ],
 )
@@ -205,6 +216,66 @@ def test_a_bench_without_rich_names_its_remedy(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert main(["bench"]) == 1
     assert capsys.readouterr().err == 'python -m gradstep: error: bench needs rich: pip install "gradstep[bench]"\n'
+
+
+def test_a_race_lists_its_functions_and_optimizers_without_matplotlib(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["race", "--list"]) == 0
+    functions, optimizers = capsys.readouterr().out.splitlines()
+    assert functions.split() == ["functions:", *FUNCTIONS]
+    assert optimizers.split() == ["optimizers:", *(cls.rule for cls in gradstep.optimizers.ALL)]
+
+
+def test_a_race_without_matplotlib_names_its_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["race"]) == 1
+    assert capsys.readouterr().err == 'python -m gradstep: error: race needs matplotlib: pip install "gradstep[plot]"\n'
+
+
+def test_a_race(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    picture, animation = tmp_path / "a.png", tmp_path / "a.gif"
+    args = ["--function", "booth", "--optimizers", "adam,NAG", "--steps", "80"]
+    done = run("-m", "gradstep", "race", *args, "--output", picture, "--animate", animation)
+    assert (done.returncode, done.stderr) == (0, "")
+    title, heading, *rows, saved, animated = done.stdout.splitlines()
+    assert title == "booth from (-5, 5), 80 steps"
+    assert heading.split() == ["optimizer", "lr", "final", "value", "distance", "to", "the", "nearest", "minimum"]
+    assert [row.split()[0] for row in rows] == ["Adam", "NAG"]
+    for row in rows:
+        _, lr, value, distance = row.split()
+        assert float(lr) > 0
+        assert float(value) < 0.1
+        assert float(distance) < 0.3
+    assert (saved, animated) == (f"Picture: {picture}", f"Animation: {animation}")
+    assert sorted(tmp_path.iterdir()) == [animation, picture]
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    with image.open(animation) as frames:
+        assert (frames.format, frames.n_frames, frames.size) == ("GIF", 60, (800, 460))
+
+
+def test_a_race_from_a_random_start_that_diverges(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    args = ["race", "--optimizers", "sgd,adam", "--lr", "1", "--steps", "20", "--output", str(tmp_path / "a.png")]
+    outputs = []
+    for seed in ("3", "3", "4"):
+        assert main([*args, "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert [line.split()[0] for line in outputs[0].splitlines() if line.endswith("  diverged")] == ["SGD"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--animate"])
+def test_an_unwritable_picture_is_reported_before_the_race(option, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "nowhere" / {"--output": "a.png", "--animate": "a.gif"}[option]
+    rest = ["--output", str(tmp_path / "b.png")] if option == "--animate" else []
+    assert main(["race", *rest, option, str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"python -m gradstep: error: cannot write {path}: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def imported(source):

@@ -19,7 +19,7 @@ from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
-    from . import schedules, scipy
+    from . import plot, schedules, scipy
     from ._files import load, save
     from ._minimize import OptimizeResult, minimize
 else:
@@ -27,6 +27,7 @@ else:
         "OptimizeResult": "_minimize",
         "load": "_files",
         "minimize": "_minimize",
+        "plot": "plot",
         "save": "_files",
         "schedules": "schedules",
         "scipy": "scipy",
@@ -56,6 +57,7 @@ __all__ = [
     "global_norm",
     "load",
     "minimize",
+    "plot",
     "q8",
     "reference",
     "save",

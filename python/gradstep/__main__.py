@@ -1,4 +1,4 @@
-"""The command line, ``python -m gradstep``: a demonstration, a measurement, and what this build can do."""
+"""The command line, ``python -m gradstep``: a demonstration, a measurement, a race, and what this build can do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 import gradstep
-from gradstep import bench, demo
+from gradstep import _race, bench, demo, optimizers, plot
+from gradstep._functions import FUNCTIONS, Function
+from gradstep._options import POSITIVE
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,11 +43,44 @@ def shape(text: str) -> bench.Shape:
     return whole(count or "1"), whole(size)
 
 
-def png(text: str) -> Path:
-    """The type of an option: the path of a PNG."""
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
-    return Path(text)
+def path_of(ending: str) -> Callable[[str], Path]:
+    """The type of an option: a path with this ending."""
+
+    def path(text: str) -> Path:
+        if not text.lower().endswith(ending):
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {ending}")
+        return Path(text)
+
+    return path
+
+
+def named(find: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option: what `find` has by this name."""
+
+    def by_name(text: str) -> Any:
+        try:
+            return find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return by_name
+
+
+def classes(text: str) -> dict[str, type[gradstep.Optimizer]]:
+    """The type of an option: names of optimizers, between commas."""
+    found = [named(_race.optimizer_named)(name.strip()) for name in text.split(",")]
+    return {cls.__name__: cls for cls in found}
+
+
+def positive(text: str) -> float:
+    """The type of an option: a finite number above zero."""
+    try:
+        return float(POSITIVE.check(float(text), ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0") from None
+
+
+PNG = path_of(".png")
 
 
 def sentence(text: str) -> str:
@@ -59,7 +96,7 @@ def build_parser() -> Parser:
 
     about = "train on handwritten digits with every optimizer and time the updates beside NumPy's"
     options = commands.add_parser("demo", help=about, description=sentence(about)).add_argument
-    options("--output", type=png, default=Path("gradstep-demo.png"), metavar="PNG", help="the picture [%(default)s]")
+    options("--output", type=PNG, default=Path("gradstep-demo.png"), metavar="PNG", help="the picture [%(default)s]")
     options("--epochs", type=at_least(1), default=demo.EPOCHS, metavar="N", help="passes over the data [%(default)s]")
     options("--seed", type=at_least(0), default=0, metavar="N", help="of weights, split and batches [%(default)s]")
     hidden = " ".join(map(str, demo.HIDDEN))
@@ -78,6 +115,20 @@ def build_parser() -> Parser:
     options("--size", type=shape, default=bench.SHAPES, dest="shapes", metavar="N or MxN", nargs="+", help=about)
     options("--threads", type=at_least(1), metavar="N", help="that a step may use [as many as cores]")
     options("--repeats", type=at_least(1), default=bench.REPEATS, metavar="N", help="turns of every arm [%(default)s]")
+
+    about = "race optimizers down a test function, and draw their paths and losses"
+    options = commands.add_parser("race", help=about, description=sentence(about)).add_argument
+    options("--list", action="store_true", dest="listing", help="list the functions and the optimizers")
+    function = named(_race.function_named)
+    options("--function", type=function, default="rosenbrock", metavar="NAME", help="the function [%(default)s]")
+    options("--optimizers", type=classes, metavar="A,B", help="names, between commas [all]")
+    options("--steps", type=at_least(1), default=_race.STEPS, metavar="N", help="of each optimizer [%(default)s]")
+    about = "the learning rate [for each, the best of a series]"
+    options("--lr", type=positive, metavar="X", help=about)
+    about = "of a random start within the plot [the function's own start]"
+    options("--seed", type=at_least(0), metavar="N", help=about)
+    options("--output", type=PNG, default=Path("gradstep-race.png"), metavar="PNG", help="the picture [%(default)s]")
+    options("--animate", type=path_of(".gif"), metavar="GIF", help="an animation of the paths [none]")
 
     about = "show the version, the build, the instruction sets, the threads and CUDA"
     commands.add_parser("info", help=about, description=sentence(about))
@@ -126,6 +177,38 @@ def run_bench(threads: int | None, **options: Any) -> int:
     return 0
 
 
+def run_race(
+    listing: bool,
+    function: Function,
+    seed: int | None,
+    output: Path,
+    animate: Path | None,
+    **options: Any,
+) -> int:
+    """The command ``race``."""
+    if listing:
+        print("functions: ", *FUNCTIONS)
+        print("optimizers:", *(cls.rule for cls in optimizers.ALL))
+        return 0
+    need(plot.REQUIRES, "race", "plot")
+    for path in filter(None, (output, animate)):
+        try:
+            demo.check_output(path)
+        except OSError as error:
+            return fail(2, f"cannot write {path}: {error.strerror or error}")
+    start = None if seed is None else np.random.default_rng(seed).uniform(*np.transpose(function.bounds))
+    function = _race.problem(function, start)
+    runs = _race.run_all(function, **options)
+    print(f"{function.name} from ({function.start[0]:g}, {function.start[1]:g}), {options['steps']} steps")
+    print(*_race.table(function, runs), sep="\n")
+    demo.write_whole(output, plot.png(plot.overview(function, runs)))
+    print(f"Picture: {output}")
+    if animate is not None:
+        demo.write_whole(animate, plot.gif(function, runs))
+        print(f"Animation: {animate}")
+    return 0
+
+
 def fail(status: int, message: str) -> int:
     """Say what is wrong, in one line, and hand back the exit status."""
     print(f"python -m gradstep: error: {message}", file=sys.stderr)
@@ -144,6 +227,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return run_demo(**options)
         if command == "bench":
             return run_bench(**options)
+        if command == "race":
+            return run_race(**options)
         if command == "info":
             gradstep.show_config()
         else:

@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,7 +25,9 @@ import gradstep
 from gradstep import optimizers, reference
 from gradstep._groups import RULES
 from gradstep._libraries import bfloat16
+from gradstep._race import shown
 from gradstep._storage import STATE_DTYPES
+from gradstep.plot import COLOURS, FAINT, INK, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -323,19 +324,11 @@ def descend(cls: type[gradstep.Optimizer], steps: int = 40) -> Array:
 
 # ---- the picture ----------------------------------------------------------------------------------------------------
 
-# After Okabe and Ito, told apart with any colour vision; a brown stands for their yellow, too faint on white.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#8C6D31")
-INK, FAINT = "#333333", "#D9D9D9"
-
 
 def picture(runs: Sequence[Run], paths: Mapping[str, Array]) -> bytes:
     """A PNG: the loss curves on the left, and on the right the path of every optimizer down the ravine."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(paths)}
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07)
-    figure = Figure(figsize=(12, 5.6), dpi=130, layout=layout, facecolor="white")
+    figure = new_figure(12, 5.6, dpi=130)
     [[left, right]] = figure.subfigures(1, 2, squeeze=False, width_ratios=(5, 7))
     draw_losses(left.subplots(), runs, colours)
     grid = right.subplots(-(-len(paths) // 2), 2, squeeze=False).T.flat
@@ -347,9 +340,7 @@ def picture(runs: Sequence[Run], paths: Mapping[str, Array]) -> bytes:
         axes.set_axis_off()
     left.suptitle("Loss on the digits", color=INK)
     right.suptitle("Forty steps down a ravine, $x^2\\!/20 + y^2$", color=INK)
-    png = BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return png(figure)
 
 
 def draw_losses(axes: Axes, runs: Sequence[Run], colours: Mapping[str, str]) -> None:
@@ -374,11 +365,6 @@ def draw_path(axes: Axes, path: Array, colour: str) -> None:
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------
-
-
-def shown(options: Options) -> str:
-    """Options in one line: ``lr=0.05 momentum=0.9``."""
-    return " ".join(f"{name}={value:g}" for name, value in options.items())
 
 
 def table(runs: Sequence[Run]) -> Table:
