@@ -1,10 +1,12 @@
 """The pictures show what they say: lines, labels, limits; arguments are refused before anything is drawn."""
 
+import importlib
 import io
 import subprocess
 import sys
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+ROOT = Path(__file__).parents[1]
 NAMES = [cls.__name__ for cls in gs.optimizers.ALL]
 WHITE = (255, 255, 255)
 
@@ -438,3 +441,17 @@ def test_matplotlib_is_imported_when_a_picture_is_drawn(monkeypatch):
 def test_the_documented_names_are_public():
     assert gs.plot.__all__ == ["paths", "race", "schedule", "stats"]
     assert all(getattr(gs.plot, name).__doc__ for name in gs.plot.__all__)
+
+
+def test_the_pictures_of_the_docs_are_those_of_the_script():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        script = importlib.import_module("draw_docs")
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    files = {path.stem: path.stat().st_size for path in (ROOT / "docs/plots").iterdir()}
+    assert set(files) == set(script.PICTURES)
+    assert len(script.PICTURES) == len(set(script.PICTURES))
+    assert max(files.values()) < 150_000
+    assert set(script.RAVINE) == {cls.rule for cls in gs.optimizers.ALL}
+    assert all(f'savefig("{name}.png")' in script.PAGE for name in script.SAVED)
