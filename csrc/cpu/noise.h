@@ -17,6 +17,7 @@ struct Noise : NoiseKey {
     return static_cast<std::uint64_t>(element) / kGroup % kGroups;
   }
 
+  std::int64_t first;  // the index of the tensor's first element in the whole that it is a part of
   int bits;
   alignas(64) std::uint32_t places[kGroup];
   alignas(64) std::uint32_t groups[kGroups];

@@ -177,7 +177,7 @@ bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int6
 // The random bits of those streams of one tensor that are rounded stochastically.
 class Noises {
  public:
-  explicit Noises(const TensorJob& job) : first_(job.layout->first) {
+  explicit Noises(const TensorJob& job) {
     for (int s = 0; s < kKernelStreams; ++s) {
       const bool written = job.streams[s] != nullptr && kStreams[s].rounded;
       if (!written || !is_stochastic(job.layout->dtypes[s], job.update->stochastic)) continue;
@@ -185,6 +185,7 @@ class Noises {
       noise.seed = job.update->seed;
       noise.step = job.update->step;
       noise.tensor = job.layout->tensor;
+      noise.first = job.layout->first;
       noise.stream = static_cast<std::uint32_t>(s);
       noise.bits = random_bits(job.layout->dtypes[s]);
       conversions().draw_places(noise);
@@ -194,7 +195,7 @@ class Noises {
   // Draws the groups of elements [begin, end), which lie in one span.
   void draw(std::int64_t begin, std::int64_t end) {
     for (Noise* const noise : of_) {
-      if (noise != nullptr) conversions().draw_groups(*noise, first_ + begin, first_ + end);
+      if (noise != nullptr) conversions().draw_groups(*noise, noise->first + begin, noise->first + end);
     }
   }
 
@@ -206,7 +207,6 @@ class Noises {
   const Noise* operator[](int s) const { return of_[s]; }
 
  private:
-  const std::int64_t first_;
   Noise* of_[kKernelStreams] = {};
   Noise drawn_[kKernelStreams];
 };
