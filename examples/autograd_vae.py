@@ -1,4 +1,4 @@
-"""A variational autoencoder of digits: gradients of HIPS autograd, in the nesting of the parameters.
+"""A variational autoencoder of digits: the gradients of HIPS autograd are nested as the parameters.
 
 Needs autograd and scikit-learn: pip install autograd scikit-learn
 """

@@ -19,10 +19,10 @@ opt = gs.Adam(
     lr=gs.schedules.cosine(0.1, STEPS, warmup=10),
 )
 for _ in range(STEPS):
-    error = (x @ weight + bias - y) / len(y)  # half the mean square, derived
+    error = (x @ weight + bias - y) / len(y)  # the gradient of half the mean squared error
     opt.step([x.T @ error, error.sum(keepdims=True)])
 
 rms = np.sqrt(((x @ weight + bias - y) ** 2).mean())
-print(f"bias: {bias[0]:.3f} (3 was sought), error: {rms:.3f} (noise: 0.1)")
+print(f"bias: {bias[0]:.3f} (expected: 3), error: {rms:.3f} (noise: 0.1)")
 assert abs(bias[0] - 3) < 0.02
 assert rms < 0.11

@@ -1,4 +1,4 @@
-"""Nesterov's method as he wrote it: the gradient is taken where the velocity is about to lead, not where we stand."""
+"""Nesterov's method in its original form, with the gradient at the point to which the velocity leads."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ point = np.array([-7.0, 2.0])
 opt = gs.NAG(point, lr=0.1, momentum=0.8, lookahead=True)
 
 for _ in range(100):
-    with opt.lookahead():  # point is ahead in here, and back, with its exact bits, afterwards
+    with opt.lookahead():  # point is the point ahead here; afterwards its exact bits are restored
         grad = point * (0.1, 2.0)  # of the ravine x**2 / 20 + y**2
     opt.step(grad)
 

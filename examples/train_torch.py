@@ -1,6 +1,6 @@
 """torch's optimizers and gradstep's, from the same seed: a small GPT and a small ResNet. Needs torch.
 
-The GPT learns Python from the source of a module, the ResNet to tell shapes from each other that are drawn here.
+The GPT learns the source of a Python module, character by character; the ResNet classifies shapes that are drawn here.
 `--plot FILE` draws the losses; it needs matplotlib.
 """
 
@@ -62,13 +62,13 @@ def resnet():
 
 
 def text(batch=16, context=64):
-    """Pieces of the text, and the characters that follow each of theirs."""
+    """Random pieces of the text, and for each of their characters the one that follows it."""
     pieces = TEXT[torch.randint(len(TEXT) - context, (batch, 1)) + torch.arange(context + 1)]
     return pieces[:, :-1], pieces[:, 1:]
 
 
 def pictures(batch=64, size=24):
-    """Shapes of any color and place, in noise."""
+    """Shapes with random colors and places, with noise."""
     labels = torch.randint(len(SHAPES), (batch, 1, 1))
     radius, top, left = (low + (high - low) * torch.rand(batch, 1, 1) for low, high in ((5, 8), (8, 16), (8, 16)))
     y, x = (torch.arange(size).view(shape) for shape in ((1, size, 1), (1, 1, size)))
@@ -116,7 +116,7 @@ for title, (model, batches, name, options) in RUNS.items():
     curves[title] = run
     print(f"{title}\n{'steps':>7}{'torch':>10}{'gradstep':>10}")
     size = max(1, args.steps // 10)
-    for end in range(size, args.steps + 1, size):  # means of the losses since the line before
+    for end in range(size, args.steps + 1, size):  # means of the losses since the previous line
         print(f"{end:>7}" + "".join(f"{sum(losses[end - size : end]) / size:>10.4f}" for losses in run.values()))
 
 if args.plot:
