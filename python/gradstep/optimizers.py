@@ -134,7 +134,7 @@ class Lookahead(Option[bool]):
 class NAG(Optimizer):
     """Nesterov's accelerated gradient: v = momentum * v + g; p -= lr * (g + momentum * v).
 
-    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983; Sutskever,
+    Nesterov, "A method of solving a convex programming problem with convergence rate O(1/k^2)", 1983; Sutskever,
     Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning", 2013, whose form
     `preset("paper")` has.
 
