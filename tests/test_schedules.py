@@ -128,6 +128,7 @@ def test_arguments_and_steps_of_numpy():
     assert schedule == multi_step(0.8, (5, 10), 0.5)
     assert [schedule(k) for k in (np.int32(4), np.uint8(5), np.array(10))] == [0.8, 0.4, 0.2]
     assert piecewise(np.array([0.5, 0.25]), np.array([3])) == piecewise([0.5, 0.25], [3])
+    assert multi_step(0.8, range(5, 20, 5)) == multi_step(0.8, [5, 10, 15])
 
 
 def warming(k):

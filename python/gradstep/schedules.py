@@ -78,7 +78,7 @@ def _call(function: Callable[..., object], arguments: Sequence[object]) -> str:
 def _items(domain: Domain) -> Callable[[Any], tuple[Any, ...]]:
     def plain(value: Any) -> tuple[Any, ...]:
         value = value.tolist() if getattr(value, "ndim", None) == 1 else value
-        if not isinstance(value, (tuple, list)):
+        if not isinstance(value, (tuple, list, range)):
             raise TypeError
         return tuple(domain.plain(scalar(x)) for x in value)
 
