@@ -203,6 +203,13 @@ def test_one_that_sets_its_own_option():
     assert same_bits(p, twin_p)
 
 
+def test_one_that_takes_a_step():
+    opt = gs.SGD(np.zeros(1), lr=lambda _: opt.step(np.ones(1)))
+    with pytest.raises(RuntimeError, match=r"step\(\) is not allowed in code that a step or a schedule calls"):
+        opt.step(np.ones(1))
+    assert opt.step_count == 0
+
+
 def test_groups_have_their_own():
     ours, theirs = [start(), start()], [start(), start()]
     opt = gs.Adam([{"params": ours[0], "weight_decay": Line()}, {"params": ours[1]}], weight_decay=0.5)

@@ -545,7 +545,7 @@ class Optimizer(Declared):
         ValueError
             For a wrong shape, too few or too many gradients, an index of a row out of range, a parameter that became
             read-only, a parameter that was replaced in its container, a gradient that overlaps a parameter or state, or
-            a schedule whose value is not a learning rate.
+            a schedule whose value its option does not allow.
         FloatingPointError
             For gradients that are not finite, with on_nonfinite="raise".
         RuntimeError
@@ -667,6 +667,7 @@ class Optimizer(Declared):
         if self._away:
             raise RuntimeError(f"step() within {self._away}: leave it first, which restores the parameters")
         self._check_nests()
+        self._check_idle("step()")
         engine.use(stream)
         if self._step_options["on_nonfinite"] == "raise":
             words = f'{engine.name}: on_nonfinite="raise" waits for the device and cannot be captured; use "skip"'
