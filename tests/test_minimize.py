@@ -464,6 +464,12 @@ def test_best_or_last():
     assert losses_of(losses, maxiter=2, maximize=True).fun == 5
 
 
+def test_the_latest_of_equal_losses_is_the_best():
+    result = gs.minimize(lambda x: (1 + (x - 3) ** 2, 2 * (x - 3)), 0.0, jac=True, options={"gtol": 1e-12})
+    assert result.message == "The norm of the gradient is at most gtol."
+    assert abs(result.jac) <= 1e-12
+
+
 # ---- bounds ---------------------------------------------------------------------------------------------------------
 
 
@@ -530,7 +536,7 @@ def test_maximize_within_bounds():
     ("bounds", "words"),
     [
         ([(0, 1)], "bounds must be a pair"),
-        ([(0, 1)] * 3, "bounds must be a pair"),
+        ([(0, 1)] * 3, r"bounds must be a pair .*, for the shape \(2,\), got"),
         (5, "bounds must be a pair"),
         ((0, 1, 2), "bounds must be a pair"),
         ((1, 0), "lower bound that is not below"),
@@ -542,6 +548,12 @@ def test_maximize_within_bounds():
 def test_refused_bounds(bounds, words):
     with pytest.raises(ValueError, match=words):
         gs.minimize(bowl, np.zeros(2), jac=True, bounds=bounds)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bound_too_large_for_the_dtype_is_none():
+    result = gs.minimize(bowl, np.zeros(1, np.float16), jac=True, bounds=(0, 1e6))
+    assert result.success
 
 
 def test_refused_bounds_are_named():
@@ -681,6 +693,9 @@ def test_options_of_the_optimizer():
         ({"method": dict}, TypeError, "method must be the name or the class"),
         ({"method": gs.Optimizer}, TypeError, "method must be the name or the class"),
         ({"method": lambda _params: 5}, TypeError, "method must return an Optimizer, not int"),
+        ({"method": lambda params: gs.Adam(params.copy())}, ValueError, "an optimizer of the parameters that it gets"),
+        ({"method": lambda params: gs.Adam({"x": params})}, ValueError, "an optimizer of the parameters that it gets"),
+        ({"options": {3: 1}}, TypeError, "no option 3; options are"),
         ({"options": {"learning_rate": 1}}, TypeError, "no option 'learning_rate'; did you mean 'lr'"),
         ({"options": {"maxitr": 1}}, TypeError, "did you mean 'maxiter'"),
         ({"options": {"disp": True}}, TypeError, "options are maxiter, gtol"),
@@ -894,6 +909,14 @@ def test_scipy_callbacks(optimize):
     result = run(callback=stop)
     assert (result.status, result.success, result.nit) == (99, False, 1)
     assert results[0].fun == result.fun
+
+
+def test_scipy_disp(optimize, capsys):
+    run = partial(optimize.minimize, both(ROSENBROCK), [-1.2, 1.0], jac=True, method=gs.scipy.sgd(maxiter=0))
+    run(options={"disp": False})
+    assert not capsys.readouterr().out
+    run(options={"disp": True})
+    assert capsys.readouterr().out == "The limit of iterations was reached. fun: 24.2, nit: 0, nfev: 1, njev: 1\n"
 
 
 def test_scipy_args(optimize):

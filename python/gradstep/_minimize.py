@@ -165,7 +165,7 @@ def minimize(
     callback : callable, optional
         Called after each step, as SciPy does: `callback(intermediate_result=...)` where that is its only parameter,
         with an `OptimizeResult` that has `x`, `fun` and `nit`, and else `callback(x)`. `x` is a copy. StopIteration
-        stops.
+        stops. With batches, `fun` is the loss of the next batch, so that there is no call after the last step.
     options : dict, optional
         The options of the optimizer, and those of `minimize`:
 
@@ -176,7 +176,8 @@ def minimize(
         `ftol`, `ftol_rel`, default None : stop where `patience` losses in a row (default 100) were not better than the
         best by more than `ftol + ftol_rel * abs(best)`.
         `time_limit`, default None : seconds, which are checked before each step.
-        `select`, default "best" : whether the result is the point with the "best" loss, or the "last".
+        `select`, default "best" : whether the result is the point with the "best" loss, the latest of equal ones,
+        or the "last" point.
 
         The default of `lr` is another than that of the class: SGD and Momentum 1e-3, NAG 5e-4, AdaGrad 0.5, Adam 0.1;
         RMSProp 0.01, AdaDelta 1 and Nadam 0.1, which fall to 0 along a cosine until `maxiter`. `maximize` is an option
@@ -237,7 +238,7 @@ def minimize(
     limiting = None if bounds is None else Bounds(bounds, x)
     loss = Loss(_check_callable(fun, "fun"), check_jac(jac), args, x, limiting)
     optimizer = factory(x.nest, **given)
-    _check_optimizer(optimizer)
+    _check_optimizer(optimizer, x)
     run = Run(loss, optimizer, limiting, limits, batches, epochs)
     if isinstance(loss.jac, str) and sum(vector.size for vector in x.vectors) > MANY:
         words = f"finite differences of more than {MANY} unknowns take as many evaluations each step; pass jac"
@@ -286,9 +287,11 @@ def _default_rate(cls: Any, maxiter: int | None) -> float | Schedule:
     return cosine(rate, maxiter) if maxiter and cls.__name__ in DECAYED else rate
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer: Any, x: Point) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"method must return an Optimizer, not {type(optimizer).__name__}")
+    if optimizer.params is not x.nest:
+        raise ValueError("method must return an optimizer of the parameters that it gets")
     for name, reason in UNSUPPORTED.items():
         if getattr(optimizer, name, None):
             raise ValueError(f"minimize does not support {name}: {reason}")
@@ -400,7 +403,7 @@ class Run:
                 return NOT_FINITE
             if self.batches is None:
                 self._watch(loss)
-            if self.keeps_last or not self.nit or self.sign * loss < self.sign * self.kept_loss:
+            if self.keeps_last or not self.nit or self.sign * loss <= self.sign * self.kept_loss:
                 self._keep()
             if advance is not None:
                 advance()

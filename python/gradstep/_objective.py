@@ -101,7 +101,8 @@ class Bounds:
             name = f"bounds[{path!r}]" if path and not everywhere else "bounds"
             for array, values in zip((low, high), _low_high(own, low.shape, name), strict=True):
                 try:
-                    array[...] = values
+                    with np.errstate(over="ignore"):  # a bound too large for the dtype is infinite
+                        array[...] = values
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{name} cannot be broadcast to the shape {low.shape}: {error}") from None
             if not np.all(low <= high):
@@ -145,7 +146,7 @@ def _low_high(given: Any, shape: tuple[int, ...], name: str) -> tuple[Any, Any]:
                 low, high = given
         except (TypeError, ValueError):
             words = "a pair (low, high), or such a pair for each element of an array with one axis"
-            raise ValueError(f"{name} must be {words}, got {given!r}") from None
+            raise ValueError(f"{name} must be {words}, for the shape {shape}, got {given!r}") from None
     return _without_none(low, -np.inf), _without_none(high, np.inf)
 
 

@@ -355,7 +355,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     import difflib
 
     names = list(names)
-    close = [ELSEWHERE[name]] if ELSEWHERE.get(name) in names else difflib.get_close_matches(name, names, 1)
+    close = [ELSEWHERE[name]] if ELSEWHERE.get(name) in names else difflib.get_close_matches(str(name), names, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

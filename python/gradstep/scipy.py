@@ -23,7 +23,8 @@ class Method:
     """A method for `scipy.optimize.minimize`, which calls it by its convention for custom methods.
 
     `jac` is True, callable or None (finite differences of two points), `bounds` are projected, `tol` is `gtol`, and the
-    callback has either signature. The result is SciPy's `OptimizeResult`, with the fields of `gradstep.minimize`.
+    callback has either signature. The option `disp` of SciPy's `minimize` prints why it stopped. The result is SciPy's
+    `OptimizeResult`, with the fields of `gradstep.minimize`.
 
     Raises
     ------
@@ -55,6 +56,7 @@ class Method:
         hess: Any = None,
         hessp: Any = None,
         constraints: Any = (),
+        disp: bool = False,
         **options: Any,
     ) -> Any:
         from scipy.optimize import OptimizeResult
@@ -68,6 +70,8 @@ class Method:
         tolerance = {} if tol is None else {"gtol": tol}
         options = {**self.options, **tolerance, **options}
         result = minimize(fun, x0, args, self.optimizer, jac, bounds=bounds, callback=callback, options=options)
+        if disp:
+            print(f"{result.message} fun: {result.fun:g}, nit: {result.nit}, nfev: {result.nfev}, njev: {result.njev}")
         return OptimizeResult(result)
 
 
