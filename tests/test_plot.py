@@ -178,6 +178,26 @@ def test_contour_levels_grow_geometrically(monkeypatch):
     image(holes)
 
 
+def test_a_function_may_keep_change_and_return_its_argument():
+    def half(x):
+        value = x @ x / 2
+        return value, x
+
+    def change(x):
+        value, gradient = half(x.copy())
+        x[:] = 5
+        return value, gradient
+
+    drawn = [gs.plot.paths(fun, "sgd", 5, lr=0.5, **OWN) for fun in (half, change)]
+    for figure in drawn:
+        assert figure.axes[0].lines[1].get_xdata().tolist() == [0.5**k for k in range(6)]
+
+
+def test_a_function_that_is_flat_almost_everywhere():
+    figure = gs.plot.paths(lambda x: (1 - np.exp(-1e4 * (x @ x)), np.zeros(2)), "sgd", 5, **OWN)
+    image(figure)
+
+
 def test_a_path_that_diverges_is_named_and_cut_off():
     figure = gs.plot.paths("ravine", {"wild": partial(gs.SGD, lr=1.0), "tame": partial(gs.SGD, lr=0.01)}, 400)
     [axes] = figure.axes
@@ -252,6 +272,14 @@ def test_the_scale_is_logarithmic_where_it_helps():
     assert scales == ["linear", "log", "linear", "log", "linear", "linear"]
 
 
+@pytest.mark.parametrize("start", [np.nan, np.inf])
+def test_losses_that_are_not_finite_at_once(start):
+    [axes] = gs.plot.race(lambda *_: [start, start], "sgd").axes
+    assert axes.texts[0].get_text() == "SGD (diverged)"
+    [axes] = gs.plot.race(lambda make, _: [start, 1.0] if make is gs.SGD else [1.0, 0.5], ["sgd", "adam"]).axes
+    assert axes.get_ylim() == pytest.approx((0.475, 1.025))
+
+
 def test_race_of_a_training():
     figure = gs.plot.race(train, {"one": gs.SGD, "two": partial(gs.Adam, lr=0.1)}, seeds=5)
     [axes] = figure.axes
@@ -320,6 +348,7 @@ def results(params, steps=6, **options):
 
 def test_norms_of_steps():
     found = results({"w": np.ones((3, 2)), "b": np.zeros(4)})
+    image(gs.plot.stats([{"w": (1, 2, 3), "b": (0, 0, 0)}] * 3))  # integers
     for given in (found, [result.stats for result in found], iter(found)):
         axes = gs.plot.stats(given).axes
         titles = [panel.get_title(loc="left") for panel in axes]
@@ -399,6 +428,9 @@ OWN = {"start": (1, 1), "bounds": ((-2, 2), (-2, 2))}
             lambda: gs.plot.paths(lambda _: (1, 2), "sgd", **OWN),
             r"fun must return a gradient of shape \(2,\), got \(\)",
         ),
+        (lambda: gs.plot.race("booth", "sgd", start=(1, 2, 3)), "start must be a point of two .* with booth"),
+        (lambda: gs.plot.race("booth", "sgd", start=[[1]]), "start must be a point of two numbers, or rows"),
+        (lambda: gs.plot.race("booth", lambda _: 3), "optimizers must return an Optimizer, not int"),
         (lambda: gs.plot.race("booth", "sgd", seeds=3), "seeds must not be given with a function"),
         (lambda: gs.plot.race("booth", "sgd", 0), "steps must be an integer"),
         (lambda: gs.plot.race("booth", "sgd", start=np.zeros((0, 2))), "start must be a point"),

@@ -110,9 +110,9 @@ def _saddle_gradient(x: Array) -> Array:
 
 _TABLE = (
     # name, value, gradient, start, minima, bounds of a plot
-    # Rosenbrock (1960), Computer Journal 3(3); any number of dimensions.
+    # Rosenbrock (1960), Computer Journal 3(3).
     ("rosenbrock", _rosenbrock, _rosenbrock_gradient, (-1.2, 1.0), [(1.0, 1.0)], ((-2.0, 2.0), (-1.0, 3.0))),
-    # Rastrigin (1974); any number of dimensions; a local minimum near each point with whole coordinates.
+    # Rastrigin (1974); a local minimum near each point with whole coordinates.
     ("rastrigin", _rastrigin, _rastrigin_gradient, (2.6, -1.7), [(0.0, 0.0)], ((-5.12, 5.12), (-5.12, 5.12))),
     # Himmelblau (1972), Applied Nonlinear Programming; four global minima.
     (
@@ -131,7 +131,7 @@ _TABLE = (
     # Beale (1958).
     ("beale", _beale, _beale_gradient, (1.0, 1.0), [(3.0, 0.5)], ((-4.5, 4.5), (-4.5, 4.5))),
     ("booth", _booth, _booth_gradient, (-5.0, 5.0), [(1.0, 3.0)], ((-10.0, 10.0), (-10.0, 10.0))),
-    # Ackley (1987); any number of dimensions; a local minimum near each point with whole coordinates.
+    # Ackley (1987); a local minimum near each point with whole coordinates.
     ("ackley", _ackley, _ackley_gradient, (2.6, -1.7), [(0.0, 0.0)], ((-5.0, 5.0), (-5.0, 5.0))),
     # A quadratic of condition number 100; any gradient method zigzags over it or creeps along it.
     ("ravine", _ravine, _ravine_gradient, (-8.0, 1.0), [(0.0, 0.0)], ((-10.0, 10.0), (-2.0, 2.0))),
@@ -144,3 +144,5 @@ FUNCTIONS = {
     for name, value, gradient, start, minima, bounds in _TABLE
 }
 """The functions by name."""
+ANY_SIZE = ("rosenbrock", "rastrigin", "ackley")
+"""Those of any number of variables; the others have two."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ._functions import FUNCTIONS, Function
+from ._functions import ANY_SIZE, FUNCTIONS, Function
 from ._minimize import METHODS
 from ._optimizer import Optimizer
 from ._options import POSITIVE, did_you_mean, whole
@@ -63,7 +63,7 @@ class Runs(NamedTuple):
 
 def diverged(values: Array) -> bool:
     """Whether a run ended above its start, or not finite."""
-    return not bool(values[-1] <= values[0])
+    return not bool(np.isfinite(values[-1]) and values[-1] <= values[0])
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -128,6 +128,7 @@ def problem(fun: str | Function | Objective, start: Any) -> Function:
     """A function with its start, or with several in rows. Raises TypeError or ValueError."""
     if isinstance(fun, str):
         fun = function_named(fun)
+    of_two = isinstance(fun, Function) and fun.name not in ANY_SIZE
     if not isinstance(fun, Function):
         fun = wrapped(fun)
         if start is None:
@@ -135,7 +136,10 @@ def problem(fun: str | Function | Objective, start: Any) -> Function:
     if start is None:
         return fun
     words = "a point, or points in rows, of finite numbers"
-    return replace(fun, start=finite(start, "start", words, lambda x: x.ndim in (1, 2) and x.size > 0))
+    start = finite(start, "start", words, lambda x: x.ndim in (1, 2) and x.size > 0)
+    if of_two and start.shape[-1] != 2:
+        raise ValueError(f"start must be a point of two numbers, or rows of these, with {fun.name}, got {start!r}")
+    return replace(fun, start=start)
 
 
 def plane_problem(fun: str | Function | Objective, start: Any, bounds: Any, minima: Any) -> Function:
@@ -162,7 +166,7 @@ def wrapped(fun: Objective) -> Function:
         raise TypeError(f"fun must be a name or a function, got {fun!r}")
 
     def both(x: Array) -> tuple[float, Array]:
-        found: Any = fun(x)
+        found: Any = fun(x.copy())  # which it may keep, change or return
         if not (isinstance(found, tuple) and len(found) == 2):
             raise TypeError(f"fun must return its value and its gradient, got {found!r}")
         gradient = np.asarray(found[1], np.float64)
@@ -191,6 +195,8 @@ def descend(fun: Function, name: str, make: Make, steps: int, lr: float | None =
     for start, path, heights in zip(starts, points, values, strict=True):
         x = start.copy()
         opt = make(x) if lr is None else partial(make, lr=lr)(x)
+        if not isinstance(opt, Optimizer):
+            raise TypeError(f"optimizers must return an Optimizer, not {type(opt).__name__}")
         ahead: Any = getattr(opt, "lookahead", None) or nullcontext
         with np.errstate(all="ignore"):
             for step in range(steps + 1):

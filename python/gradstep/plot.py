@@ -120,7 +120,10 @@ def draw_contours(axes: Axes, fun: Function) -> None:
     heights -= min([np.min(heights, initial=np.inf, where=np.isfinite(heights)), *minimum_of(fun)])
     known = heights[np.isfinite(heights)]
     if known.size and (highest := known.max()) > 0:
-        levels = np.geomspace(max(np.quantile(known, 0.01), highest / 1000), highest, 12)
+        lowest = np.quantile(known, 0.01)
+        # Of a function that is flat almost everywhere, the quantile is the flat part.
+        lowest = max(lowest, highest / 1000) if lowest < highest / 2 else highest / 1000
+        levels = np.geomspace(lowest, highest, 12)
         colours = LinearSegmentedColormap.from_list("", [LOW, HIGH])(np.linspace(0, 1, len(levels) + 1))
         axes.contourf(x, y, heights, levels, colors=[*colours], extend="both")
         axes.contour(x, y, heights, levels, colors=LEVEL, linewidths=0.5)
@@ -274,8 +277,9 @@ def draw_curves(axes: Axes, curves: Mapping[str, Array], ylabel: str) -> None:
         medians[marked(label, median)] = median
     # A run that diverges leaves the frame, later where all do.
     factor = 1e6 if all(map(diverged, medians.values())) else 2
-    limit = factor * max(abs(median[0]) for median in medians.values())
-    drawn = np.concatenate([median[median <= limit] for median in medians.values()])
+    limit = factor * max((abs(median[0]) for median in medians.values() if np.isfinite(median[0])), default=np.inf)
+    drawn = np.concatenate([median[np.isfinite(median) & (median <= limit)] for median in medians.values()])
+    drawn = drawn if drawn.size else np.zeros(1)
     positive = drawn[drawn > 0]
     if drawn.min() >= 0 and positive.size and drawn.max() > 20 * positive.min():
         axes.set_ylim(positive.min() / 2, drawn.max() * 2)
@@ -367,7 +371,7 @@ def stats(results: Iterable[Any], *, axes: Any = None) -> Figure:
     panels = np.ravel(panels)
     if len(panels) != 4:
         raise ValueError(f"axes must be four, got {len(panels)}")
-    norms = np.array([[norms.get(name, (np.nan,) * 3) for norms in found] for name in names])
+    norms = np.array([[norms.get(name, (np.nan,) * 3) for norms in found] for name in names], np.float64)
     with np.errstate(all="ignore"):
         values = [*np.moveaxis(norms, 2, 0), norms[..., 1] / norms[..., 2]]
     every = -(-len(names) // len(COLOURS))  # so many labels fit
