@@ -97,6 +97,7 @@ def test_info_needs_numpy_alone():
         (["race", "--optimizers", "adam,nga"], "--optimizers: no optimizer 'nga'; there are sgd, momentum, nag,"),
         (["race", "--optimizers", ""], "--optimizers: no optimizer ''"),
         (["race", "--steps", "0"], "--steps: '0' is not a whole number of 1 or more"),
+        (["race", "--steps", "9999999"], "--steps: '9999999' is more than 1000000"),
         (["race", "--lr", "0"], "--lr: '0' is not a finite number above 0"),
         (["race", "--lr", "nan"], "--lr: 'nan' is not a finite number above 0"),
         (["race", "--lr", "x"], "--lr: 'x' is not a finite number above 0"),

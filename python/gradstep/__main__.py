@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
@@ -13,8 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 import gradstep
-from gradstep import _race, bench, demo, optimizers, plot
+from gradstep import _race, bench, demo, plot
 from gradstep._functions import FUNCTIONS, Function
+from gradstep._minimize import METHODS
 from gradstep._options import POSITIVE
 
 
@@ -25,12 +27,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
-    """The type of an option: a whole number, `lowest` or more."""
+def at_least(lowest: int, most: float = math.inf) -> Callable[[str], int]:
+    """The type of an option: a whole number, `lowest` or more, and `most` or less."""
 
     def whole(text: str) -> int:
         if not text.isdecimal() or int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {most}")
         return int(text)
 
     return whole
@@ -81,6 +85,7 @@ def positive(text: str) -> float:
 
 
 PNG = path_of(".png")
+MOST_STEPS = 1_000_000  # of a race, so that all its points fit in memory
 
 
 def sentence(text: str) -> str:
@@ -122,7 +127,13 @@ def build_parser() -> Parser:
     function = named(_race.function_named)
     options("--function", type=function, default="rosenbrock", metavar="NAME", help="the function [%(default)s]")
     options("--optimizers", type=classes, metavar="A,B", help="names, between commas [all]")
-    options("--steps", type=at_least(1), default=_race.STEPS, metavar="N", help="of each optimizer [%(default)s]")
+    options(
+        "--steps",
+        type=at_least(1, MOST_STEPS),
+        default=_race.STEPS,
+        metavar="N",
+        help="of each optimizer [%(default)s]",
+    )
     about = "the learning rate [for each, the best of a series]"
     options("--lr", type=positive, metavar="X", help=about)
     about = "of a random start within the plot [the function's own start]"
@@ -188,7 +199,7 @@ def run_race(
     """The command ``race``."""
     if listing:
         print("functions: ", *FUNCTIONS)
-        print("optimizers:", *(cls.rule for cls in optimizers.ALL))
+        print("optimizers:", *METHODS)
         return 0
     need(plot.REQUIRES, "race", "plot")
     for path in filter(None, (output, animate)):
