@@ -227,6 +227,10 @@ def test_a_rate_is_the_best_that_does_not_rise():
     assert runs.label == "x lr=0.25"
 
 
+def test_names_in_upper_case():
+    assert gs.plot.paths("Booth", "ADAM", 3).axes[0].get_title(loc="left") == "booth, 3 steps"
+
+
 def test_forms_of_optimizers():
     assert list(_race.named(None)) == NAMES
     assert _race.named("ADAM") == {"Adam": gs.Adam}

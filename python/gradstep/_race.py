@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from ._optimizer import Optimizer
 from ._options import POSITIVE, did_you_mean, whole
 from .optimizers import ALL
 
+T = TypeVar("T")
 Array: TypeAlias = npt.NDArray[np.float64]
 Make: TypeAlias = Callable[..., Optimizer]
 Entry: TypeAlias = str | Make
@@ -75,17 +76,20 @@ def shown(options: Mapping[str, Any]) -> str:
 
 
 def function_named(name: str) -> Function:
-    """The test function of this name. Raises ValueError."""
-    if name not in FUNCTIONS:
-        raise ValueError(f"no function {name!r}; there are {', '.join(FUNCTIONS)}{did_you_mean(name, FUNCTIONS)}")
-    return FUNCTIONS[name]
+    """The test function of this name, in upper or lower case. Raises ValueError."""
+    return entry_named(name, FUNCTIONS, "function")
 
 
 def optimizer_named(name: str) -> type[Optimizer]:
     """The optimizer of this name, in upper or lower case. Raises ValueError."""
-    if name.lower() not in METHODS:
-        raise ValueError(f"no optimizer {name!r}; there are {', '.join(METHODS)}{did_you_mean(name.lower(), METHODS)}")
-    return METHODS[name.lower()]
+    return entry_named(name, METHODS, "optimizer")
+
+
+def entry_named(name: str, table: Mapping[str, T], kind: str) -> T:
+    """The entry of a table whose names are in lower case. Raises ValueError."""
+    if name.lower() not in table:
+        raise ValueError(f"no {kind} {name!r}; there are {', '.join(table)}{did_you_mean(name.lower(), table)}")
+    return table[name.lower()]
 
 
 def named(optimizers: Optimizers | None) -> dict[str, Make]:
