@@ -945,6 +945,9 @@ def test_scipy_methods():
     for name in METHODS:
         method = getattr(gs.scipy, name.lower())(lr=0.5, maxiter=3)
         assert repr(method) == f"gradstep.scipy.{name.lower()}(lr=0.5, maxiter=3)"
+        factory = getattr(gs.scipy, name.lower())
+        assert factory is pickle.loads(pickle.dumps(factory))
+        assert factory.__doc__.startswith(f"{name} as a `Method`")
         assert repr(eval(repr(method), {"gradstep": gs})) == repr(pickle.loads(pickle.dumps(method))) == repr(method)
     with pytest.raises(TypeError, match="did you mean 'lr'"):
         gs.scipy.adam(learning_rate=1)

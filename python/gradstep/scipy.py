@@ -7,7 +7,6 @@ The names are those of the classes in lower case. Each takes the options of its 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._minimize import METHODS, minimize, split_options
@@ -75,11 +74,19 @@ class Method:
         return OptimizeResult(result)
 
 
+def _factory(name: str) -> Callable[..., Method]:
+    cls = METHODS[name]
+
+    def make(**options: Any) -> Method:
+        return Method(cls, **options)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"{cls.__name__} as a `Method`, with options of the class and of `gradstep.minimize`."
+    return make
+
+
+globals().update({name: _factory(name) for name in METHODS})
+
+
 def __getattr__(name: str) -> Callable[..., Method]:
-    if name not in METHODS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, METHODS)}")
-    return partial(Method, METHODS[name])
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *METHODS})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, METHODS)}")
