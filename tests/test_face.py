@@ -89,6 +89,8 @@ def test_the_classes():
         assert cls.__name__ in gs.__all__
         assert cls.__doc__
     assert set(gs.__all__) <= set(dir(gs))
+    assert "scipy" in dir(gs)
+    assert "scipy" not in gs.__all__  # `import *` would hide SciPy
     with pytest.raises(TypeError, match="Optimizer"):
         gs.Optimizer([np.ones(1)])
 

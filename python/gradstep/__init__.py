@@ -19,7 +19,8 @@ from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
-    from . import plot, schedules, scipy
+    from . import plot, schedules
+    from . import scipy as scipy  # public, and not in __all__: `import *` would hide SciPy
     from ._files import load, save
     from ._minimize import OptimizeResult, minimize
 else:
@@ -62,7 +63,6 @@ __all__ = [
     "reference",
     "save",
     "schedules",
-    "scipy",
     "set_num_threads",
     "show_config",
 ]
