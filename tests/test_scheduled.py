@@ -260,6 +260,30 @@ def test_checkpoints(rule, tmp_path):
         assert number.lr == 0.25, "a checkpoint of a schedule says nothing of the value"
 
 
+def test_a_checkpoint_does_not_share_the_state():
+    class Live(Falling):
+        def __init__(self):
+            self.values = [0.5]
+
+        def __call__(self, _):
+            return self.values[-1]
+
+        def state_dict(self):
+            return vars(self)
+
+        def load_state_dict(self, saved):
+            vars(self).update(saved)
+
+    schedule = Live()
+    opt = gs.SGD(np.zeros(1), lr=schedule)
+    saved = opt.state_dict()
+    for _ in range(2):  # neither what was saved nor what was loaded
+        schedule.values.append(0.25)
+        assert opt.lr == 0.25
+        opt.load_state_dict(saved)
+        assert opt.lr == 0.5
+
+
 def test_a_state_that_does_not_fit():
     opt = gs.Adam(start(), lr=Falling(0.5), betas=(Falling(0.5), 0.9))
     saved = opt.state_dict()

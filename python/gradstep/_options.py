@@ -6,6 +6,7 @@ The declaration gives its place in the signature, its documentation, its key in 
 
 from __future__ import annotations
 
+import copy
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,14 +135,14 @@ def has_state(schedule: Any) -> bool:
 
 
 def state_of(schedule: Any) -> Any:
-    """The state of a schedule as plain data; None where it has none."""
-    return schedule.state_dict() if has_state(schedule) else None
+    """A copy of the state of a schedule as plain data; None where it has none."""
+    return copy.deepcopy(schedule.state_dict()) if has_state(schedule) else None
 
 
 def load_state(schedule: Any, state: Any) -> None:
-    """Loads what `state_of` returned into a schedule that has a state."""
+    """Loads a copy of what `state_of` returned into a schedule that has a state."""
     if state is not None and has_state(schedule):
-        schedule.load_state_dict(state)
+        schedule.load_state_dict(copy.deepcopy(state))
 
 
 class Both:
