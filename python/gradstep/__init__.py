@@ -19,7 +19,7 @@ from ._rows import Rows
 from .optimizers import *  # noqa: F403  the list of optimizers stands there, once
 
 if TYPE_CHECKING:
-    from . import plot, schedules
+    from . import mpi, plot, schedules
     from . import scipy as scipy  # public, and not in __all__: `import *` would hide SciPy
     from ._files import load, save
     from ._minimize import OptimizeResult, minimize
@@ -28,6 +28,7 @@ else:
         "OptimizeResult": "_minimize",
         "load": "_files",
         "minimize": "_minimize",
+        "mpi": "mpi",
         "plot": "plot",
         "save": "_files",
         "schedules": "schedules",
@@ -58,6 +59,7 @@ __all__ = [
     "global_norm",
     "load",
     "minimize",
+    "mpi",
     "plot",
     "q8",
     "reference",
