@@ -16,7 +16,7 @@ from mpi4py import MPI
 WORLD = MPI.COMM_WORLD
 RANKS = (1, 2, 3, 4)
 COMMS = {ranks: WORLD.Split(0 if WORLD.rank < ranks else MPI.UNDEFINED) for ranks in RANKS}
-TIMEOUT = 120.0
+TIMEOUT = 60.0
 
 
 def of(ranks):

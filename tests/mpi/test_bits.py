@@ -138,7 +138,9 @@ def test_groups_scales_and_a_loss_scale(ranks):
         a[step] = np.inf if (step, rank) == (2, 0) else 7
         return [{"a": a}, [np.full((3, 2), rank, np.float64)]]
 
-    arrays, opt = make(lambda *args, **options: gs.mpi.sharded(gs.Momentum, *args, timeout=TIMEOUT, **options), comm=comm)
+    arrays, opt = make(
+        lambda *args, **options: gs.mpi.sharded(gs.Momentum, *args, timeout=TIMEOUT, **options), comm=comm
+    )
     whole, one = make(gs.Momentum)
     for step in range(5):
         result = opt.step(grads(step, comm.rank), grad_scale=2.0)

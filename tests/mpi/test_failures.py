@@ -67,8 +67,14 @@ def test_ranks_that_differ_in_a_step(ranks, clip_norm):
             opt.lr = 0.25
 
     for task, words in (
-        (lambda: opt.step({**grads(), "b": None} if first else grads()), "the gradient of b is None on rank 0, 'float32'"),
-        (lambda: opt.step({**grads(), "b": np.ones(3)} if first else grads()), "the gradient of b is 'float64' on rank 0"),
+        (
+            lambda: opt.step({**grads(), "b": None} if first else grads()),
+            "the gradient of b is None on rank 0, 'float32'",
+        ),
+        (
+            lambda: opt.step({**grads(), "b": np.ones(3)} if first else grads()),
+            "the gradient of b is 'float64' on rank 0",
+        ),
         (lambda: opt.step(grads(), grad_scale=2.0 if first else 3.0), "grad_scale is 2.0 on rank 0, 3.0 on "),
         (lr, "option lr is 0.5 on rank 0, 0.25 on "),
         (lambda: opt.step(grads()) if first else opt.state_dict(), "call is step() on rank 0, state_dict() on "),
