@@ -12,6 +12,7 @@ from gradstep.optimizers import ALL
 
 ROOT = Path(__file__).parent.parent
 LINKED = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
+NEEDS_MPI = "docs/mpi.md"
 NEEDS_TORCH = "docs/torch.md"  # tests/torch/test_page.py runs it
 PAGES = [page for page in LINKED if page != NEEDS_TORCH and "```python" in (ROOT / page).read_text(encoding="utf-8")]
 READMES = [page for page in LINKED if page.startswith("README")]
@@ -38,6 +39,8 @@ def run(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
+    if page == NEEDS_MPI:
+        pytest.importorskip("mpi4py")
     monkeypatch.chdir(tmp_path)
     assert run(page)
 

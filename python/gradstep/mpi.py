@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -134,8 +134,8 @@ class Ranks:
         raise ValueError(f"the ranks differ: {'; '.join(_differences(everyones))}")
 
     def fail(self, call: str, error: Exception) -> list[dict[str, Any]] | None:
-        """Tells the others, who wait for this rank, of its error."""
-        return self.meet(call, {}, error)
+        """Tells the others, who wait for this rank, of its error, unless they cannot be reached."""
+        return None if self._lost else self.meet(call, {}, error)
 
     @contextmanager
     def agreeing(self, call: str, facts: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
@@ -234,6 +234,22 @@ class Sharded:
     gradients of each rank, in the order of ranks, and then `step()`.
     """
 
+    _ranks: Ranks
+    _tree: _core.Tree
+    _inner: Optimizer
+    """Steps this rank's parts."""
+    _params: list[Array]
+    _sizes: list[int]
+    _all_parts: list[list[tuple[int, int]]]
+    """The parts that each rank has."""
+    _own: list[_Part]
+    """The arrays that the inner optimizer steps."""
+    _layouts: dict[tuple[Any, ...], Layout]
+    """The last one, by the dtypes of what is exchanged."""
+    _buffers: dict[str, Array]
+    _broken: str
+    """Why no step is possible before a load."""
+
     def __init__(
         self,
         optimizer: type[Optimizer],
@@ -280,7 +296,7 @@ class Sharded:
             "shape": {name: param.shape for name, param in each},
             "dtype": {name: param.dtype.name for name, param in each},
             "checksum": {
-                name: zlib.crc32(np.ascontiguousarray(param).reshape(-1).view(np.uint8)) for name, param in each
+                name: zlib.crc32(np.ascontiguousarray(param).reshape(-1).view(np.uint8).data) for name, param in each
             },
             **self._option_facts(),
         }
@@ -484,15 +500,13 @@ class Sharded:
         if key not in self._layouts:
             self._layouts.clear()  # of other parameters that take part
             self._layouts[key] = Layout(self._all_parts, dtypes)
-        layout: Layout = self._layouts[key]
-        return layout
+        return self._layouts[key]
 
     def _buffer(self, name: str, size: int) -> Array:
         """Bytes that are kept from step to step."""
         if name not in self._buffers or self._buffers[name].size < size:
             self._buffers[name] = np.empty(size, np.uint8)
-        buffer: Array = self._buffers[name][:size]
-        return buffer
+        return self._buffers[name][:size]
 
     def _drop_sums(self) -> None:
         if self._inner._sums is not None:
@@ -588,10 +602,10 @@ class Sharded:
         data: dict[str, Any] = {}
         with ranks.agreeing(call, self._option_facts):
             data.update(self._inner.state_dict())
-        for tensor, (path, entries) in enumerate(data["state"].items()):
+        for tensor, entries in enumerate(data["state"].values()):
             for name, value in entries.items():
                 if isinstance(value, np.ndarray):
-                    shape, counts = self._shape(tensor, path, name)
+                    shape, counts = self._shape(tensor, name)
                     whole = ranks.gather(value, counts, call)
                     entries[name] = None if whole is None else whole.reshape(shape)
         return data if ranks.rank == 0 else None
@@ -621,7 +635,7 @@ class Sharded:
             entries = data["state"].get(path, {})
             for name, of in entries.items():
                 if isinstance(of, _Outline):
-                    _, counts = self._shape(tensor, path, name)
+                    _, counts = self._shape(tensor, name)
                     whole = saved["state"][path][name] if ranks.rank == 0 else None  # type: ignore[index]
                     entries[name] = ranks.scatter(whole, counts, numpy_dtype(of.dtype), call)
         before = self._inner.state_dict()
@@ -653,7 +667,7 @@ class Sharded:
                 if own is None:  # refused by its name
                     state[path][name] = np.empty(0)
                     continue
-                shape, _ = self._shape(tensors[path], path, name)
+                shape, _ = self._shape(tensors[path], name)
                 if value.shape != shape or value.dtype != own.dtype:
                     wrong.append(f"{path} ({name} is {value.dtype} {value.shape}, not {own.dtype} {shape})")
                 state[path][name] = _Outline(own.dtype.name)
@@ -661,7 +675,7 @@ class Sharded:
             raise ValueError(f"the state dict does not fit this optimizer; mismatched: {'; '.join(wrong)}")
         return {**saved, "state": state}
 
-    def _shape(self, tensor: int, path: str, name: str) -> tuple[tuple[int, ...], list[int]]:
+    def _shape(self, tensor: int, name: str) -> tuple[tuple[int, ...], list[int]]:
         """The shape of a kept array of the whole, and the number of elements that each rank has of it."""
         counts = [end - begin for begin, end in (of_rank[tensor] for of_rank in self._all_parts)]
         if name in {_storage.scale_of(state) for state in RULES[self._inner.rule]["states"]}:
@@ -770,7 +784,7 @@ def _named(opt: Sharded, params: Any) -> dict[str, Array]:
 
 def _begins(counts: Sequence[int]) -> list[int]:
     """Where the parts of these sizes begin, one after the other."""
-    return np.cumsum([0, *counts])[:-1].tolist()
+    return [0, *accumulate(counts)][:-1]
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def test_files_are_those_of_one_process(ranks, directory):
         assert bits_of(_files.read(path)) == of_one
 
 
-@pytest.mark.parametrize("ranks", (2, 4))
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_what_does_not_fit_changes_nothing(ranks):
     comm = of(ranks)
-    params, opt = make(comm)
+    _params, opt = make(comm)
     step(opt, 0, WORLD.rank)
     saved = opt.state_dict()
 
@@ -126,7 +126,7 @@ def test_what_does_not_fit_changes_nothing(ranks):
         assert bits_of(saved) == bits_of(again)
 
 
-@pytest.mark.parametrize("ranks", (1, 2))
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_file_that_cannot_be_written(ranks, directory):
     comm = of(ranks)
     path = directory / "nowhere" / "x"

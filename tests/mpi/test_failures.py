@@ -11,9 +11,9 @@ from tests.mpi.ranks import TIMEOUT, WORLD, bits_of, everyones_error, of
 SIZE = 40_000
 
 
-def make(comm, optimizer=gs.Adam, **options):
+def make(comm, optimizer=gs.Adam, timeout=TIMEOUT, **options):
     params = {"w": np.ones((SIZE // 10, 10), np.float32), "b": np.zeros(3, np.float32)}
-    return params, gs.mpi.sharded(optimizer, params, comm=comm, timeout=TIMEOUT, **options)
+    return params, gs.mpi.sharded(optimizer, params, comm=comm, timeout=timeout, **options)
 
 
 def grads(value=1.0):
@@ -24,7 +24,7 @@ def array(shape=(SIZE,), dtype=np.float32, value=1.0):
     return {"w": np.full(shape, value, dtype)}
 
 
-@pytest.mark.parametrize("ranks", (2, 3, 4))
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize(
     ("of_last", "options", "words"),
     [
@@ -50,7 +50,7 @@ def test_ranks_that_differ_at_construction(ranks, of_last, options, words):
     assert f"on rank {ranks - 1}" in text
 
 
-@pytest.mark.parametrize("ranks", (2, 3, 4))
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_ranks_that_differ_in_a_step(ranks, clip_norm):
     comm = of(ranks)
@@ -89,7 +89,7 @@ def test_ranks_that_differ_in_a_step(ranks, clip_norm):
     assert opt.step_count == 2
 
 
-@pytest.mark.parametrize("ranks", (2, 3, 4))
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_wrong_gradient_on_one_rank(ranks, clip_norm):
     comm = of(ranks)
@@ -110,7 +110,7 @@ def test_a_wrong_gradient_on_one_rank(ranks, clip_norm):
     opt.step(grads())
 
 
-@pytest.mark.parametrize("ranks", (2, 4))
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("clip_norm", "late"), [(None, False), (1.0, False), (None, True), (1.0, True)])
 def test_an_error_within_the_step_of_one_rank(ranks, clip_norm, late, monkeypatch):
     """Before the norms are exchanged nothing has been written. Later, no further step is taken before a load."""
@@ -145,7 +145,48 @@ def test_an_error_within_the_step_of_one_rank(ranks, clip_norm, late, monkeypatc
     assert opt.step_count == 2
 
 
-@pytest.mark.parametrize("ranks", (2, 4))
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_schedule_that_raises_on_one_rank(ranks):
+    comm = of(ranks)
+
+    def schedule(step):
+        return 1 / 0 if (step, comm.rank) == (1, 1) else 0.1
+
+    params, opt = make(comm, lr=schedule)
+    opt.step(grads())
+    before = bits_of(params)
+    errors = everyones_error(comm, lambda: opt.step(grads()))
+    assert [kind for kind, _ in errors] == [
+        "ZeroDivisionError" if rank == 1 else "AgreedError" for rank in range(ranks)
+    ]
+    opt.lr = 0.1
+    assert bits_of(params) == before
+    opt.step(grads())
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_rank_that_is_gone_within_a_step(ranks, clip_norm, monkeypatch):
+    comm = of(ranks).Dup()
+    params, opt = make(comm, clip_norm=clip_norm, timeout=0.5)
+
+    def end(self, **_):
+        raise KeyboardInterrupt
+
+    if comm.rank == 1:
+        monkeypatch.setattr(type(opt._inner), "step", end)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(grads())
+    else:
+        with pytest.raises(TimeoutError, match=r"has waited 0.5 s for the others in step\(\)"):
+            opt.step(grads())
+        with pytest.raises(RuntimeError, match="the communicator cannot be used"):
+            opt.step(grads())
+    of(ranks).barrier()
+    assert clip_norm is None or params["b"].max() == 0
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_wrong_options_on_one_rank_or_on_all(ranks):
     comm = of(ranks)
     errors = everyones_error(comm, lambda: make(comm, lr=-1.0 if comm.rank == 1 else 1.0))
@@ -155,7 +196,7 @@ def test_wrong_options_on_one_rank_or_on_all(ranks):
     assert errors[0][0] == "ValueError"
 
 
-@pytest.mark.parametrize("ranks", (2, 4))
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_a_rank_that_does_not_come(ranks):
     comm = of(ranks).Dup()
     params = [np.ones(SIZE, np.float32)]
