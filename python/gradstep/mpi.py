@@ -111,8 +111,7 @@ class Ranks:
         `facts` must be the same on all ranks. A rank with an error raises that, and the others an AgreedError, which
         has the facts of all ranks as `facts`.
         """
-        if self._lost:
-            raise RuntimeError(f"the communicator cannot be used: {self._lost}")
+        self.check_reachable()
         mine = np.zeros(16, np.uint8)
         mine[0] = error is not None
         mine[1:] = np.frombuffer(hashlib.blake2b(repr((call, facts)).encode(), digest_size=15).digest(), np.uint8)
@@ -133,6 +132,11 @@ class Ranks:
             raise agreed
         raise ValueError(f"the ranks differ: {'; '.join(_differences(everyones))}")
 
+    def check_reachable(self) -> None:
+        """Raises RuntimeError where an exchange was not completed."""
+        if self._lost:
+            raise RuntimeError(f"the communicator cannot be used: {self._lost}")
+
     def fail(self, call: str, error: Exception) -> list[dict[str, Any]] | None:
         """Tells the others, who wait for this rank, of its error, unless they cannot be reached."""
         return None if self._lost else self.meet(call, {}, error)
@@ -140,6 +144,7 @@ class Ranks:
     @contextmanager
     def agreeing(self, call: str, facts: Callable[[], Mapping[str, Any]] = dict) -> Iterator[None]:
         """Code of this rank alone, after which all ranks meet: where it raises on one, all raise."""
+        self.check_reachable()
         try:
             yield
             own = facts()
@@ -515,7 +520,7 @@ class Sharded:
     def _note(self, error: Exception, facts: list[dict[str, Any]] | None, before: int) -> None:
         """Refuses further steps where some ranks have taken the one that failed."""
         counts = [self._inner.step_count, *(of.get("step_count", before) for of in facts or [])]
-        if facts is None or any(count != before for count in counts):
+        if any(count != before for count in counts):
             self.__dict__["_broken"] = f"a step has failed after some ranks had taken it ({error})"
 
     # What the optimizer has.

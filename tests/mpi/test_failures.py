@@ -11,9 +11,9 @@ from tests.mpi.ranks import TIMEOUT, WORLD, bits_of, everyones_error, of
 SIZE = 40_000
 
 
-def make(comm, optimizer=gs.Adam, timeout=TIMEOUT, **options):
+def make(comm, **options):
     params = {"w": np.ones((SIZE // 10, 10), np.float32), "b": np.zeros(3, np.float32)}
-    return params, gs.mpi.sharded(optimizer, params, comm=comm, timeout=timeout, **options)
+    return params, gs.mpi.sharded(gs.Adam, params, comm=comm, timeout=TIMEOUT, **options)
 
 
 def grads(value=1.0):
@@ -168,9 +168,10 @@ def test_a_schedule_that_raises_on_one_rank(ranks):
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_rank_that_is_gone_within_a_step(ranks, clip_norm, monkeypatch):
     comm = of(ranks).Dup()
-    params, opt = make(comm, clip_norm=clip_norm, timeout=0.5)
+    params, opt = make(comm, clip_norm=clip_norm)
+    opt._ranks.timeout = 0.5
 
-    def end(self, **_):
+    def end(*_, **__):
         raise KeyboardInterrupt
 
     if comm.rank == 1:
@@ -200,8 +201,8 @@ def test_wrong_options_on_one_rank_or_on_all(ranks):
 def test_a_rank_that_does_not_come(ranks):
     comm = of(ranks).Dup()
     params = [np.ones(SIZE, np.float32)]
-    opt = gs.mpi.sharded(gs.SGD, params, comm=comm, timeout=0.3)
-    comm.barrier()
+    opt = gs.mpi.sharded(gs.SGD, params, comm=comm, timeout=TIMEOUT)
+    opt._ranks.timeout = 0.3
     if comm.rank > 0:
         begin = time.monotonic()
         with pytest.raises(TimeoutError, match=rf"rank {comm.rank} of {ranks} has waited 0.3 s for the others in step"):
