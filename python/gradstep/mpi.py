@@ -410,6 +410,7 @@ class Sharded:
     def _checked(self, grads: Grads) -> list[Array | None]:
         """The gradients, None for frozen parameters. Raises TypeError or ValueError."""
         self._tree.check_unchanged()
+        _core.Stepper(self._tree, "params").check_params(self._params)
         frozen = [group["frozen"] for group in self._inner._groups]
         given = self._tree.flatten(grads, "grads")
         flat: list[Any] = [

@@ -107,6 +107,11 @@ def test_a_wrong_gradient_on_one_rank(ranks, clip_norm):
         others = errors[:1] + errors[2:]
         assert all(of == ("AgreedError", f"step(): rank 1 raised {kind}: {errors[1][1]}") for of in others), errors
         assert bits_of(params) == before
+    params["w"].flags.writeable = comm.rank != 1
+    errors = everyones_error(comm, lambda: opt.step(grads()))
+    assert all("params.w is read-only" in text for _, text in errors), errors
+    params["w"].flags.writeable = True
+    assert bits_of(params) == before
     opt.step(grads())
 
 
