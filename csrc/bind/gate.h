@@ -40,9 +40,10 @@ class Lock {
       return;
     }
     if (acquire_free()) return;
+    constexpr PY_TIMEOUT_T kMicroseconds = 100000;  // a signal that comes right before a wait does not end it
     for (PyLockStatus status = PY_LOCK_INTR; status != PY_LOCK_ACQUIRED;) {
-      without_gil([&] { status = PyThread_acquire_lock_timed(lock_, -1, 1); });
-      if (status == PY_LOCK_INTR && PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+      without_gil([&] { status = PyThread_acquire_lock_timed(lock_, kMicroseconds, 1); });
+      if (status != PY_LOCK_ACQUIRED && PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     }
     owner_.store(PyThread_get_thread_ident(), std::memory_order_relaxed);
   }
