@@ -427,6 +427,15 @@ def test_threads_that_move_the_parameters_and_step(place):
     assert same_bits(p, own)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also in a job in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_waiting_for_another_thread_can_be_interrupted():
     p, g = np.zeros(3), np.ones(3)
     opt = gs.SGD(p, lr=1.0)
@@ -451,6 +460,7 @@ def test_waiting_for_another_thread_can_be_interrupted():
     assert p.tolist() == [-1.0] * 3
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_on_the_way_ahead_gives_back_every_bit():
     p = np.full(4_000_000, 0.5)
     opt = gs.NAG(p, lr=0.25, momentum=0.5, lookahead=True)
