@@ -57,6 +57,7 @@ void encode(const py::object& values, const py::object& stored, const std::optio
 void register_cpu(py::module_& m) {
   CpuArrays::initialize();
   m.attr("BLOCK") = kBlock;
+  m.attr("PART") = kPart;
   m.def(
       "check_array_class",
       [](const py::array& array, const std::string& name) { CpuArrays::check_array_class(array, name, ""); },

@@ -7,6 +7,8 @@
 #include <iterator>
 #include <memory>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -157,6 +159,7 @@ class OnCpu : public Backend {
     if (!asked_.asks()) {
       pass_ = no_pass_for(options.grad_scale);
     } else if (options.squares != nullptr) {
+      check_squares(*options.squares);
       const IeeeMode ieee;
       pass_ = add_up(*options.squares, first_chunk_of_wholes_, asked_, options.grad_scale);
     } else {
@@ -351,6 +354,16 @@ class OnCpu : public Backend {
     }
   }
 
+  void check_squares(const Squares& squares) const {
+    const std::size_t chunks = first_chunk_of_wholes_.back();
+    if (squares.of_chunks.size() == chunks &&
+        (!squares.nonfinite.exists() || squares.nonfinite.tensor < tensors_.size())) {
+      return;
+    }
+    throw std::invalid_argument("there must be a sum for each of the " + std::to_string(chunks) +
+                                " chunks of the wholes, and a tensor of theirs");
+  }
+
   GradientPass pass_over(std::byte* const* gradients, const PassOptions& asked, double grad_scale) {
     sum_chunks(gradients);
     const IeeeMode ieee;
@@ -384,9 +397,7 @@ class OnCpu : public Backend {
     };
     if (norms_.blocked != 0) cpu::begin_panels();
     for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
-    const auto& sums = squares_.of_chunks;
-    squares_.nonfinite =
-        is_finite(std::accumulate(sums.begin(), sums.end(), 0.0)) ? kNowhere : first_nonfinite(gradients);
+    squares_.nonfinite = first_nonfinite(gradients);
   }
 
   // Separate functions, as is all arithmetic that depends on the floating-point mode.

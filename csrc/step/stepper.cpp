@@ -333,13 +333,6 @@ void Stepper::run(const RunOptions& options) {
   if (!parts_.empty() && asked_.asks()) {
     Squares squares = backend_->squares(gradients_.data());
     exchange_(squares);
-    std::int64_t chunks = 0;
-    for (const Part& part : parts_) chunks += chunks_of(part.whole);
-    if (squares.of_chunks.size() != static_cast<std::size_t>(chunks) ||
-        (squares.nonfinite.exists() && squares.nonfinite.tensor >= tensors_.size())) {
-      throw std::invalid_argument("there must be a sum for each of the " + std::to_string(chunks) +
-                                  " chunks of the wholes, and a tensor of theirs");
-    }
     RunOptions with_squares = options;
     with_squares.squares = &squares;
     backend_->run(gradients_.data(), with_squares);

@@ -6,6 +6,7 @@ from typing_extensions import Self, disjoint_base
 __version__: str
 MAX_THREADS: int
 BLOCK: int
+PART: int
 
 class Tree:
     def __init__(self, root: object, what: str = ...) -> None: ...

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from . import _core
-from ._options import Option, Schedule, check_all, for_core
+from ._options import Option, Schedule, check_all, for_core, schedules_of
 from ._step import Engine
 
 RULES: Final[dict[str, Any]] = {rule["name"]: rule for rule in _core.rules()}
@@ -31,15 +31,11 @@ class OptionGroup(Mapping[str, Any]):
 
     def _set(self, options: dict[str, Any]) -> None:
         self._options = options
-        self.schedules: dict[str, Schedule] = {name: value for name, value in options.items() if callable(value)}
+        self.schedules: dict[str, Schedule] = schedules_of(options)
         """The options that are schedules."""
 
     def __getitem__(self, name: str) -> Any:
-        value = self._options[name]
-        if not callable(value):
-            return value
-        with self._engine.lock:
-            return self._engine.value_at(value, self._known[name])
+        return self._engine.read(self._options[name], self._known[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._options)

@@ -39,6 +39,7 @@ from ._options import (
     load_state,
     one_of,
     optional,
+    schedules_of,
     without_schedules,
 )
 from ._step import Engine, PendingResult, check_apart, finish_step
@@ -415,7 +416,7 @@ class Optimizer(Declared):
         self._kept = {path: made[path] for path in paths}
         prepares = self._is_grouped or self._step_options["loss_scale"] is not None
         self._engine.begin(library, tree, stepper, prepares)
-        if any(group.schedules for group in groups) or _schedules(self._step_options):
+        if any(group.schedules for group in groups) or schedules_of(self._step_options):
             self._engine.expect_schedule()
         for group in groups:
             group.names = []
@@ -679,7 +680,7 @@ class Optimizer(Declared):
         """Sets the options that are schedules to their values at the next step."""
         engine, known = self._engine, self.known
         schedules = [(group, name, of) for group in self._groups for name, of in group.schedules.items()]
-        of_step = _schedules(self._step_options)
+        of_step = schedules_of(self._step_options)
         if engine.library.on_gpu:
             for name in [*(name for _, name, _ in schedules), *of_step]:
                 words = f"{engine.name}: {name} is a schedule, which a replay cannot call; set {name} between replays"
@@ -769,17 +770,13 @@ class Optimizer(Declared):
             _set_gradient_pass(self._engine.stepper, changed)
             if changed["loss_scale"] is not None:
                 self._engine.prepare_steps()
-            if _schedules(changed):
+            if schedules_of(changed):
                 self._engine.expect_schedule()
             self._step_options = changed
 
     def _step_value(self, name: str) -> Any:
         """The value of an option of the whole step."""
-        value = self._step_options[name]
-        if not callable(value):
-            return value
-        with self._engine.lock:
-            return self._engine.value_at(value, self.step_options[name])
+        return self._engine.read(self._step_options[name], self.step_options[name])
 
     # Parameters and states.
 
@@ -1058,7 +1055,7 @@ class Optimizer(Declared):
                 "rule": self.rule,
                 "step_count": self._engine.stepper.step_count,
                 "options": _plain_step_options(self._step_options),
-                **_checkpoint.states_of(_schedules(self._step_options)),
+                **_checkpoint.states_of(schedules_of(self._step_options)),
                 "groups": [
                     {
                         **group.raw,
@@ -1122,7 +1119,7 @@ class Optimizer(Declared):
                 group.checked(options, loading=True) for group, options in zip(self._groups, plan.groups, strict=True)
             ]
             states = [(group.schedules, states) for group, states in zip(self._groups, plan.schedules, strict=True)] + [
-                (_schedules(self._step_options), plan.schedules_of_step)
+                (schedules_of(self._step_options), plan.schedules_of_step)
             ]
             loading = [pair for own, theirs in states for pair in _checkpoint.loaders(own, theirs)]
             if plan.clocks:
@@ -1303,11 +1300,6 @@ def _checked_step_options(cls: type[Optimizer], given: Mapping[str, Any], now: M
     if options["loss_scale"] is not None and options["on_nonfinite"] != "skip":
         raise ValueError(f'{cls.__name__}: loss_scale needs on_nonfinite="skip"')
     return options
-
-
-def _schedules(options: Mapping[str, Any]) -> dict[str, Schedule]:
-    """The options that are schedules."""
-    return {name: value for name, value in options.items() if callable(value)}
 
 
 def _plain_step_options(options: Mapping[str, Any]) -> dict[str, Any]:

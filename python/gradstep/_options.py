@@ -377,6 +377,11 @@ def check_all(
     }
 
 
+def schedules_of(values: Mapping[str, Any]) -> dict[str, Schedule]:
+    """The options that are schedules."""
+    return {name: value for name, value in values.items() if callable(value)}
+
+
 def without_schedules(values: Mapping[str, Any], known: Mapping[str, Option[Any]]) -> dict[str, Any]:
     """Options with a number in place of each schedule, whose value is set before each step."""
     return {name: known[name].domain.example if callable(value) else value for name, value in values.items()}

@@ -146,6 +146,13 @@ class Engine:
         if self.library.on_gpu:
             self.stepper.wait()  # type: ignore[attr-defined]
 
+    def read(self, value: Any, option: Option[Any]) -> Any:
+        """An option's value at the next step, for callers that may not hold the lock."""
+        if not callable(value):
+            return value
+        with self.lock:
+            return self.value_at(value, option)
+
     def value_at(self, value: Any, option: Option[Any]) -> Any:
         """An option's value at the next step.
 

@@ -27,7 +27,7 @@ from ._options import POSITIVE
 from ._step import check_apart
 from ._types import Array, Grads, Params, is_groups
 
-PART: Final = 16384
+PART: Final = _core.PART
 """The number of elements of a block. Parts of parameters begin and end at blocks, and at the parameter's end."""
 ALIGNMENT: Final = 64
 """Pieces in a buffer of messages begin at multiples of this number of bytes."""
