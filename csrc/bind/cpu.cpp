@@ -58,6 +58,7 @@ void register_cpu(py::module_& m) {
   CpuArrays::initialize();
   m.attr("BLOCK") = kBlock;
   m.attr("PART") = kPart;
+  m.attr("CHUNK") = kChunk;
   m.def(
       "check_array_class",
       [](const py::array& array, const std::string& name) { CpuArrays::check_array_class(array, name, ""); },

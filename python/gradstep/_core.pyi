@@ -7,6 +7,7 @@ __version__: str
 MAX_THREADS: int
 BLOCK: int
 PART: int
+CHUNK: int
 
 class Tree:
     def __init__(self, root: object, what: str = ...) -> None: ...

@@ -1,7 +1,8 @@
-"""torch.distributed with one process: data parallel training, sharded states, distributed checkpoints."""
+"""torch.distributed: data parallel training, sharded parameters and states, distributed checkpoints."""
 
 import copy
 import warnings
+from contextlib import closing
 
 import pytest
 
@@ -22,6 +23,8 @@ from .harness import (
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch has no gloo", allow_module_level=True)
+
+from .ranks import Ranks  # noqa: E402  after gloo was found
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch says about its own modules
 
@@ -193,3 +196,139 @@ def test_fully_sharded(config):
     assert ours[0] == "returned", ours
     for p, q in zip(ours[1], theirs[1], strict=True):
         assert_close(p, q, 1e-9)
+
+
+# Two and four processes.
+
+RULES = [
+    *((config.name, config.options) for config in STATEFUL),
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+]
+STORED = [
+    ("aligned", "float32", {"state_dtype": "q8", "max_grad_norm": 1.0}),
+    ("aligned", "bfloat16", {"state_dtype": "bfloat16", "stochastic_rounding": 3, "ema": 0.5}),
+    ("any", "bfloat16", {"master": True, "ema": 0.9}),
+]
+"""With all that depends on where a part begins, for parts that begin at multiples; and without."""
+rules = pytest.mark.parametrize(("name", "options"), RULES, ids=str)
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+def ranks(request, tmp_path_factory):
+    with closing(Ranks(request.param, tmp_path_factory.mktemp("ranks"))) as started:
+        yield started
+
+
+@rules
+def test_parts_have_the_bits_of_the_whole(ranks, name, options):
+    """Groups, gradients that are None, changed options and weights; parameters and states that are DTensors."""
+    ranks.call("same_bits", name, options, "any")
+
+
+@pytest.mark.parametrize("kind", ["replicated", "second axis", "both axes"])
+def test_placements(ranks, kind):
+    ranks.call("same_bits", "Adam", {}, "aligned", kind)
+
+
+@pytest.mark.parametrize(("case", "dtype", "more"), STORED, ids=str)
+@rules
+def test_storage_of_parts(ranks, name, options, case, dtype, more):
+    """Random bits, blocks of codes and the norm are those of the whole where parts begin at multiples of 16384."""
+    ranks.call("same_bits", name, {**options, **more}, case, "rows", dtype)
+
+
+def test_bytes_of_codes(ranks):
+    """A rank keeps its rows, and a scale for each block of them."""
+    rows = 64 // len(ranks.processes)
+    codes = [(torch.int8, (rows, 1024)), (torch.float32, (rows, 4)), (torch.uint8, (rows, 1024))]
+    for of_rank in ranks.call("same_bits", "Adam", {"state_dtype": "q8"}, "aligned"):
+        assert of_rank == [*codes, codes[1]]
+
+
+@pytest.mark.parametrize("kind", ["rows", "replicated"])
+def test_norm_of_parts(ranks, kind):
+    """Of parts that begin anywhere: the same on all ranks, so that replicas stay alike, and right to rounding."""
+    (norms, params, wholes), *others = ranks.call("nearly", "Adam", {"max_grad_norm": 1.0}, "any", kind)
+    for norm, expected in norms:
+        assert norm == pytest.approx(expected, rel=1e-12)
+    for p, q in zip(params, wholes, strict=True):
+        assert_close(p, q, 1e-6)
+    for other_norms, other, _ in others:
+        assert other_norms == norms
+        for p, q in zip(other, params, strict=True):
+            assert_same(p, q)
+
+
+def test_norm_that_is_not_finite(ranks):
+    assert {str(of_rank) for of_rank in ranks.call("nonfinite_norm", "Adam")} == {str(("inf", [False] + [True] * 4))}
+
+
+def test_random_bits_of_parts(ranks):
+    """Parts that begin anywhere are rounded without bias, and not like each other."""
+    p = ranks.call("rounded", "SGD", {"stochastic_rounding": 0})[0]
+    assert set(p.unique().tolist()) == {1 - 2.0**-8, 1.0}
+    assert abs((1 - p).mean().item() * 2**10 - 1) < 0.1
+    first, second = p.chunk(len(ranks.processes))[:2]
+    assert not torch.equal(first, second)
+
+
+@rules
+def test_fully_sharded_network(ranks, name, options):
+    """fully_shard: the bits of an optimizer of whole parameters that has the same gradients."""
+    first, *others = ranks.call("fsdp", name, options)
+    for other in others:
+        for p, q in zip(other, first, strict=True):
+            assert_same(p, q)
+
+
+def test_fully_sharded_network_replicated(ranks):
+    ranks.call("fsdp", "AdamW", {}, "replicated")
+
+
+def test_fully_sharded_network_clipped_by_torch(ranks):
+    ranks.call("fsdp", "AdamW", {}, "rows", True)
+
+
+@pytest.mark.parametrize("form", ["plain", "full", "sharded"])
+@rules
+def test_resumed_run(ranks, name, options, form, tmp_path):
+    """From state_dict, from a full state dict of rank 0, and from a distributed checkpoint."""
+    ranks.call("resumed", name, options, "any", form, str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["plain", "full", "sharded"])
+@pytest.mark.parametrize("more", [{"state_dtype": "q8", "ema": 0.9}, {"state_dtype": "bfloat16"}], ids=str)
+def test_resumed_storage(ranks, more, form, tmp_path):
+    ranks.call("resumed", "Adam", more, "aligned", form, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "options"), [("Adam", "any", {}), ("NAdam", "aligned", {"state_dtype": "q8"})], ids=str
+)
+def test_resumed_with_another_number_of_ranks(name, case, options, tmp_path):
+    with closing(Ranks(2, tmp_path)) as two:
+        two.call("save", name, options, case, str(tmp_path / "checkpoint"))
+    (tmp_path / "init").unlink(missing_ok=True)
+    with closing(Ranks(4, tmp_path)) as four:
+        four.call("load", name, options, case, str(tmp_path / "checkpoint"))
+
+
+@rules
+def test_zero_redundancy_of_ranks(ranks, name, options):
+    ranks.call("zero", name, options)
+
+
+def test_what_parts_are_left_to_torch(ranks):
+    for other, unknown, foreign in ranks.call("refusals"):
+        assert other == "its gradient has the placements (Replicate(),), and it has others"
+        assert "is left to torch's own step, which has no max_grad_norm" in unknown
+        assert foreign.startswith(
+            "the state exp_avg is no DTensor of shape (4, 6) with the placements of its parameter"
+        )
+
+
+def test_arrays_are_no_distributed_tensors(ranks):
+    for error, words in ranks.call("own_classes"):
+        assert error is TypeError
+        assert "DTensor" in words

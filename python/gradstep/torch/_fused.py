@@ -24,6 +24,7 @@ from gradstep._step import LOCKED, check_apart, finish_step
 from gradstep._storage import AVERAGE, MASTER
 
 from ._offload import Offloaded, link, step_chunks, unfit
+from ._sharded import NormExchange, Part, is_sharded, local_grad, local_of
 from ._states import STEP, Clock, Storage, adopt, count, is_beyond
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
@@ -145,7 +146,7 @@ class Fused(torch.optim.Optimizer):
                     with plan.lock, torch._C.DisableTorchFunction():  # a mode would make every look at a tensor slow
                         plan.follow_writes()
                         self._result = plan.step(grads, scale)
-                        plan.note_writes()
+                        plan.note_writes(grads)
                 if plan.sharing:
                     self._step_by_torch([own for own in plan.sharing if own not in stepped])
                 return
@@ -175,7 +176,7 @@ class Fused(torch.optim.Optimizer):
         for param, grad in zip(plan.params, grads, strict=True):
             if grad is None:
                 continue
-            reason = refusal(grad, "its gradient", written=False)
+            reason = refusal_of_grad(grad)
             if reason is not None:
                 refused[param] = Refused(reason, None)
             elif grad.numel() and grad.untyped_storage().data_ptr() in written:
@@ -233,7 +234,8 @@ class Fused(torch.optim.Optimizer):
         Raises RuntimeError where no parameter has an average, which is kept with `ema`.
         """
         plan = self._plan
-        pairs = [] if plan is None else [(p, own[AVERAGE]) for p, own in plan.pairs() if AVERAGE in own]
+        params = [] if plan is None else [p for p in plan.params if AVERAGE in self.state.get(p, {})]
+        pairs = [(p, self.state[p][AVERAGE]) for p in params]
         if not pairs:
             raise RuntimeError(f"{type(self).__name__} keeps no averages yet: they need ema, and a step")
         if self._is_averaged:
@@ -304,9 +306,10 @@ class Refused(NamedTuple):
         """Whether it is so for the gradient that there is now."""
         if param.grad is None:
             return True
+        grad = local_grad(param)
         if self.memory is not None:
-            return bool(param.grad.untyped_storage().data_ptr() == self.memory)
-        return refusal(param.grad, "its gradient", written=False) is not None
+            return bool(grad.untyped_storage().data_ptr() == self.memory)
+        return refusal_of_grad(grad) is not None
 
 
 class Known(NamedTuple):
@@ -334,8 +337,10 @@ class Plan:
         self.params: list[Tensor] = []
         """Those that the core steps; what follows is in their order."""
         self.stepped: list[Tensor] = []
-        """What it steps for each: the parameter, or the copy of one that is offloaded."""
+        """What it steps for each: the parameter, its part on this rank, or the copy of one that is offloaded."""
         self.offloaded: dict[int, Offloaded] = {}
+        self.parts: dict[int, Part] = {}
+        """Of those that are DTensors."""
         self.storages: list[Storage] = []
         self.kept: list[dict[str, Tensor]] = []
         """Their arrays, by the core's names."""
@@ -374,8 +379,11 @@ class Plan:
                 again = "it is in its group more than once" if times[param] > 1 else None
                 state = self.state.get(param)
                 device = link(param.device) if beyond["offload"] else None
-                strange = refusal(param, "it") if device is None else unfit(param)
-                storage = None if strange else Storage(*rule, beyond, param)
+                part = Part(param) if device is None and is_sharded(param) else None
+                own_part = param if part is None else part.local
+                strange = part and part.reason
+                strange = strange or (refusal(own_part, "it") if device is None else unfit(param))
+                storage = None if strange else Storage(*rule, beyond, own_part, part)
                 waits = param.grad is None and not state and storage is not None and storage.has_state
                 own = None
                 if device is not None and not strange and not waits:
@@ -385,7 +393,7 @@ class Plan:
                     storage = Storage(*rule, beyond, own.staged)
                 refused = opt._refused[param].reason if param in opt._refused else None
                 reason = refused or unusable or again or strange
-                if reason is None and not seen.add([param, *(state or {}).values()]):
+                if reason is None and not seen.add([own_part, *map(local_of, (state or {}).values())]):
                     reason = "it or its state shares memory with another parameter or its state"
                     self.sharing.append(param)
                 if reason is not None or storage is None:
@@ -396,8 +404,10 @@ class Plan:
                     places.append((number, name))
                     if own is not None:
                         self.offloaded[len(self.params)] = own
+                    if part is not None:
+                        self.parts[len(self.params)] = part
                     self.params.append(param)
-                    self.stepped.append(param if own is None else own.staged)
+                    self.stepped.append(own_part if own is None else own.staged)
                     self.storages.append(storage)
         return places
 
@@ -426,9 +436,11 @@ class Plan:
         numbers, names = [number for number, _ in self.places], [name for _, name in self.places]
         self.stepper.add_tensors(numbers, self.stepped, self.kept, None, names)
         check_apart(self.stepper.possible_overlaps())
+        self._set_parts()
         self._set_clocks(clocks)
         self._bind_counts()
-        self.masters = [(p, own[MASTER]) for p, own in zip(self.stepped, self.kept, strict=True) if MASTER in own]
+        self.masters = [(i, own[MASTER]) for i, own in enumerate(self.kept) if MASTER in own]
+        """The places of parameters, and their masters."""
         self.versions = [-1] * len(self.masters)
         """Of parameters with a master, after the last step."""
         owned = [self.state[param] for param in self.params if param in self.state]
@@ -440,9 +452,16 @@ class Plan:
             for name in {MASTER, AVERAGE, STEP} - {*storage.dtypes, *storage.counts}:
                 self.state.get(param, {}).pop(name, None)
 
-    def pairs(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """The parameters with what is kept for them."""
-        return zip(self.params, self.kept, strict=True)
+    def _set_parts(self) -> None:
+        """Makes the tensors of the core parts of DTensors. Others are the same on all ranks."""
+        if self.parts:
+            parts = [self.parts.get(i) for i in range(len(self.params))]
+            sizes = [tensor.numel() for tensor in self.stepped]
+            places = [
+                (0, size) if part is None else (part.begins[part.rank], part.whole)
+                for part, size in zip(parts, sizes, strict=True)
+            ]
+            self.stepper.set_parts(places, NormExchange(parts, sizes))
 
     def _set_clocks(self, clocks: list[Clock]) -> None:
         self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)
@@ -470,6 +489,8 @@ class Plan:
         grads = [param.grad for param in self.params]
         for i, own in self.offloaded.items():
             grads[i] = own.fetch_grad()
+        for i, part in self.parts.items():
+            grads[i] = local_grad(part.param)
         return grads
 
     def step(self, grads: list[Tensor | None], scale: float) -> Any:
@@ -500,15 +521,22 @@ class Plan:
         """Makes masters follow what others have written into their parameters, such as weights that were loaded."""
         for own in self.offloaded.values():
             own.fetch_param()
-        for (param, master), version in zip(self.masters, self.versions, strict=True):
-            if param._version != version:
-                values = param.detach()
+        for (i, master), version in zip(self.masters, self.versions, strict=True):
+            if self._version(i) != version:
+                values = self.stepped[i].detach()
                 master.copy_(torch.where(master.to(values.dtype) == values, master, values.to(master.dtype)))
 
-    def note_writes(self) -> None:
-        """To be called after a step."""
+    def note_writes(self, grads: list[Tensor | None]) -> None:
+        """To be called after a step with these gradients."""
+        written = [part.param for i, part in self.parts.items() if grads[i] is not None]
+        torch.autograd.graph.increment_version(written)  # the core has done it for plain tensors
         if self.masters:
-            self.versions = [param._version for param, _ in self.masters]
+            self.versions = [self._version(i) for i, _ in self.masters]
+
+    def _version(self, i: int) -> int:
+        """Of the values of a parameter. A write to a DTensor is not one to its part, nor the reverse."""
+        version: int = self.stepped[i]._version
+        return version + self.params[i]._version if i in self.parts else version
 
     def _watch_groups(self) -> None:
         self.values = [dict(group) for group in self.groups]
@@ -522,7 +550,9 @@ class Plan:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
         if self.is_stale or self.state is not opt.state or self.groups is not opt.param_groups:
             return False
-        if not (self.lists.holds() and self.states.holds() and all(own.fits() for own in self.offloaded.values())):
+        if not (self.lists.holds() and self.states.holds()):
+            return False
+        if not all(own.fits() for of in (self.offloaded, self.parts) for own in of.values()):
             return False
         return (self.options.holds() and not self.is_mutable) or self._follow(opt)
 
@@ -604,6 +634,13 @@ def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
     except (TypeError, ValueError, RuntimeError) as error:
         return str(error)
     return None
+
+
+def refusal_of_grad(grad: Tensor) -> str | None:
+    """Why the core cannot step with what `local_grad` returned; None if it can."""
+    if is_sharded(grad):
+        return f"its gradient has the placements {grad.placements}, and it has others"  # type: ignore[attr-defined]
+    return refusal(grad, "its gradient", written=False)
 
 
 def _stores(group: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from gradstep import _core, _storage, q8
 from gradstep._groups import RULES
 from gradstep._libraries import TORCH
 from gradstep._optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from ._sharded import Part
 
 MIN_8BIT_SIZE: Final = Optimizer.min_8bit_size.default
 Clock: TypeAlias = tuple[int, list[float]]
@@ -31,8 +34,9 @@ class Storage:
         core: dict[str, float],
         beyond: Mapping[str, Any],
         p: Tensor,
+        part: Part | None = None,
     ) -> None:
-        self.param = p
+        self.param, self.part = p, part
         self.rule = RULES[cls.rule]
         self.firsts = {
             state: float(options.get(cls.initial_state.get(state, ""), 0.0))
@@ -43,7 +47,7 @@ class Storage:
         chosen = beyond["state_dtype"] or ("float32" if master else TORCH.dtype(p))
         self.options = {
             "state_dtype": chosen,
-            "min_8bit_size": MIN_8BIT_SIZE,
+            "min_8bit_size": MIN_8BIT_SIZE if part is None else part.min_8bit_size,
             "master": master,
             "ema": beyond["ema"],
             "ema_correction": False,
@@ -102,27 +106,28 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
 
     Raises ValueError for a state of another shape than its parameter.
     """
-    p = storage.param
+    p, part = storage.param, storage.part
     keys = {name: key_of(name, dtype) for name, dtype in storage.dtypes.items()}
+    given = own if part is None else part.unwrap(own)
     for name, key in keys.items():
-        array: Any = own.get(key)
+        array: Any = given.get(key)
         if _is_tensor(array) and not name.endswith("_scale") and array.shape != p.shape:
             raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
-    if all(storage.fits(name, own.get(key)) for name, key in keys.items()):
-        return {name: own[key] for name, key in keys.items()}
+    if all(storage.fits(name, given.get(key)) for name, key in keys.items()):
+        return {name: given[key] for name, key in keys.items()}
     made = _storage.make([p], storage.rule, storage.firsts, storage.options)[0]
     for name in (*storage.firsts, _storage.MASTER, _storage.AVERAGE):
         if name not in made:
             continue
         arrays = [of for of in (name, _storage.scale_of(name)) if of in made]
-        if all(storage.fits(of, own.get(keys[of])) for of in arrays):
-            made.update({of: own[keys[of]] for of in arrays})
+        if all(storage.fits(of, given.get(keys[of])) for of in arrays):
+            made.update({of: given[keys[of]] for of in arrays})
         else:
-            _convert(own, made, name)
+            _convert(given, made, name)
     for name in storage.firsts:
         for stale in (name, f"{name}_q8", _storage.scale_of(name)):
             own.pop(stale, None)
-    own.update({keys[name]: array for name, array in made.items()})
+    own.update({keys[name]: array if part is None else part.wrap(name, array) for name, array in made.items()})
     return made
 
 
