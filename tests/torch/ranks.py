@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from .harness import OURS, loss_of, model, normal, outcome, parameters
@@ -29,7 +28,8 @@ class Ranks:
     """Processes that call the functions of this module together."""
 
     def __init__(self, count, folder):
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")  # torch is imported once
+        context.set_forkserver_preload([__name__])
         self.pipes, self.processes = [], []
         for rank in range(count):
             here, there = context.Pipe()
@@ -287,6 +287,8 @@ def load(name, options, case, folder):
 
 def zero(name, options):
     """ZeroRedundancyOptimizer, consolidated and loaded, and one optimizer of all parameters."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # which warns about its own modules
+
     opts = []
     for make in (
         lambda params: OURS[name](params, **options),

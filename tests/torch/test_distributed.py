@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import cache
 
 import pytest
 
@@ -24,7 +25,7 @@ from .harness import (
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch has no gloo", allow_module_level=True)
 
-from .ranks import Ranks  # noqa: E402  after gloo was found
+from .ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch says about its own modules
 
@@ -214,10 +215,16 @@ STORED = [
 rules = pytest.mark.parametrize(("name", "options"), RULES, ids=str)
 
 
+@pytest.fixture(scope="module")
+def ranks_of(tmp_path_factory):
+    """Returns the ranks of a number, which are started once."""
+    with ExitStack() as stack:
+        yield cache(lambda count: stack.enter_context(closing(Ranks(count, tmp_path_factory.mktemp("ranks")))))
+
+
 @pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
-def ranks(request, tmp_path_factory):
-    with closing(Ranks(request.param, tmp_path_factory.mktemp("ranks"))) as started:
-        yield started
+def ranks(request, ranks_of):
+    return ranks_of(request.param)
 
 
 @rules
@@ -294,6 +301,8 @@ def test_fully_sharded_network_clipped_by_torch(ranks):
 @rules
 def test_resumed_run(ranks, name, options, form, tmp_path):
     """From state_dict, from a full state dict of rank 0, and from a distributed checkpoint."""
+    if (name, options, form) == ("SGD", {}, "full"):
+        pytest.skip("torch broadcasts no state dict without a tensor")
     ranks.call("resumed", name, options, "any", form, str(tmp_path))
 
 
@@ -306,12 +315,10 @@ def test_resumed_storage(ranks, more, form, tmp_path):
 @pytest.mark.parametrize(
     ("name", "case", "options"), [("Adam", "any", {}), ("NAdam", "aligned", {"state_dtype": "q8"})], ids=str
 )
-def test_resumed_with_another_number_of_ranks(name, case, options, tmp_path):
-    with closing(Ranks(2, tmp_path)) as two:
-        two.call("save", name, options, case, str(tmp_path / "checkpoint"))
-    (tmp_path / "init").unlink(missing_ok=True)
-    with closing(Ranks(4, tmp_path)) as four:
-        four.call("load", name, options, case, str(tmp_path / "checkpoint"))
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2)])
+def test_resumed_with_another_number_of_ranks(ranks_of, before, after, name, case, options, tmp_path):
+    ranks_of(before).call("save", name, options, case, str(tmp_path))
+    ranks_of(after).call("load", name, options, case, str(tmp_path))
 
 
 @rules

@@ -639,7 +639,7 @@ def refusal(tensor: Tensor, what: str, written: bool = True) -> str | None:
 def refusal_of_grad(grad: Tensor) -> str | None:
     """Why the core cannot step with what `local_grad` returned; None if it can."""
     if is_sharded(grad):
-        return f"its gradient has the placements {grad.placements}, and it has others"  # type: ignore[attr-defined]
+        return f"its gradient has the placements {grad.placements}, and it has others"
     return refusal(grad, "its gradient", written=False)
 
 
