@@ -238,6 +238,11 @@ def test_placements(ranks, kind):
     ranks.call("same_bits", "Adam", {}, "aligned", kind)
 
 
+def test_copies(ranks):
+    """DTensors that are whole on all ranks; one of them has no axes."""
+    ranks.call("same_bits", "NAdam", {"max_grad_norm": 1.0, "ema": 0.9}, "scalar", "copies")
+
+
 @pytest.mark.parametrize(("case", "dtype", "more"), STORED, ids=str)
 @rules
 def test_storage_of_parts(ranks, name, options, case, dtype, more):
@@ -268,7 +273,7 @@ def test_norm_of_parts(ranks, kind):
 
 
 def test_norm_that_is_not_finite(ranks):
-    assert {str(of_rank) for of_rank in ranks.call("nonfinite_norm", "Adam")} == {str(("inf", [False] + [True] * 4))}
+    assert {str(of_rank) for of_rank in ranks.call("nonfinite_norm", "Adam")} == {str(("inf", [False] + [True] * 5))}
 
 
 def test_random_bits_of_parts(ranks):

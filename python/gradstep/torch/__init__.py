@@ -1,7 +1,8 @@
 """torch's optimizers with gradstep's step: one import is changed, and checkpoints go both ways.
 
 The classes derive from those of `torch.optim` with the same names, and have their signatures, defaults, options, hooks
-and states. A step of tensors on the CPU is one call of the core, whatever the number of tensors. Tensors that are not
+and states. A step of tensors on the CPU is one call of the core, whatever the number of tensors; of DTensors, such as
+those of `fully_shard`, each process steps its part. Tensors that are not
 for the core are stepped by torch's own code; `fallbacks()` names them.
 
 More is available by keyword, of the class or of a group of parameters:

@@ -455,13 +455,11 @@ class Plan:
     def _set_parts(self) -> None:
         """Makes the tensors of the core parts of DTensors. Others are the same on all ranks."""
         if self.parts:
-            parts = [self.parts.get(i) for i in range(len(self.params))]
             sizes = [tensor.numel() for tensor in self.stepped]
-            places = [
-                (0, size) if part is None else (part.begins[part.rank], part.whole)
-                for part, size in zip(parts, sizes, strict=True)
-            ]
-            self.stepper.set_parts(places, NormExchange(parts, sizes))
+            places = [(0, size) for size in sizes]
+            for i, part in self.parts.items():
+                places[i] = part.begins[part.rank], part.whole
+            self.stepper.set_parts(places, NormExchange(self.parts, sizes))
 
     def _set_clocks(self, clocks: list[Clock]) -> None:
         self.stepper.set_times(max((t for t, _ in clocks), default=0), clocks)

@@ -87,21 +87,16 @@ class Part:
                 part[dim] = max(0, min(each, part[dim] - each * rank))
             if ranks == tuple(place[axis] for axis in self.axes):
                 self.rank = len(self.sizes)
-                if tuple(self.local.shape) != tuple(part):
-                    self.reason = (
-                        f"it is a DTensor whose part has shape {tuple(self.local.shape)}, and not {tuple(part)}"
-                    )
+                if list(self.local.shape) != part:
+                    self.reason = f"it is a DTensor whose part has shape {list(self.local.shape)}, and not {part}"
             self.sizes.append(math.prod(part))
         self.begins: list[int] = []
-        """Their first elements."""
-        end = 0
+        """The numbers of their first elements."""
         self.whole = 0
         """The number after that of the last element."""
         for size in self.sizes:
-            begin = -(-end // _core.PART) * _core.PART if size else 0
-            self.begins.append(begin)
-            end = max(end, begin + size)
-        self.whole = end
+            self.begins.append(-(-self.whole // _core.PART) * _core.PART if size else 0)
+            self.whole = max(self.whole, self.begins[-1] + size)
         self.row = math.prod(shape[1:])
         coded = bool(shape) and of_first_axis and self.row % _core.BLOCK == 0 and math.prod(shape) >= MIN_8BIT_SIZE
         self.min_8bit_size = 0 if coded else NEVER
@@ -115,7 +110,7 @@ class Part:
         """The parts of states. Raises ValueError for a tensor that is not distributed as the parameter is."""
         found = {}
         for name, value in own.items():
-            if isinstance(value, Tensor) and value.dim() > 0:
+            if isinstance(value, Tensor) and (value.dim() > 0 or is_sharded(value)):
                 of_scales = name.endswith(_storage.scale_of(""))
                 shape = self._shape_of_scales() if of_scales else tuple(self.param.shape)
                 if not is_sharded(value) or not is_alike(self.param, value) or tuple(value.shape) != shape:
@@ -148,49 +143,40 @@ class Part:
 class NormExchange:
     """Completes the sums of the gradient pass with those of the other ranks' parts, on all ranks in the same order."""
 
-    def __init__(self, parts: Sequence[Part | None], sizes: Sequence[int]) -> None:
-        self.parts, self.sizes = parts, sizes
+    def __init__(self, parts: Mapping[int, Part], sizes: Sequence[int]) -> None:
+        self.parts = parts
+        self.counts = [_chunks(size) for size in sizes]
+        """The chunks of each tensor on this rank."""
+        self.meshes: dict[tuple[Any, tuple[int, ...]], list[tuple[int, Part]]] = {}
+        """The parts, by the ranks that have the others of them."""
+        for i, part in parts.items():
+            self.meshes.setdefault((part.mesh, part.axes), []).append((i, part))
 
     def __call__(self, sums: Any, tensor: int, element: int) -> tuple[Any, int, int]:
         """The sums of all chunks, and the first element that is not finite, for those on this rank."""
-        begins = np.cumsum([0, *map(_chunks, self.sizes)])
-        own = [sums[begin : begin + _chunks(size)] for begin, size in zip(begins, self.sizes, strict=False)]
-        whole = [
-            given if part is None else np.zeros(_chunks(part.whole))
-            for given, part in zip(own, self.parts, strict=True)
-        ]
+        whole = np.split(sums, np.cumsum(self.counts)[:-1])
         nonfinite = [(tensor, element)]
-        meshes: dict[Any, list[int]] = {}
-        for i, part in enumerate(self.parts):
-            if part is not None:
-                meshes.setdefault((part.mesh, part.axes), []).append(i)
-        for (mesh, axes), members in meshes.items():
-            of = [self.parts[i] for i in members]
-            counts = [
-                [_chunks(part.sizes[rank]) for part in of if part is not None] for rank in range(_ranks(mesh, axes))
-            ]
+        for (mesh, axes), members in self.meshes.items():
+            given = np.concatenate([whole[i] for i, _ in members])
+            ranks = range(len(members[0][1].sizes))
+            counts = [[_chunks(part.sizes[rank]) for _, part in members] for rank in ranks]
             sent = np.zeros(max(map(sum, counts)) + 2)
-            sent[-2:] = tensor, element
-            given = np.concatenate([own[i] for i in members])
-            sent[: given.size] = given
-            received = _gather(torch.from_numpy(sent), mesh, axes).numpy()
-            for rank, row in enumerate(received):
+            sent[: given.size], sent[-2:] = given, (tensor, element)
+            whole_parts = [np.zeros(_chunks(part.whole)) for _, part in members]
+            for rank, row in enumerate(_gather(torch.from_numpy(sent), mesh, axes).numpy()):
                 nonfinite.append((int(row[-2]), int(row[-1])))
                 at = 0
-                for i, part, count in zip(members, of, counts[rank], strict=True):
-                    assert part is not None
+                for (_, part), of_part, count in zip(members, whole_parts, counts[rank], strict=True):
                     first = part.begins[rank] // _core.CHUNK
-                    whole[i][first : first + count] = row[at : at + count]
+                    of_part[first : first + count] = row[at : at + count]
                     at += count
+            for (i, _), of_part in zip(members, whole_parts, strict=True):
+                whole[i] = of_part
         return np.concatenate(whole), *min((place for place in nonfinite if place[0] >= 0), default=(-1, -1))
 
 
 def _chunks(size: int) -> int:
     return -(-size // _core.CHUNK)
-
-
-def _ranks(mesh: Any, axes: Sequence[int]) -> int:
-    return math.prod(mesh.size(axis) for axis in axes)
 
 
 def _gather(sums: Tensor, mesh: Any, axes: Sequence[int]) -> Tensor:
