@@ -298,6 +298,20 @@ def load(name, options, case, folder):
     assert_same_run(opt, whole)
 
 
+def gathered(name, options, case):
+    """A full state dict, loaded into an optimizer of whole parameters."""
+    whole = OURS[name](whole_params(case), **options)
+    train(whole, range(6))
+    net, opt = new_run(name, options, case)
+    train(opt, range(3))
+    one = torch.nn.ParameterList(whole_params(case))
+    new = OURS[name](one.parameters(), **options)
+    set_model_state_dict(one, get_model_state_dict(net, options=FULL))
+    set_optimizer_state_dict(one, new, get_optimizer_state_dict(net, opt, options=FULL))
+    train(new, range(3, 6))
+    assert_same_run(new, whole)
+
+
 def zero(name, options):
     """ZeroRedundancyOptimizer, consolidated and loaded, and one optimizer of all parameters."""
     from torch.distributed.optim import ZeroRedundancyOptimizer  # which warns about its own modules

@@ -326,6 +326,13 @@ def test_resumed_with_another_number_of_ranks(ranks_of, before, after, name, cas
     ranks_of(after).call("load", name, options, case, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "case", "options"), [("Adam", "any", {}), ("NAdam", "aligned", {"state_dtype": "q8"})], ids=str
+)
+def test_resumed_by_one_process(ranks, name, case, options):
+    ranks.call("gathered", name, options, case)
+
+
 @rules
 def test_zero_redundancy_of_ranks(ranks, name, options):
     ranks.call("zero", name, options)

@@ -2,8 +2,8 @@
 
 The classes derive from those of `torch.optim` with the same names, and have their signatures, defaults, options, hooks
 and states. A step of tensors on the CPU is one call of the core, whatever the number of tensors; of DTensors, such as
-those of `fully_shard`, each process steps its part. Tensors that are not
-for the core are stepped by torch's own code; `fallbacks()` names them.
+those of `fully_shard`, each process steps its part. Tensors that are not for the core are stepped by torch's own code;
+`fallbacks()` names them.
 
 More is available by keyword, of the class or of a group of parameters:
 

@@ -25,7 +25,7 @@ from gradstep._storage import AVERAGE, MASTER
 
 from ._offload import Offloaded, link, step_chunks, unfit
 from ._sharded import NormExchange, Part, is_sharded, local_grad, local_of
-from ._states import STEP, Clock, Storage, adopt, count, is_beyond
+from ._states import STEP, Clock, Storage, adopt, count, is_beyond, is_scale
 
 Translated: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 """The class of gradstep that has the rule of a group, and its options there."""
@@ -290,7 +290,9 @@ class Fused(torch.optim.Optimizer):
                     self.state[param] = dict(own)
                 for name, value in own.items():
                     if isinstance(value, Tensor) and (stores or is_beyond(name)):
-                        self.state[param][name] = value.detach().to("cpu", copy=True)
+                        value = value.detach().to("cpu", copy=True)
+                        of_dtensor = is_scale(name) and not is_sharded(param)  # its scales have two axes
+                        self.state[param][name] = value.flatten() if of_dtensor else value
         if any(is_beyond(name) for own in self.state.values() for name in own):
             self._current_plan().forget()  # a plan gives states the form that this optimizer has
 
@@ -349,6 +351,8 @@ class Plan:
         self._add_groups(opt)
         self.places = self._sort(opt, copies)
         """The group and the name of each."""
+        self.indirect: list[Offloaded | Part] = [*self.offloaded.values(), *self.parts.values()]
+        """Of parameters that are not stepped themselves."""
         self._watch_groups()
 
     def end(self) -> Plan:
@@ -526,8 +530,9 @@ class Plan:
 
     def note_writes(self, grads: list[Tensor | None]) -> None:
         """To be called after a step with these gradients."""
-        written = [part.param for i, part in self.parts.items() if grads[i] is not None]
-        torch.autograd.graph.increment_version(written)  # the core has done it for plain tensors
+        if self.parts:  # the core has told autograd of plain tensors
+            written = [part.param for i, part in self.parts.items() if grads[i] is not None]
+            torch.autograd.graph.increment_version(written)
         if self.masters:
             self.versions = [self._version(i) for i, _ in self.masters]
 
@@ -548,9 +553,7 @@ class Plan:
         """Whether it is the plan for the optimizer as it is now, after changes of options alone were followed."""
         if self.is_stale or self.state is not opt.state or self.groups is not opt.param_groups:
             return False
-        if not (self.lists.holds() and self.states.holds()):
-            return False
-        if not all(own.fits() for of in (self.offloaded, self.parts) for own in of.values()):
+        if not (self.lists.holds() and self.states.holds() and all(own.fits() for own in self.indirect)):
             return False
         return (self.options.holds() and not self.is_mutable) or self._follow(opt)
 

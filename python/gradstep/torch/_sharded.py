@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradstep import _core, _storage
+from gradstep import _core
 
-from ._states import MIN_8BIT_SIZE
+from ._states import MIN_8BIT_SIZE, is_scale
 
 NEVER: Final = sys.maxsize
 
@@ -111,14 +111,13 @@ class Part:
         found = {}
         for name, value in own.items():
             if isinstance(value, Tensor) and (value.dim() > 0 or is_sharded(value)):
-                of_scales = name.endswith(_storage.scale_of(""))
-                shape = self._shape_of_scales() if of_scales else tuple(self.param.shape)
+                shape = self._shape_of_scales() if is_scale(name) else tuple(self.param.shape)
                 if not is_sharded(value) or not is_alike(self.param, value) or tuple(value.shape) != shape:
                     raise ValueError(
                         f"the state {name} is no DTensor of shape {shape} with the placements of its parameter; "
                         "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict loads states of other ones"
                     )
-                value = value._local_tensor.reshape(-1) if of_scales else value._local_tensor
+                value = value._local_tensor.reshape(-1) if is_scale(name) else value._local_tensor
             found[name] = value
         return found
 
@@ -128,7 +127,7 @@ class Part:
         from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
         shape, stride = torch.Size(self.param.shape), self.param.stride()
-        if name.endswith(_storage.scale_of("")):
+        if is_scale(name):
             shape = torch.Size(self._shape_of_scales())
             stride = (shape[1], 1)
             array = array.view(-1, shape[1])

@@ -88,12 +88,17 @@ class Storage:
         """Whether an array can be stepped as it is."""
         if not _is_tensor(array) or array.device.type != "cpu" or TORCH.dtype(array) != self.dtypes[name]:
             return False
-        return name.endswith("_scale") or (self.dtypes[name] not in CODES or bool(array.is_contiguous()))
+        return is_scale(name) or (self.dtypes[name] not in CODES or bool(array.is_contiguous()))
 
 
 def is_beyond(name: str) -> bool:
     """Whether torch's optimizers have no such state."""
-    return name in (_storage.MASTER, _storage.AVERAGE) or name.endswith(("_q8", _storage.scale_of("")))
+    return name in (_storage.MASTER, _storage.AVERAGE) or name.endswith("_q8") or is_scale(name)
+
+
+def is_scale(name: str) -> bool:
+    """Whether it is the name of the scales of codes."""
+    return name.endswith(_storage.scale_of(""))
 
 
 def key_of(name: str, dtype: str) -> str:
@@ -111,7 +116,7 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
     given = own if part is None else part.unwrap(own)
     for name, key in keys.items():
         array: Any = given.get(key)
-        if _is_tensor(array) and not name.endswith("_scale") and array.shape != p.shape:
+        if _is_tensor(array) and not is_scale(name) and array.shape != p.shape:
             raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
     if all(storage.fits(name, given.get(key)) for name, key in keys.items()):
         return {name: given[key] for name, key in keys.items()}
