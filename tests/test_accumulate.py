@@ -173,6 +173,16 @@ def test_checkpoints(how, tmp_path):
     assert "accumulated" not in opt.state_dict()
 
 
+def test_a_micro_batch_without_gradients_counts_in_a_checkpoint():
+    params, grads = problem()
+    opt, again = gs.Adam(params), gs.Adam(copy.deepcopy(params))
+    opt.accumulate({"w": None, "b": None})
+    again.load_state_dict(opt.state_dict())
+    for each in (opt, again):
+        each.step(grads[0])
+    assert all(same_bits(params[name], again.params[name]) for name in params)
+
+
 def test_a_state_dict_without_sums_drops_those_that_are_pending():
     params, grads = problem()
     opt = gs.Adam(params)

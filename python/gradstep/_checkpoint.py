@@ -27,12 +27,15 @@ SUM: Final = "accumulator"
 """The name of the gradients that were accumulated for a parameter."""
 
 
-def accumulated(saved: Any) -> list[str]:
-    """The parameters for which a state dict has accumulated gradients."""
-    if not isinstance(saved, Mapping) or not saved.get("accumulated") or not isinstance(saved.get("state"), Mapping):
-        return []
-    COUNT.check(saved["accumulated"], f"{WHAT}['accumulated']")
-    return [name for name, own in saved["state"].items() if isinstance(own, Mapping) and SUM in own]
+def accumulated(saved: Any) -> tuple[int, list[str]]:
+    """How often a state dict's gradients were accumulated, and the parameters for which it has sums."""
+    if not isinstance(saved, Mapping) or "accumulated" not in saved:
+        return 0, []
+    count = COUNT.check(saved["accumulated"], f"{WHAT}['accumulated']")
+    state = saved.get("state")
+    if count == 0 or not isinstance(state, Mapping):
+        return 0, []
+    return count, [name for name, own in state.items() if isinstance(own, Mapping) and SUM in own]
 
 
 class Differences(NamedTuple):

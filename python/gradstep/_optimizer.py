@@ -1097,8 +1097,8 @@ class Optimizer(Declared):
             engine = self._engine
             engine.wait()
             ours, sums = self._own_state(), None
-            pending = _checkpoint.accumulated(saved)
-            if pending:
+            accumulated, pending = _checkpoint.accumulated(saved)
+            if accumulated > 0:
                 sums = Sums(engine, self._params)
                 for path in pending:
                     if path in ours:
@@ -1134,7 +1134,7 @@ class Optimizer(Declared):
                     engine.library.from_numpy(own, array)
             clocks = dict(zip(self._params, engine.stepper.clocks, strict=True)) | plan.clocks
             if sums is not None:
-                sums.count = COUNT.check(saved["accumulated"], "the state dict['accumulated']")
+                sums.count = accumulated
                 sums.given = {path for path in pending if path in plan.arrays}
                 engine.prepare_steps()
             if plan.clocks:
