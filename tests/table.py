@@ -377,3 +377,20 @@ def assert_same(ours, expected, where):
             f"{where}: {name}: {wrong.size} of {theirs.size} elements differ, the first at {i}: "
             f"{float(mine[i]).hex()} where the reference has {float(theirs[i]).hex()}"
         )
+
+
+def hashable(tree):
+    """Nested data in a form that compares exactly: dtype, shape and bytes of arrays, types and `repr` of all else."""
+    if isinstance(tree, dict):
+        return tuple((hashable(key), hashable(value)) for key, value in tree.items())
+    if isinstance(tree, (list, tuple)):
+        return tuple(map(hashable, tree))
+    if isinstance(tree, np.ndarray):
+        return tree.dtype.str, tree.shape, tree.tobytes()
+    return type(tree).__name__, repr(tree)
+
+
+def snapshot(opt, saved=None):
+    """All that a checkpoint has of an optimizer (or `saved`, from another time), its parameters, and its schedules."""
+    options = [opt._step_options, *(group.raw for group in opt.groups)]
+    return hashable(opt.state_dict() if saved is None else saved), hashable(list(opt._params.values())), repr(options)
