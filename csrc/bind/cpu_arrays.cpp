@@ -166,8 +166,10 @@ py::list CpuArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
     axes.resize(static_cast<std::size_t>(of.nd));
     strides.resize(axes.size());
     std::iota(axes.begin(), axes.end(), 0);
-    std::stable_sort(axes.begin(), axes.end(),
-                     [&](int a, int b) { return std::abs(of.strides[a]) > std::abs(of.strides[b]); });
+    if (of.nd > 1) {
+      std::stable_sort(axes.begin(), axes.end(),
+                       [&](int a, int b) { return std::abs(of.strides[a]) > std::abs(of.strides[b]); });
+    }
     py::ssize_t stride = item_size;
     for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
       strides[static_cast<std::size_t>(*axis)] = stride;

@@ -6,6 +6,21 @@
 
 namespace gradstep::bind {
 
+// Pauses the garbage collector while many objects are made that it cannot free: it would visit all of them again and
+// again. The GIL is held meanwhile.
+class PausedCollector {
+ public:
+  PausedCollector() : was_enabled_(PyGC_Disable() != 0) {}
+  ~PausedCollector() {
+    if (was_enabled_) PyGC_Enable();
+  }
+  PausedCollector(const PausedCollector&) = delete;
+  PausedCollector& operator=(const PausedCollector&) = delete;
+
+ private:
+  bool was_enabled_;
+};
+
 // Makes the instances of a bound class, which must be final, visible to Python's garbage collector, which then frees
 // cycles through them. T has traverse(visit, arg), which visits the Python objects that it owns and that may be part of
 // a cycle, and clear(), which drops them or throws std::bad_alloc before it drops any. Every method of T must be safe

@@ -189,13 +189,19 @@ class Stepper {
 
   // Throws where steps cannot write a parameter, or only read it where it is not `written`. States are not needed yet.
   void check_params(const py::list& params, bool written) {
-    for (std::size_t i = 0; i < params.size(); ++i) {
-      const std::string name = tree_ == nullptr ? "" : tree_->suffix(i);
+    const auto check = [&](py::handle param, const std::string& name) {
       if (written) {
-        target_view(arrays_, params[i], params_, name);
+        target_view(arrays_, param, params_, name);
       } else {
-        arrays_.view(params[i], params_, name);
+        arrays_.view(param, params_, name);
       }
+    };
+    std::size_t i = 0;
+    try {
+      for (; i < params.size(); ++i) check(params[i], "");
+    } catch (const std::exception&) {  // again, with a name in the message
+      check(params[i], tree_ == nullptr ? "" : tree_->suffix(i));
+      throw;
     }
   }
 
@@ -228,7 +234,11 @@ class Stepper {
     if (params.size() != groups.size() || kept.size() != groups.size()) {
       throw std::invalid_argument("groups, params and kept must have the same length");
     }
+    const PausedCollector paused;
     stepper_.reserve(groups.size());
+    group_of_.reserve(group_of_.size() + groups.size());
+    frozen_.reserve(frozen_.size() + groups.size());
+    first_of_.reserve(first_of_.size() + groups.size());
     py::tuple of_copies;
     if (!copies.is_none()) {
       of_copies = tree_->flatten(copies, copies_);
@@ -588,6 +598,7 @@ class Stepper {
     adding.added.reserve(2 * rule.info.states.size() + 4);  // views point into it
     const Array of = adding.own(param, params_, Role::kParameter);
     std::vector<Array> states;
+    states.reserve(rule.info.states.size());
     for (std::size_t s = 0; s < rule.info.states.size(); ++s) states.push_back(adding.own_state(kept, rule, s));
     typename step::Stepper::Beside beside;
     Array& master = beside.master;

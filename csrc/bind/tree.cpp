@@ -142,17 +142,31 @@ void Tree::check_apart(const std::vector<std::string>& paths) const {
 }
 
 std::string Tree::path_of(std::size_t number) const {
-  if (number == 0) return "";
-  const Node& node = nodes_[number];
-  std::string of = path_of(node.parent);
-  const py::object& key = keys_[number];
-  if (!key) return of + "[" + std::to_string(node.index) + "]";
-  const std::string name = name_of(key);
-  if (name.empty() || name[0] == '[') return of + "[" + text(py::repr(key)) + "]";
-  return of + (of.empty() ? "" : ".") + name;
+  std::string path;
+  append_path(path, number);
+  return path;
 }
 
-std::string Tree::as_suffix(const std::string& path) { return (path.empty() || path[0] == '[' ? "" : ".") + path; }
+void Tree::append_path(std::string& path, std::size_t number) const {
+  if (number == 0) return;
+  const Node& node = nodes_[number];
+  append_path(path, node.parent);
+  const py::object& key = keys_[number];
+  const std::string name = key ? name_of(key) : "";
+  if (name.empty() || name[0] == '[') {
+    path += '[';
+    path += key ? text(py::repr(key)) : std::to_string(node.index);
+    path += ']';
+  } else {
+    if (!path.empty()) path += '.';
+    path += name;
+  }
+}
+
+std::string Tree::as_suffix(std::string path) {
+  if (!path.empty() && path[0] != '[') path.insert(path.begin(), '.');
+  return path;
+}
 
 py::list Tree::keys(std::size_t leaf) const {
   py::list way;

@@ -65,8 +65,9 @@ class Tree {
     bool has_only_leaves = true;
   };
 
-  static std::string as_suffix(const std::string& path);
+  static std::string as_suffix(std::string path);
   std::string path_of(std::size_t node) const;
+  void append_path(std::string& path, std::size_t node) const;
   std::string label(const std::string& what, std::size_t node) const { return what + as_suffix(path_of(node)); }
 
   static Kind kind_of(py::handle value);

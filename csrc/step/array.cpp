@@ -19,6 +19,7 @@ bool is_packed(const Array& array) {
 }
 
 bool overlaps_itself(const Array& array) {
+  if (is_packed(array)) return false;
   const std::int64_t size = item_size(array.dtype);
   std::vector<std::pair<std::int64_t, std::int64_t>> axes;  // stride, length
   for (int axis = 0; axis < array.rank; ++axis) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -68,10 +69,9 @@ struct KeptArray {
   std::vector<std::int64_t> axes;  // the shape, then the strides
 
   KeptArray() = default;
-  explicit KeptArray(const Array& a) : data(a.data), scales(a.scales), dtype(a.dtype), rank(a.rank) {
-    axes.reserve(2 * static_cast<std::size_t>(rank));
-    axes.insert(axes.end(), a.shape, a.shape + rank);
-    axes.insert(axes.end(), a.strides, a.strides + rank);
+  explicit KeptArray(const Array& a)
+      : data(a.data), scales(a.scales), dtype(a.dtype), rank(a.rank), axes(2 * static_cast<std::size_t>(rank)) {
+    std::copy_n(a.strides, rank, std::copy_n(a.shape, rank, axes.begin()));
   }
 
   Array view() const { return {data, dtype, rank, axes.data(), axes.data() + rank, scales}; }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from itertools import compress
 from types import ModuleType
 from typing import Any, Final
 
@@ -123,13 +124,16 @@ class Library:
         view: Array = self.module.transpose(array, axes)
         return view
 
-    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, place: int = 0) -> list[Array]:
-        """`zeros_like` of each; small ones share an allocation."""
-        small = [array for array in arrays if array.size < SHARED_BELOW]
-        together = iter(_core.zeros_like(small, numpy_dtype(dtype)))
-        return [
-            next(together) if array.size < SHARED_BELOW else self.zeros_like(array, dtype, place) for array in arrays
-        ]
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[list[Array]]:
+        """For each place, `zeros_like` of each array; small ones share an allocation."""
+        is_small = [array.size < SHARED_BELOW for array in arrays]
+        small = list(compress(arrays, is_small))
+        made = []
+        for place in places:
+            together = iter(_core.zeros_like(small, numpy_dtype(dtype)))
+            each = zip(arrays, is_small, strict=True)
+            made.append([next(together) if fits else self.zeros_like(array, dtype, place) for array, fits in each])
+        return made
 
     def fill(self, array: Array, value: float) -> None:
         """Sets all elements."""
@@ -163,8 +167,8 @@ class OnGpu(Library):
 
     on_gpu = True
 
-    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, place: int = 0) -> list[Array]:
-        return [self.zeros_like(array, dtype, place) for array in arrays]
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[list[Array]]:
+        return [[self.zeros_like(array, dtype, place) for array in arrays] for place in places]
 
     @property
     def core(self) -> Any:
@@ -258,8 +262,8 @@ class Torch(Library):
     def transpose(self, array: Any, axes: list[int]) -> Any:
         return array.permute(axes)
 
-    def zeros_like_each(self, arrays: Sequence[Any], dtype: str, place: int = 0) -> list[Any]:
-        return [self.zeros_like(array, dtype, place) for array in arrays]
+    def zeros_like_each(self, arrays: Sequence[Any], dtype: str, places: Iterable[int]) -> list[list[Any]]:
+        return [[self.zeros_like(array, dtype, place) for array in arrays] for place in places]
 
     def fill(self, array: Any, value: float) -> None:
         array.detach().fill_(value)

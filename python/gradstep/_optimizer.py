@@ -379,23 +379,23 @@ class Optimizer(Declared):
             raise TypeError("params must be an array, or a list, tuple, dict or dataclass of arrays, not NoneType")
         if not tree.leaves:
             raise ValueError(f"{type(self).__name__} got no parameters")
-        library = _storage.library_of_all(tree.leaves, tree.paths)
+        leaves, paths = tree.leaves, tree.paths
+        library = _storage.library_of_all(leaves, paths)
         if library.on_gpu:
             tree = library.core.Tree(nest)
-        keys, groups, group_numbers = self._assign(tree, numbers)
+        keys, groups, group_numbers = self._assign(tree, paths, numbers)
         stepper: _core.Stepper = library.core.Stepper(tree)
         for group in groups:
             stepper.add_group(self.rule, group.for_core(group.raw))
-        leaves, paths = tree.leaves, tree.paths
         stepper.check_params(leaves)  # before states are allocated
         params = [library.own(leaf) for leaf in leaves] if library.on_gpu else leaves
-        made = dict(kept)
+        made: list[Any] = list(map(kept.get, paths))
         for number, group in enumerate(groups):
-            new = [i for i, of in enumerate(group_numbers) if of == number and paths[i] not in kept]
+            new = [i for i, of in enumerate(made) if of is None and group_numbers[i] == number]
             for i, states in zip(new, self._make([params[i] for i in new], group), strict=True):
-                made[paths[i]] = states
+                made[i] = states
         copies = self._arguments["copy_out"]
-        stepper.add_tensors(group_numbers, params, [made[path] for path in paths], copies)
+        stepper.add_tensors(group_numbers, params, made, copies)
         check_apart(stepper.possible_overlaps())
         if self._arguments["grads"] is not None:
             check_apart(stepper.bind(self._arguments["grads"]))
@@ -407,29 +407,33 @@ class Optimizer(Declared):
             assign_multiples(library, [(library.own(copy), param, 1.0) for copy, param in of if copy is not None])
         self._away = ""
         self._sums: Sums | None = None
-        first = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
-        stepper.set_times(step_count, [clocks.get(path, first) for path in paths])
+        if clocks or step_count > 0:
+            of_new = (0, [*(value for _, value in RULES[self.rule]["scalars"]), 1.0])
+            stepper.set_times(step_count, [clocks.get(path, of_new) for path in paths])
 
         self._nests, self._keys, self._groups, self._numbers = nests, keys, groups, group_numbers
         self._given = dict(zip(paths, leaves, strict=True))
         self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
-        self._kept = {path: made[path] for path in paths}
+        self._kept = dict(zip(paths, made, strict=True))
         prepares = self._is_grouped or self._step_options["loss_scale"] is not None
         self._engine.begin(library, tree, stepper, prepares)
         if any(group.schedules for group in groups) or schedules_of(self._step_options):
             self._engine.expect_schedule()
         for group in groups:
             group.names = []
+        add_to = [group.names.append for group in groups]
         for path, number in zip(paths, group_numbers, strict=True):
-            groups[number].names.append(path)
+            add_to[number](path)
 
-    def _assign(self, tree: _core.Tree, known: Mapping[str, int]) -> tuple[list[Key], list[OptionGroup], list[int]]:
+    def _assign(
+        self, tree: _core.Tree, paths: Sequence[str], known: Mapping[str, int]
+    ) -> tuple[list[Key], list[OptionGroup], list[int]]:
         """The groups with their keys, those that patterns ask for added, and the number of each leaf's group.
 
         Leaves whose group is `known` stay in it: their names may have changed since patterns were matched.
         """
         keys, groups = list(self._keys), list(self._groups)
-        bases = [0] * len(tree.leaves)
+        bases = [0] * len(paths)
         if self._is_grouped:
             bases = [base for base, size in enumerate(tree.entry_sizes) for _ in range(size)]
         given = self._arguments["options"]
@@ -440,7 +444,7 @@ class Optimizer(Declared):
             keys[known[path]]
             if path in known and keys[known[path]][0] == base
             else (base, tuple(name for name, pattern in patterns.items() if pattern.fullmatch(path)))
-            for base, path in zip(bases, tree.paths, strict=True)
+            for base, path in zip(bases, paths, strict=True)
         ]
         numbers = {key: number for number, key in enumerate(keys)}
         for base, names in dict.fromkeys(of_leaves):
@@ -473,10 +477,10 @@ class Optimizer(Declared):
             raise ValueError(f"{owner}: options[{name!r}] matches no parameter{did_you_mean(name, self._params)}")
         everywhere: dict[str, Exception] | None = None
         for (base, patterns_of), group in zip(self._keys, self._groups, strict=True):
-            dtypes = {self._params[path].dtype: path for path in reversed(group.names)}
-            if not dtypes:
+            if not group.names:
                 continue
-            errors = _storage.unused_options(owner, group.raw, dtypes, self._first_states(group))
+            named = ((self._params[path], path) for path in group.names)
+            errors = _storage.unused_options(owner, group.raw, named, self._first_states(group))
             given = [own[base], *(self._arguments["options"][pattern] for pattern in patterns_of)]
             for name in [name for options in given for name in options]:
                 if name in errors:

@@ -71,8 +71,8 @@ def is_double(array: Array) -> bool:
 
 def library_of_all(params: Sequence[Any], paths: Sequence[str]) -> Library:
     """The library of parameters. Raises TypeError where some are NumPy's and others are torch's on the processor."""
-    one_of_each = {type(param): i for i, param in reversed(list(enumerate(params)))}
-    found = {library_of(params[i]): i for i in one_of_each.values()}
+    kinds = list(map(type, params))
+    found = {library_of(params[i]): i for i in map(kinds.index, reversed(dict.fromkeys(kinds)))}
     tensors = found.keys() & {TORCH, TORCH_ON_GPU}
     if NUMPY in found and tensors and isinstance(params[found[NUMPY]], np.ndarray):
         array, tensor = (f"params{suffix(paths[found[library]])}" for library in (NUMPY, tensors.pop()))
@@ -88,22 +88,21 @@ def make(
     The parameters are of one library.
     """
     library = library_of(params[0]) if params else NUMPY
-    params = [library.own(param) for param in params]
+    params = [param if type(param) is np.ndarray else library.own(param) for param in params]
     kept: list[dict[str, Array]] = [{} for _ in params]
-    columns: dict[str, list[int]] = {}  # the parameters whose states are stored as a type
-    for i, param in enumerate(params):
-        dtype = state_dtype_of(param, options)
+    dtypes = [state_dtype_of(param, options) for param in params]
+    for dtype in dict.fromkeys(dtypes):
+        members = [i for i, of in enumerate(dtypes) if of == dtype]
         if dtype == "q8":
-            kept[i] = _codes(library, param, rule, firsts)
-        else:
-            columns.setdefault(dtype, []).append(i)
-    for dtype, members in columns.items():
-        of = [params[i] for i in members]
-        for place, (state, first) in enumerate(firsts.items(), 1):
-            for i, array in zip(members, library.zeros_like_each(of, dtype, place), strict=True):
-                if first:
-                    library.fill(array, first)
+            for i in members:
+                kept[i] = _codes(library, params[i], rule, firsts)
+            continue
+        made = library.zeros_like_each([params[i] for i in members], dtype, range(1, len(firsts) + 1))
+        for (state, first), arrays in zip(firsts.items(), made, strict=True):
+            for i, array in zip(members, arrays, strict=True):
                 kept[i][state] = array
+            for array in arrays if first else ():
+                library.fill(array, first)
     if options["master"]:
         for param, own in zip(params, kept, strict=True):
             if is_narrow(param):
@@ -119,12 +118,14 @@ def make(
 
 def state_dtype_of(param: Array, options: Mapping[str, Any]) -> str:
     """How the states of a parameter are stored: "q8", or the name of a dtype."""
-    chosen = options["state_dtype"]
-    if is_double(param):
-        return "float64"
-    if chosen is None or (chosen == "q8" and math.prod(param.shape) < options["min_8bit_size"]):
-        return "float32"
-    return str(chosen)
+    chosen = _state_dtype(param.dtype, options["state_dtype"])
+    return "float32" if chosen == "q8" and math.prod(param.shape) < options["min_8bit_size"] else chosen
+
+
+@cache
+def _state_dtype(dtype: Any, chosen: str | None) -> str:
+    """How the states of large parameters of a dtype are stored."""
+    return "float64" if declared(dtype)["compute"] == "float64" else chosen or "float32"
 
 
 def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float]) -> dict[str, Array]:
@@ -240,14 +241,18 @@ def check_q8(owner: str, options: Mapping[str, Any], incompatible: Mapping[str, 
 
 
 def unused_options(
-    owner: str, options: Mapping[str, Any], dtypes: Mapping[Any, str], states: Mapping[str, float]
+    owner: str, options: Mapping[str, Any], params: Iterable[tuple[Array, str]], states: Mapping[str, float]
 ) -> dict[str, Exception]:
     """Options that have nothing to act on in a group, each with the error that says so.
 
-    `dtypes` are those of the group's parameters, each with the name of one.
+    `params` are the group's parameters with their names. They are read only where an option depends on their dtypes.
     """
     errors: dict[str, Exception] = {}
     chosen = options["state_dtype"]
+    dtypes: dict[Any, str] = {}
+    if chosen is not None or options["master"] or options["stochastic_rounding"] is not None:
+        for param, name in params:
+            dtypes.setdefault(param.dtype, name)
     wide = [name for dtype, name in dtypes.items() if declared(dtype)["compute"] == "float64"]
     if chosen is not None and not states:
         errors["state_dtype"] = ValueError(f"{owner}: state_dtype={chosen!r} has no effect: {owner} keeps no state")
