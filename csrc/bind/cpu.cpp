@@ -65,6 +65,7 @@ void register_cpu(py::module_& m) {
       py::arg("array"), py::arg("name"));
   m.def("add_tensor_type", &CpuArrays::add_tensor_type, py::arg("type"), py::arg("is_negative"),
         py::arg("increment_version"));
+  m.def("first_overlap", &CpuArrays::first_overlap, py::arg("arrays"), py::arg("others"));
   m.def("zeros_like", &CpuArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "step/on_cpu.h"
+#include "step/ranges.h"
 
 namespace py = pybind11;
 
@@ -185,6 +186,28 @@ py::list CpuArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
     at = next(of, at);
   }
   return all;
+}
+
+std::int64_t CpuArrays::first_overlap(const py::list& arrays, const py::list& others) {
+  const auto extent_of = [](py::handle object) {
+    if (!py::isinstance<py::array>(object)) throw WrongType("first_overlap needs NumPy arrays");
+    const auto& fields = fields_of(object.ptr());
+    const auto item_size = py::reinterpret_borrow<py::dtype>(fields.descr).itemsize();
+    return step::extent(reinterpret_cast<std::uintptr_t>(fields.data), item_size, fields.nd,
+                        reinterpret_cast<const std::int64_t*>(fields.dimensions),
+                        reinterpret_cast<const std::int64_t*>(fields.strides));
+  };
+  std::vector<step::Extent> extents;
+  extents.reserve(others.size());
+  for (const py::handle other : others) extents.push_back(extent_of(other));
+  const step::Ranges taken(std::move(extents));
+  std::int64_t i = 0;
+  for (const py::handle array : arrays) {
+    const step::Extent bytes = extent_of(array);
+    if (bytes.begin != bytes.end && taken.gap_around(bytes).end == 0) return i;
+    ++i;
+  }
+  return -1;
 }
 
 void CpuArrays::add_tensor_type(const py::type& type, const py::object& is_negative,

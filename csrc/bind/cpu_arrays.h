@@ -64,6 +64,9 @@ class CpuArrays {
   // gaps. They are views into one allocation: for many small arrays that takes a tenth of the time.
   static pybind11::list zeros_like(const pybind11::list& arrays, const pybind11::dtype& dtype);
 
+  // The index of the first array whose extent intersects that of one of the others, or -1. NumPy arrays of any type.
+  static std::int64_t first_overlap(const pybind11::list& arrays, const pybind11::list& others);
+
   // An array of float64 without axes that has the value of a number of Python's or NumPy's; null for anything else.
   static pybind11::object number_as_array(pybind11::handle object);
 

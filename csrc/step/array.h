@@ -24,15 +24,20 @@ struct Extent {
   std::uintptr_t begin, end;
 };
 
-inline Extent extent(const Array& array) {
-  const auto first = reinterpret_cast<std::uintptr_t>(array.data);
-  Extent bytes{first, first + static_cast<std::uintptr_t>(item_size(array.dtype))};
-  for (int axis = 0; axis < array.rank; ++axis) {
-    if (array.shape[axis] == 0) return {first, first};
-    const std::int64_t reach = (array.shape[axis] - 1) * array.strides[axis];
+inline Extent extent(std::uintptr_t first, std::int64_t item_size, int rank, const std::int64_t* shape,
+                     const std::int64_t* strides) {
+  Extent bytes{first, first + static_cast<std::uintptr_t>(item_size)};
+  for (int axis = 0; axis < rank; ++axis) {
+    if (shape[axis] == 0) return {first, first};
+    const std::int64_t reach = (shape[axis] - 1) * strides[axis];
     (reach < 0 ? bytes.begin : bytes.end) += static_cast<std::uintptr_t>(reach);
   }
   return bytes;
+}
+
+inline Extent extent(const Array& array) {
+  return extent(reinterpret_cast<std::uintptr_t>(array.data), item_size(array.dtype), array.rank, array.shape,
+                array.strides);
 }
 
 // Whether the first `rank` numbers are equal. A plain loop, because std::equal calls memcmp, which is slower for a few

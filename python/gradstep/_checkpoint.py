@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from . import _core, _storage
-from ._libraries import Library, plain
+from ._libraries import Library, dtype_name, plain
 from ._options import COUNT, UP_TO_ONE, Option, Schedule, check_all, load_state, state_of
 from ._types import Array
 
@@ -102,25 +101,31 @@ def plan(
     _expect_names(state, f"{WHAT}['state']")
     differences.missing.extend(name for name in ours if name not in state)
     differences.unexpected.extend(name for name in state if name not in ours)
-    own_arrays = _Extents(array for own in ours.values() for array in own.values() if isinstance(array, np.ndarray))
+    fitting: list[tuple[Array, str, str]] = []
     for name, own in ours.items():
         if name not in state:
             continue
         where = f"{WHAT}['state'][{name!r}]"
         _expect(state[name], Mapping, where)
         given = dict(state[name])
-        wrong = _compare(given, own, library, where, own_arrays)
+        wrong = _compare(given, own, library, where, fitting)
         if wrong:
             differences.mismatched.append(f"{name} ({'; '.join(wrong)})")
             continue
-        for key in non_negative:
-            if key in given and _has_negative(given[key]):
-                raise ValueError(f"{where}[{key!r}] has negative values, which no step gives")
         result.arrays[name] = {key: plain(given[key]) for key, value in own.items() if _is_array(value)}
         result.clocks[name] = (
             COUNT.check(given["step"], f"{where}['step']"),
             [UP_TO_ONE.check(given[scalar], f"{where}[{scalar!r}]") if scalar in own else 1.0 for scalar in scalars],
         )
+    own_arrays = [array for own in ours.values() for array in own.values() if isinstance(array, np.ndarray)]
+    overlap = _core.first_overlap([array for array, _, _ in fitting], own_arrays)
+    if overlap >= 0:
+        _, where, key = fitting[overlap]
+        raise ValueError(f"{where}[{key!r}] shares memory with the optimizer's own arrays; pass a copy")
+    with np.errstate(invalid="ignore"):
+        for array, where, key in fitting:
+            if key in non_negative and _has_negative(array):
+                raise ValueError(f"{where}[{key!r}] has negative values, which no step gives")
     of_names = _options_of_names(saved["groups"], known)
     differences.missing.extend(f"the group of {name}" for name in result.clocks if name not in of_names)
     for number, names in enumerate(groups):
@@ -162,29 +167,34 @@ def _compare(
     own: Mapping[str, Any],
     library: Library,
     where: str,
-    own_arrays: _Extents,
+    fitting: list[tuple[Array, str, str]],
 ) -> list[str]:
-    """The reasons why the state of a tensor does not fit: keys, dtypes, shapes. Raises where it is not plain arrays."""
+    """The reasons why the state of a tensor does not fit: keys, dtypes, shapes. Raises where it is not plain arrays.
+
+    Adds the arrays that fit to `fitting`, with `where` and their keys.
+    """
     wrong = [f"lacks {key}" for key in own if key not in given]
     wrong += [f"has {key}, which is not kept here" for key in given if key not in own]
     for key, value in own.items():
         if key not in given or not _is_array(value):
             continue
-        array, label = given[key], f"{where}[{key!r}]"
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{label} must be a NumPy array, not {type(array).__name__}")
-        _core.check_array_class(array, label)
-        array = plain(array)
+        array = given[key]
+        if type(array) is not np.ndarray:
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{where}[{key!r}] must be a NumPy array, not {type(array).__name__}")
+            _core.check_array_class(array, f"{where}[{key!r}]")
+            array = plain(array)
         dtype, shape = library.dtype(value), tuple(value.shape)
-        if array.dtype.name != dtype or not array.dtype.isnative:
+        if dtype_name(array.dtype) != dtype or not array.dtype.isnative:
             wrong.append(f"{key} is {array.dtype}, and here {dtype}")
-        elif array.shape != shape:
+            continue
+        if array.shape != shape:
             wrong.append(f"{key} has shape {array.shape}, and here {shape}")
-        elif own_arrays.meet(array):
-            raise ValueError(f"{label} shares memory with the optimizer's own arrays; pass a copy")
-        elif isinstance(value, np.ndarray) and not value.flags.writeable:
-            raise ValueError(f"{label} cannot be loaded: the optimizer's own array is read-only")
-        elif _storage.scale_of(key) in own and not wrong and _storage.scale_of(key) in given:
+            continue
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            raise ValueError(f"{where}[{key!r}] cannot be loaded: the optimizer's own array is read-only")
+        fitting.append((array, where, key))
+        if _storage.scale_of(key) in own and not wrong and _storage.scale_of(key) in given:
             scales = plain(given[_storage.scale_of(key)])
             if getattr(scales, "shape", None) == tuple(own[_storage.scale_of(key)].shape):
                 _storage.check_scales(array, scales, f"{where}[{_storage.scale_of(key)!r}]")
@@ -264,8 +274,7 @@ def _expect(value: object, kind: Any, name: str) -> None:
 
 def _has_negative(array: Array) -> bool:
     """Whether a number is below zero; codes without a sign are not, and NaN is not either."""
-    with np.errstate(invalid="ignore"):
-        return array.dtype.kind != "u" and bool(np.any(plain(array) < 0))
+    return array.dtype.kind != "u" and bool(np.count_nonzero(array < 0))
 
 
 def _expect_names(names: Iterable[object], where: str) -> None:
@@ -276,30 +285,3 @@ def _expect_names(names: Iterable[object], where: str) -> None:
 
 def _is_array(value: object) -> bool:
     return not isinstance(value, (int, float))
-
-
-class _Extents:
-    """The address ranges of arrays that do not overlap one another."""
-
-    def __init__(self, arrays: Iterable[Array]) -> None:
-        self._ends: list[int] = []
-        self._begins: list[int] = []
-        for begin, end in sorted(_extent(array) for array in arrays if array.size):
-            self._begins.append(begin)
-            self._ends.append(end)
-
-    def meet(self, array: Array) -> bool:
-        """Whether an array's address range intersects one of these."""
-        if array.size == 0:
-            return False
-        begin, end = _extent(array)
-        place = bisect.bisect_right(self._ends, begin)
-        return place < len(self._begins) and self._begins[place] < end
-
-
-def _extent(array: Array) -> tuple[int, int]:
-    begin = end = array.__array_interface__["data"][0]
-    for length, stride in zip(array.shape, array.strides, strict=True):
-        reach = (length - 1) * stride
-        begin, end = (begin + reach, end) if reach < 0 else (begin, end + reach)
-    return begin, end + array.itemsize

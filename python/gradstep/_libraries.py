@@ -35,6 +35,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return bfloat16() if name == "bfloat16" else np.dtype(name)
 
 
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name of one of NumPy's dtypes, which takes NumPy microseconds."""
+    return str(dtype.name)
+
+
 LINE, PAGE = 64, 4096
 """Bytes of a cache line, and of the distance at which lines compete for the same sets of an L1 cache."""
 OFFSET = 13 * LINE  # whole lines, so that all arrays begin at the same byte of a line
@@ -95,7 +101,7 @@ class Library:
 
     def dtype(self, array: Array) -> str:
         """The name of an array's type."""
-        return str(array.dtype.name)
+        return dtype_name(array.dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: str, beside: Array, place: int = 0) -> Array:
         """Zeros in C order, on the device of another array; `place` sets the offset of large ones within a page."""
@@ -150,7 +156,7 @@ class Library:
 
     def from_numpy(self, to: Array, values: Array) -> None:
         """Overwrites an array with one of NumPy's, of the same type."""
-        np.copyto(to, values)
+        to[...] = values
 
     def to_numpy(self, array: Array) -> Array:
         """A copy for NumPy."""

@@ -1162,11 +1162,11 @@ class Optimizer(Declared):
 
     def _own_state(self) -> dict[str, dict[str, Any]]:
         """What each tensor keeps between steps, by name: step number, scalars and arrays."""
-        clocks = self._engine.stepper.clocks
+        clocks, names = self._engine.stepper.clocks, self.scalar_names()
         return {
             path: {
                 "step": step,
-                **dict(zip(self.scalar_names(), scalars, strict=True)),
+                **dict(zip(names, scalars, strict=True)),
                 **({_checkpoint.EMA_PRODUCT: product} if _storage.AVERAGE in kept else {}),
                 **kept,
             }
