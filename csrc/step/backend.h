@@ -56,6 +56,8 @@ class Backend {
   virtual void set_options(std::size_t group, const GroupOptions& options) = 0;
   virtual void set_gradient_pass(const PassOptions& options) = 0;
 
+  // Makes room for so many tensors.
+  virtual void reserve(std::size_t) {}
   // Adds a tensor with its initial clock. Not allowed after a step.
   virtual void add_tensor(const TensorInfo& info, const rules::Clock& clock) = 0;
   // Sets a tensor's streams, except the gradient, the layout of all of them, and the number of elements that steps

@@ -102,6 +102,11 @@ struct Jobs {
   std::vector<std::unique_ptr<Layout>> layouts;
   int blocked = 0;  // layouts with blocks
 
+  void reserve(std::size_t tensors) {
+    jobs.reserve(tensors);
+    layouts.reserve(tensors);
+  }
+
   void add() {
     jobs.emplace_back();
     layouts.emplace_back();
@@ -130,6 +135,12 @@ class OnCpu : public Backend {
   }
 
   void set_gradient_pass(const PassOptions& options) override { asked_ = options; }
+
+  void reserve(std::size_t tensors) override {
+    tensors_.reserve(tensors);
+    steps_.reserve(tensors);
+    norms_.reserve(tensors);
+  }
 
   void add_tensor(const TensorInfo& info, const rules::Clock& clock) override {
     tensors_.push_back({clock, info});

@@ -97,8 +97,7 @@ void Stepper::set_gradient_pass(const PassOptions& asked) {
   has_pass_ = has_pass_ && asked.asks();
   asked_ = asked;
   for (std::size_t i = 0; begins && i < tensors_.size(); ++i) {
-    const KeptArray gradient = tensors_[i].streams[kGradient];
-    set_layout(i, gradient.view());
+    set_layout(i, tensors_[i].view(kGradient));
   }
 }
 
@@ -109,10 +108,13 @@ std::optional<GradientPass> Stepper::gradient_pass() {
 void Stepper::set_streams(Tensor& t, const Array& param, const std::vector<Array>& states, const Beside& beside) const {
   t.has_master = beside.master.data != nullptr;
   const Array& copy = t.has_master ? param : beside.copy;
-  t.streams[kParameter] = KeptArray(t.has_master ? beside.master : param);
-  if (copy.data != nullptr) t.streams[kCopy] = KeptArray(copy);
-  if (beside.average.data != nullptr) t.streams[kAverage] = KeptArray(beside.average);
-  for (std::size_t s = 0; s < states.size(); ++s) t.streams[kFirstState + s] = KeptArray(states[s]);
+  t.set_shape(param);
+  t.set(kParameter, t.has_master ? beside.master : param);
+  if (copy.data != nullptr) t.set(kCopy, copy);
+  if (beside.average.data != nullptr) t.set(kAverage, beside.average);
+  for (std::size_t s = 0; s < states.size(); ++s) {
+    if (states[s].data != nullptr) t.set(kFirstState + static_cast<int>(s), states[s]);
+  }
   const GroupOptions& options = groups_[static_cast<std::size_t>(t.group)];
   const rules::Key key = options.key(t.compute());
   const auto& about = info(options).states;
@@ -148,8 +150,8 @@ void Stepper::add_tensor(int group, std::string name, const Array& param, const 
 void Stepper::move_tensor(std::size_t tensor, const Array& param, const std::vector<Array>& states,
                           const Beside& beside) {
   const Tensor& t = tensors_[tensor];
-  const KeptArray& was = t.param();
-  if (was.dtype != param.dtype || was.rank != param.rank || !same(was.axes.data(), param.shape, param.rank)) {
+  const Array was = t.param();
+  if (was.dtype != param.dtype || was.rank != param.rank || !same(was.shape, param.shape, param.rank)) {
     throw std::invalid_argument(params_ + t.name + " has another shape or type than before");
   }
   Tensor moved;
@@ -164,9 +166,9 @@ void Stepper::move_tensor(std::size_t tensor, const Array& param, const std::vec
 void Stepper::set_layout(std::size_t tensor, const Array& grad) {
   Tensor& t = tensors_[tensor];
   Slot& slot = slots_[tensor];
-  t.streams[kGradient] = KeptArray(grad);
-  slot.shape = t.streams[kGradient].axes.data();
-  slot.strides = slot.shape + grad.rank;
+  t.set(kGradient, grad);
+  slot.shape = t.view(kGradient).shape;
+  slot.strides = t.view(kGradient).strides;
   slot.dtype = grad.dtype;
   slot.misaligned = static_cast<std::uint8_t>(item_size(grad.dtype) - 1);
   slot.aligned = aligned(grad, slot.misaligned);
@@ -183,7 +185,7 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad, const RowGradien
   std::byte* places[kMaxStreams];
   bool in_order = in_order_;
   for (int s = 0; s < kMaxStreams; ++s) {
-    arrays[s] = s == kGradient ? grad : t.streams[s].view();
+    arrays[s] = s == kGradient ? grad : t.view(s);
     streams[s] = arrays[s].data == nullptr ? nullptr : &arrays[s];
     places[s] = arrays[s].data;
     in_order = in_order || (kStreams[s].rounded && is_stochastic(arrays[s].dtype, stochastic));
@@ -200,7 +202,7 @@ void Stepper::set_parts(std::vector<Part> parts, Exchange exchange) {
   if (parts.size() != tensors_.size()) throw std::invalid_argument("each tensor must be a part");
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto [first, whole] = parts[i];
-    const std::int64_t size = size_of(tensors_[i].param().view());
+    const std::int64_t size = size_of(tensors_[i].param());
     if (first < 0 || first % kPart != 0 || size > whole - first) {
       throw std::invalid_argument(params_ + tensors_[i].name + " must begin at a multiple of " + std::to_string(kPart) +
                                   " within its whole");
@@ -210,8 +212,7 @@ void Stepper::set_parts(std::vector<Part> parts, Exchange exchange) {
   parts_ = std::move(parts);
   exchange_ = std::move(exchange);
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const KeptArray gradient = tensors_[i].streams[kGradient];
-    set_layout(i, gradient.view());
+    set_layout(i, tensors_[i].view(kGradient));
   }
 }
 
@@ -219,6 +220,7 @@ void Stepper::reserve(std::size_t tensors) {
   tensors_.reserve(tensors_.size() + tensors);
   slots_.reserve(slots_.size() + tensors);
   gradients_.reserve(gradients_.size() + tensors);
+  backend_->reserve(tensors_.size() + tensors);
 }
 
 void Stepper::begin() {
@@ -231,11 +233,10 @@ void Stepper::find_owned() {
   std::vector<Extent> extents;
   for (const Tensor& t : tensors_) {
     for (int s = 0; s < kMaxStreams; ++s) {
-      const KeptArray& stream = t.streams[s];
-      if (!kStreams[s].written || stream.data == nullptr) continue;
-      const Array array = stream.view();
+      const Array array = t.view(s);
+      if (!kStreams[s].written || array.data == nullptr) continue;
       extents.push_back(extent(array));
-      if (stream.scales != nullptr) extents.push_back(extent_of_scales(array, size_of(array)));
+      if (array.scales != nullptr) extents.push_back(extent_of_scales(array, size_of(array)));
     }
   }
   owned_ = Ranges(std::move(extents));
@@ -245,7 +246,7 @@ void Stepper::find_owned() {
 
 void Stepper::refuse_shape(std::size_t tensor, const Array& grad) const {
   const Tensor& t = tensors_[tensor];
-  const Array param = t.param().view();
+  const Array param = t.param();
   throw std::invalid_argument(grads_ + t.name + " has shape " + tuple(grad.shape, grad.rank) +
                               ", but its parameter has shape " + tuple(param.shape, param.rank));
 }
@@ -263,7 +264,7 @@ bool Stepper::place_gradient(std::size_t tensor, const Array& grad) {
 
 bool Stepper::set_rows(std::size_t tensor, const IndexArray& indices, const Array& values) {
   Tensor& t = tensors_[tensor];
-  const Array param = t.param().view();
+  const Array param = t.param();
   const std::string name = grads_ + t.name;
   if (param.rank == 0) throw std::invalid_argument(name + " has rows, but its parameter has no axes");
   if (values.rank != param.rank || values.shape[0] != indices.size ||
@@ -296,7 +297,7 @@ void Stepper::prepare_rows() {
   const cpu::NoFork whole;
   for (const std::size_t tensor : with_rows_) {
     const Tensor& t = tensors_[tensor];
-    t.rows->read(t.param().view().shape[0], grads_ + t.name);
+    t.rows->read(t.param().shape[0], grads_ + t.name);
   }
   for (const std::size_t tensor : with_rows_) {
     const Tensor& t = tensors_[tensor];
@@ -318,8 +319,7 @@ void Stepper::set_order(bool in_order) {
   if (in_order == in_order_) return;
   in_order_ = in_order;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const KeptArray gradient = tensors_[i].streams[kGradient];
-    if (!is_packed(tensors_[i].streams[kParameter].view())) set_layout(i, gradient.view());
+    if (!is_packed(tensors_[i].view(kParameter))) set_layout(i, tensors_[i].view(kGradient));
   }
 }
 

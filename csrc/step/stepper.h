@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -114,14 +115,36 @@ class Stepper {
   bool is_captured() const { return backend_->is_captured(); }
 
  private:
+  // All streams of a tensor have one shape.
   struct Tensor {
+    struct Stream {
+      std::byte* data = nullptr;
+      float* scales = nullptr;
+      DType dtype{};
+    };
+
     std::string name;
     int group;
+    int rank = 0;
     bool has_master;
-    KeptArray streams[kMaxStreams];     // the gradient's has the layout of the last one, not its data
+    Stream streams[kMaxStreams];        // the gradient's has the layout of the last one, not its data
+    std::vector<std::int64_t> axes;     // the shape, then the strides of each stream
     std::unique_ptr<RowGradient> rows;  // the last gradient of some rows
 
-    const KeptArray& param() const { return streams[has_master ? kCopy : kParameter]; }
+    void set_shape(const Array& like) {
+      rank = like.rank;
+      axes.assign(static_cast<std::size_t>(rank * (1 + kMaxStreams)), 0);
+      std::copy_n(like.shape, rank, axes.begin());
+    }
+    void set(int s, const Array& array) {
+      streams[s] = {array.data, array.scales, array.dtype};
+      std::copy_n(array.strides, rank, axes.begin() + rank * (1 + s));
+    }
+    Array view(int s) const {
+      const auto& [data, scales, dtype] = streams[s];
+      return {data, dtype, rank, axes.data(), axes.data() + rank * (1 + s), scales};
+    }
+    Array param() const { return view(has_master ? kCopy : kParameter); }
     Compute compute() const { return compute_of(param().dtype); }
   };
 
