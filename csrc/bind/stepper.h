@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bind/arrays.h"
@@ -225,15 +226,26 @@ class Stepper {
   }
 
   // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
-  // master, and set the parameter to its rounding.
+  // master, and set the parameter to its rounding. `kept` is a list of dicts, or a dict of lists with None where an
+  // array is not kept.
   // `copies` is a nest of arrays, or None in place of one, that steps set to the parameters; None: there are none.
   // `names` are those of the tensors in messages, where there is no tree.
-  void add_tensors(const std::vector<int>& groups, const py::list& params, const std::vector<py::dict>& kept,
-                   const py::object& copies, const std::vector<std::string>& names) {
+  void add_tensors(const std::vector<int>& groups, const py::list& params,
+                   const std::variant<py::dict, std::vector<py::dict>>& kept, const py::object& copies,
+                   const std::vector<std::string>& names) {
     given_names_ = names;
-    if (params.size() != groups.size() || kept.size() != groups.size()) {
-      throw std::invalid_argument("groups, params and kept must have the same length");
+    const auto* const rows = std::get_if<std::vector<py::dict>>(&kept);
+    bool fits = params.size() == groups.size() && (rows == nullptr || rows->size() == groups.size());
+    std::size_t columns = 0;
+    if (rows == nullptr) {
+      for (const auto& [name, column] : std::get<py::dict>(kept)) {
+        fits = fits && PyList_Check(column.ptr()) && py::len(column) == groups.size();
+        ++columns;
+      }
+    } else if (!rows->empty()) {
+      columns = (*rows)[0].size();
     }
+    if (!fits) throw std::invalid_argument("groups, params and kept must have the same length");
     const PausedCollector paused;
     stepper_.reserve(groups.size());
     group_of_.reserve(group_of_.size() + groups.size());
@@ -244,10 +256,11 @@ class Stepper {
       of_copies = tree_->flatten(copies, copies_);
       copy_tree_.emplace(copies, copies_);
     }
-    owned_.reserve(owned_.size() + groups.size() * (kept.empty() ? 1 : 1 + kept[0].size()));
+    owned_.reserve(owned_.size() + groups.size() * (1 + columns));
     seals_.reserve(owned_.capacity());
     for (std::size_t i = 0; i < groups.size(); ++i) {
-      add_tensor(groups[i], params[i], kept[i], copies.is_none() ? copies : py::object(of_copies[i]));
+      const Kept of_tensor = rows == nullptr ? Kept{std::get<py::dict>(kept), i} : Kept{(*rows)[i]};
+      add_tensor(groups[i], params[i], of_tensor, copies.is_none() ? copies : py::object(of_copies[i]));
       group_of_.push_back(groups[i]);
       frozen_.push_back(false);
     }
@@ -266,7 +279,7 @@ class Stepper {
       for (std::size_t k = first; k < first + count; ++k) holds = holds && seals_[k].holds();
       if (holds && owned_[first].object.is(params[i])) continue;
       Adding adding(*this, i, stepper_.name(i));
-      view_tensor(adding, group_of_[i], params[i], kept[i], py::none(),
+      view_tensor(adding, group_of_[i], params[i], Kept{kept[i]}, py::none(),
                   [&](const Array& of, const auto& states, const auto& beside) {
                     if (adding.added.size() != count) throw std::invalid_argument("a tensor keeps other arrays");
                     stepper_.move_tensor(i, of, states, beside);
@@ -521,12 +534,19 @@ class Stepper {
     return tree_ != nullptr ? tree_->suffix(next) : next < given_names_.size() ? given_names_[next] : "";
   }
 
-  // The value of a key, or null.
-  static py::object entry(const py::dict& dict, const py::str& key) {
-    const auto found = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(dict.ptr(), key.ptr()));
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return found;
-  }
+  // The arrays that are kept for a tensor, by name: those of a dict, or an item of each list of a dict.
+  struct Kept {
+    const py::dict& of;
+    std::optional<std::size_t> item = {};
+
+    // Null where it is not kept.
+    py::object find(const py::str& name) const {
+      PyObject* found = PyDict_GetItemWithError(of.ptr(), name.ptr());
+      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+      if (found != nullptr && item) found = PyList_GET_ITEM(found, static_cast<py::ssize_t>(*item));
+      return py::reinterpret_borrow<py::object>(found == Py_None ? nullptr : found);
+    }
+  };
 
   // Collects the arrays of the next tensor.
   class Adding {
@@ -551,14 +571,14 @@ class Stepper {
       return array;
     }
 
-    Array own_state(const py::dict& kept, const Rule& rule, std::size_t s) {
+    Array own_state(const Kept& kept, const Rule& rule, std::size_t s) {
       const rules::State& about = rule.info.states[s];
-      const py::object state = entry(kept, rule.names[s]);
+      const py::object state = kept.find(rule.names[s]);
       if (!state) return {};
       const std::string& kind = rule.kinds[s];
       const DType param = added[0].view().dtype;
       const bool single = compute_of(param) == Compute::kFloat;
-      const py::object given = entry(kept, rule.scale_names[s]);
+      const py::object given = kept.find(rule.scale_names[s]);
       if (!given) {
         const Array array = own_like_param(state, kind, true);
         const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
@@ -592,7 +612,7 @@ class Stepper {
 
   // Views the arrays of a tensor, checks them, and hands them to visit(parameter, states, beside).
   template <class Visit>
-  void view_tensor(Adding& adding, int group, const py::object& param, const py::dict& kept, const py::object& copy,
+  void view_tensor(Adding& adding, int group, const py::object& param, const Kept& kept, const py::object& copy,
                    const Visit& visit) {
     const Rule& rule = rule_of(group);
     adding.added.reserve(2 * rule.info.states.size() + 4);  // views point into it
@@ -602,13 +622,13 @@ class Stepper {
     for (std::size_t s = 0; s < rule.info.states.size(); ++s) states.push_back(adding.own_state(kept, rule, s));
     typename step::Stepper::Beside beside;
     Array& master = beside.master;
-    if (const py::object given = entry(kept, master_name_)) {
+    if (const py::object given = kept.find(master_name_)) {
       master = adding.own_like_param(given, master_kind_);
       if (master.dtype != DType::kFloat32 || gradstep::info(of.dtype).kind != CodecKind::kNarrow) {
         throw WrongType(master_kind_ + adding.name + " must be float32, and its parameter of 16 bits");
       }
     }
-    if (const py::object given = entry(kept, average_name_)) {
+    if (const py::object given = kept.find(average_name_)) {
       beside.average = adding.own_like_param(given, average_kind_);
       if (!is_native(beside.average.dtype, compute_of(of.dtype))) {
         throw WrongType(average_kind_ + adding.name + " must have the type that its parameter is computed in");
@@ -633,7 +653,7 @@ class Stepper {
     visit(of, states, beside);
   }
 
-  void add_tensor(int group, const py::object& param, const py::dict& kept, const py::object& copy) {
+  void add_tensor(int group, const py::object& param, const Kept& kept, const py::object& copy) {
     Adding adding(*this, stepper_.size(), next_name());
     view_tensor(adding, group, param, kept, copy, [&](const Array& of, const auto& states, const auto& beside) {
       stepper_.add_tensor(group, adding.name, of, states, beside);

@@ -83,7 +83,7 @@ class Stepper:
         self,
         groups: Sequence[int],
         params: list[Any],
-        kept: Sequence[dict[str, Any]],
+        kept: Sequence[dict[str, Any]] | dict[str, list[Any]],
         copies: object = ...,
         names: Sequence[str] = ...,
     ) -> None: ...

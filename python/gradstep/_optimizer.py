@@ -105,14 +105,15 @@ class Optimizer(Declared):
         "__weakref__",
         "_arguments",  # as they were given
         "_away",  # the method within which the parameters have other values; "" outside
+        "_columns",  # what is kept for the parameters, a list for each name
         "_engine",
         "_given",  # the parameters by name, as they were given
         "_groups",
-        "_kept",  # by name, what is kept for each parameter, by name
         "_keys",  # what makes each group
         "_nests",  # of parameters, one for each group that was given
         "_numbers",  # the number of each parameter's group
         "_params",  # the parameters by name, as their library has them
+        "_rows",  # what is kept for each parameter, by name; None where it was not asked for
         "_specs",  # the groups that were given, None without groups
         "_step_options",
         "_sums",  # the gradients that were accumulated; None before the first call
@@ -389,13 +390,16 @@ class Optimizer(Declared):
             stepper.add_group(self.rule, group.for_core(group.raw))
         stepper.check_params(leaves)  # before states are allocated
         params = [library.own(leaf) for leaf in leaves] if library.on_gpu else leaves
-        made: list[Any] = list(map(kept.get, paths))
+        columns: _storage.Columns = {}
+        known = list(map(kept.get, paths))
+        for i, own in enumerate(known if kept else ()):
+            _storage.put_row(columns, own or {}, i, len(paths))
         for number, group in enumerate(groups):
-            new = [i for i, of in enumerate(made) if of is None and group_numbers[i] == number]
-            for i, states in zip(new, self._make([params[i] for i in new], group), strict=True):
-                made[i] = states
+            new = [i for i, own in enumerate(known) if own is None and group_numbers[i] == number]
+            for name, arrays in self._make([params[i] for i in new], group).items():
+                _storage.put_column(columns, name, arrays, new, len(paths))
         copies = self._arguments["copy_out"]
-        stepper.add_tensors(group_numbers, params, made, copies)
+        stepper.add_tensors(group_numbers, params, columns, copies)
         check_apart(stepper.possible_overlaps())
         if self._arguments["grads"] is not None:
             check_apart(stepper.bind(self._arguments["grads"]))
@@ -414,7 +418,8 @@ class Optimizer(Declared):
         self._nests, self._keys, self._groups, self._numbers = nests, keys, groups, group_numbers
         self._given = dict(zip(paths, leaves, strict=True))
         self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
-        self._kept = dict(zip(paths, made, strict=True))
+        self._columns = columns
+        self._rows: dict[str, dict[str, Array]] | None = None
         prepares = self._is_grouped or self._step_options["loss_scale"] is not None
         self._engine.begin(library, tree, stepper, prepares)
         if any(group.schedules for group in groups) or schedules_of(self._step_options):
@@ -464,7 +469,14 @@ class Optimizer(Declared):
             _storage.check_q8(type(self).__name__, options, self.q8_incompatible)
         return {state: options.get(self.initial_state.get(state, ""), 0.0) for state in group.kept_states()}
 
-    def _make(self, params: Sequence[Array], group: OptionGroup) -> list[dict[str, Array]]:
+    @property
+    def _kept(self) -> dict[str, dict[str, Array]]:
+        """By name, what is kept for each parameter, by name. It is made when it is asked for; steps need no dicts."""
+        if self._rows is None:
+            self._rows = dict(zip(self._params, _storage.rows_of(self._columns, len(self._params)), strict=True))
+        return self._rows
+
+    def _make(self, params: Sequence[Array], group: OptionGroup) -> _storage.Columns:
         """New states for parameters of a group."""
         return _storage.make(params, RULES[self.rule], self._first_states(group), group.raw)
 
@@ -851,7 +863,7 @@ class Optimizer(Declared):
             try:
                 if self._specs is None:
                     self._specs = [{"params": self._nests[0]}]
-                    self._given, self._params, self._kept = (
+                    self._given, self._params, self._rows = (
                         {"[0]" + _storage.suffix(path): value for path, value in of.items()}
                         for of in (self._given, self._params, self._kept)
                     )
@@ -863,7 +875,7 @@ class Optimizer(Declared):
                 self._take_over(self._read())
             except BaseException:
                 self._arguments, self._specs, self._keys, self._groups, *maps = before
-                self._given, self._params, self._kept = maps
+                self._given, self._params, self._rows = maps
                 raise
 
     def replace(self, name: str, array: Any, rows: Any = None) -> None:
@@ -899,9 +911,8 @@ class Optimizer(Declared):
             engine.library.core.Stepper(None, f"params{_storage.suffix(name)}").check_params([array])
             place = self.names.index(name)
             group = self._groups[self._numbers[place]]
-            kept = _storage.moved_rows(
-                self._params[name], array, rows, self._kept[name], lambda: self._make([array], group)[0], name
-            )
+            make_new = partial(self._make, [array], group)
+            kept = _storage.moved_rows(self._params[name], array, rows, self._kept[name], make_new, name)
             keys = engine.tree.keys(place)
             if self._specs is not None:
                 undo = _put(self._specs, [keys[0], "params", *keys[1:]], array, name)

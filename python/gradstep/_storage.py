@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -80,40 +80,69 @@ def library_of_all(params: Sequence[Any], paths: Sequence[str]) -> Library:
     return library_of(params[0])
 
 
+Columns: TypeAlias = dict[str, list[Array | None]]
+"""Arrays by name, a list for each with an entry for each parameter; None: it has no such array."""
+
+
 def make(
     params: Sequence[Array], rule: Mapping[str, Any], firsts: Mapping[str, float], options: Mapping[str, Any]
-) -> list[dict[str, Array]]:
-    """The arrays to keep for each parameter, by name. `firsts` are the states that are kept, with their first values.
+) -> Columns:
+    """The arrays to keep for parameters. `firsts` are the states that are kept, with their first values.
 
     The parameters are of one library.
     """
     library = library_of(params[0]) if params else NUMPY
     params = [param if type(param) is np.ndarray else library.own(param) for param in params]
-    kept: list[dict[str, Array]] = [{} for _ in params]
+    kept: Columns = {}
     dtypes = [state_dtype_of(param, options) for param in params]
     for dtype in dict.fromkeys(dtypes):
         members = [i for i, of in enumerate(dtypes) if of == dtype]
         if dtype == "q8":
             for i in members:
-                kept[i] = _codes(library, params[i], rule, firsts)
+                put_row(kept, _codes(library, params[i], rule, firsts), i, len(params))
             continue
         made = library.zeros_like_each([params[i] for i in members], dtype, range(1, len(firsts) + 1))
         for (state, first), arrays in zip(firsts.items(), made, strict=True):
-            for i, array in zip(members, arrays, strict=True):
-                kept[i][state] = array
             for array in arrays if first else ():
                 library.fill(array, first)
-    if options["master"]:
-        for param, own in zip(params, kept, strict=True):
-            if is_narrow(param):
-                own[MASTER] = library.zeros_like(param, "float32", len(firsts) + 1)
-                library.assign(own[MASTER], param)
-    if options["ema"] is not None:
-        for param, own in zip(params, kept, strict=True):
-            own[AVERAGE] = library.zeros_like(param, "float64" if is_double(param) else "float32", len(firsts) + 2)
-            if not options["ema_correction"]:
-                library.assign(own[AVERAGE], param)
+            put_column(kept, state, arrays, members, len(params))
+    for i, param in enumerate(params if options["master"] else ()):
+        if is_narrow(param):
+            master = library.zeros_like(param, "float32", len(firsts) + 1)
+            library.assign(master, param)
+            put_row(kept, {MASTER: master}, i, len(params))
+    for i, param in enumerate(params if options["ema"] is not None else ()):
+        average = library.zeros_like(param, "float64" if is_double(param) else "float32", len(firsts) + 2)
+        if not options["ema_correction"]:
+            library.assign(average, param)
+        put_row(kept, {AVERAGE: average}, i, len(params))
     return kept
+
+
+def put_column(kept: Columns, name: str, arrays: Sequence[Array | None], members: Sequence[int], count: int) -> None:
+    """Adds the arrays of a name of some of `count` parameters."""
+    if len(members) == count:  # all, in order
+        kept[name] = list(arrays)
+        return
+    column = kept.setdefault(name, [None] * count)
+    for i, array in zip(members, arrays, strict=True):
+        column[i] = array
+
+
+def put_row(kept: Columns, own: Mapping[str, Array], i: int, count: int) -> None:
+    """Adds the arrays of one of `count` parameters."""
+    for name, array in own.items():
+        put_column(kept, name, [array], [i], count)
+
+
+def rows_of(kept: Columns, count: int) -> list[dict[str, Array]]:
+    """The arrays of each of `count` parameters, by name."""
+    each: list[dict[str, Array]] = [{} for _ in range(count)]
+    for name, column in kept.items():
+        for own, array in zip(each, column, strict=True):
+            if array is not None:
+                own[name] = array
+    return each
 
 
 def state_dtype_of(param: Array, options: Mapping[str, Any]) -> str:
@@ -164,7 +193,7 @@ def moved_rows(
     new: Array,
     rows: Any,
     kept: Mapping[str, Array],
-    make_new: Callable[[], dict[str, Array]],
+    make_new: Callable[[], Columns],
     name: str,
 ) -> dict[str, Array]:
     """The kept arrays for a parameter whose rows were rows of an older one; -1 for a row with new states.
@@ -186,7 +215,7 @@ def moved_rows(
         raise ValueError(
             f"{name}: the new array must have the dtype of the old one, and its shape except for the first axis"
         )
-    made = make_new()
+    made = rows_of(make_new(), 1)[0]
     taken = index >= 0
     for state in made:
         if state == MASTER or state.endswith("_scale"):

@@ -758,19 +758,15 @@ def _with_sizes(optimizer: type[Optimizer], views: Sequence[Array], sizes: Seque
     """The class, with states for parts as for their wholes: `min_8bit_size` is about the size of the whole."""
     whole = {id(view): size for view, size in zip(views, sizes, strict=True)}
 
-    def make(self: Any, params: Sequence[Array], group: OptionGroup) -> list[dict[str, Array]]:
+    def make(self: Any, params: Sequence[Array], group: OptionGroup) -> _storage.Columns:
         rule, firsts, options = RULES[self.rule], self._first_states(group), group.raw
         least = options["min_8bit_size"]
-        return [
-            made
-            for param in params
-            for made in _storage.make(
-                [param],
-                rule,
-                firsts,
-                {**options, "min_8bit_size": 0 if whole[id(param)] >= least else param.size + 1},
-            )
-        ]
+        kept: _storage.Columns = {}
+        for i, param in enumerate(params):
+            of_whole = {**options, "min_8bit_size": 0 if whole[id(param)] >= least else param.size + 1}
+            own = _storage.rows_of(_storage.make([param], rule, firsts, of_whole), 1)[0]
+            _storage.put_row(kept, own, i, len(params))
+        return kept
 
     return type(optimizer.__name__, (optimizer,), {"_make": make, "__doc__": optimizer.__doc__})
 

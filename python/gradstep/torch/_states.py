@@ -120,7 +120,7 @@ def adopt(own: dict[str, Any], storage: Storage) -> dict[str, Tensor]:
             raise ValueError(f"the state {key} has shape {tuple(array.shape)}, but its parameter has {tuple(p.shape)}")
     if all(storage.fits(name, given.get(key)) for name, key in keys.items()):
         return {name: given[key] for name, key in keys.items()}
-    made = _storage.make([p], storage.rule, storage.firsts, storage.options)[0]
+    made = _storage.rows_of(_storage.make([p], storage.rule, storage.firsts, storage.options), 1)[0]
     for name in (*storage.firsts, _storage.MASTER, _storage.AVERAGE):
         if name not in made:
             continue
