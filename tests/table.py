@@ -1,4 +1,4 @@
-"""The table of test cases: rules, settings, types, storage, sizes, instruction sets, threads, prefetching, values.
+"""The table of test cases: rules, settings, types, storage, sizes, layouts, instruction sets, threads, prefetching.
 
 KNOBS has an entry for each rule, which sets each of its own options; tests/test_catalog.py fails where one is missing.
 """
@@ -347,6 +347,51 @@ def stored_cases(rules=RULES, storages=STORAGES, grads=None, settings=("default"
             turn = FLOATS[len(found) % len(FLOATS)]
             found += [StoredCase(rule, storage, grad, choices[setting]) for grad in grads or [turn]]
     return found
+
+
+PATTERN = 0xA5  # fills the bytes between elements
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The memory layout of an array."""
+
+    rotate: int = 0  # by how many places the axes are rotated, from C order
+    reverse: bool = False  # whether the order of axes is then reversed (C order becomes F order)
+    gap: int = 0  # unused bytes after every element, every row and so on
+    row_gap: int = 0  # unused bytes after every row and so on, but not between elements
+    flip: bool = False  # whether all strides are negative
+    shift: int = 0  # offset in bytes from a 64-byte boundary
+
+    def place(self, array):
+        """A copy of the array with this layout. Its base is a buffer filled with a pattern."""
+        order = sorted(range(array.ndim), key=lambda axis: (axis + self.rotate) % array.ndim, reverse=self.reverse)
+        strides, reach = [0] * array.ndim, array.itemsize
+        for axis in reversed(order):
+            strides[axis] = reach + self.gap
+            reach = strides[axis] * max(array.shape[axis], 1) + self.row_gap
+        room = np.full(64 + self.shift + reach + 64, PATTERN, np.uint8)
+        view = np.ndarray(array.shape, array.dtype, room, -room.ctypes.data % 64 + self.shift, strides)
+        if self.flip:
+            view = view[(..., *[slice(None, None, -1)] * view.ndim)]
+        view[...] = array
+        return view
+
+
+LAYOUTS = [
+    Layout(),
+    Layout(reverse=True),
+    Layout(rotate=1),
+    Layout(gap=16),
+    Layout(row_gap=16),  # as columns of a wider matrix
+    Layout(row_gap=6),
+    Layout(flip=True),
+    Layout(shift=1),
+    Layout(shift=2, flip=True),
+    Layout(shift=3, reverse=True),
+    Layout(gap=5),  # as a field of packed records
+    Layout(rotate=2, reverse=True, gap=8, flip=True, shift=4),
+]
 
 
 def bits(array):

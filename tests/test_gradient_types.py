@@ -10,6 +10,7 @@ from tests.table import (
     HALVES,
     ISAS,
     LARGE,
+    LAYOUTS,
     PLAIN,
     REFERENCE,
     RULES,
@@ -23,7 +24,7 @@ from tests.table import (
     stored_problem,
 )
 from tests.test_clip import clipped, numbers
-from tests.test_layout import LAYOUTS, assert_untouched_around, shaped
+from tests.test_layout import assert_untouched_around, shaped
 from tests.test_storage import BLOCKS
 
 PAIRS = stored_cases(storages=PLAIN, grads=ALL_FLOATS, settings=["flush", "widest"])

@@ -15,12 +15,15 @@ from tests.table import (
     DTYPES,
     FEW,
     ISAS,
+    LAYOUTS,
+    PATTERN,
     REFERENCE,
     RULES,
     SMALL,
     THREADS,
     WIDEST,
     Case,
+    Layout,
     assert_same,
     flat,
     knobs,
@@ -30,34 +33,6 @@ from tests.table import (
     say,
     split,
 )
-
-PATTERN = 0xA5
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The memory layout of an array."""
-
-    rotate: int = 0  # by how many places the axes are rotated, from C order
-    reverse: bool = False  # whether the order of axes is then reversed (C order becomes F order)
-    gap: int = 0  # unused bytes after every element, every row and so on
-    row_gap: int = 0  # unused bytes after every row and so on, but not between elements
-    flip: bool = False  # whether all strides are negative
-    shift: int = 0  # offset in bytes from a 64-byte boundary
-
-    def place(self, array):
-        """A copy of the array with this layout. Its base is a buffer filled with a pattern."""
-        order = sorted(range(array.ndim), key=lambda axis: (axis + self.rotate) % array.ndim, reverse=self.reverse)
-        strides, reach = [0] * array.ndim, array.itemsize
-        for axis in reversed(order):
-            strides[axis] = reach + self.gap
-            reach = strides[axis] * max(array.shape[axis], 1) + self.row_gap
-        room = np.full(64 + self.shift + reach + 64, PATTERN, np.uint8)
-        view = np.ndarray(array.shape, array.dtype, room, -room.ctypes.data % 64 + self.shift, strides)
-        if self.flip:
-            view = view[(..., *[slice(None, None, -1)] * view.ndim)]
-        view[...] = array
-        return view
 
 
 def assert_untouched_around(view):
@@ -69,20 +44,6 @@ def assert_untouched_around(view):
     assert np.all(room == PATTERN)
 
 
-LAYOUTS = [
-    Layout(),
-    Layout(reverse=True),
-    Layout(rotate=1),
-    Layout(gap=16),
-    Layout(row_gap=16),  # as columns of a wider matrix
-    Layout(row_gap=6),
-    Layout(flip=True),
-    Layout(shift=1),
-    Layout(shift=2, flip=True),
-    Layout(shift=3, reverse=True),
-    Layout(gap=5),  # as a field of packed records
-    Layout(rotate=2, reverse=True, gap=8, flip=True, shift=4),
-]
 SHAPES = [(), (1,), (0, 3), (513,), (7, 11), (1, 5, 1), (3, 1, 260), (2, 3, 4, 3, 2)]
 
 

@@ -14,6 +14,7 @@ from gradstep import _core, reference
 from tests.table import (
     ALL_FLOATS,
     ISAS,
+    LAYOUTS,
     PLAIN,
     REFERENCE,
     RULES,
@@ -21,6 +22,7 @@ from tests.table import (
     SHORT,
     STORAGES,
     THREADS,
+    Layout,
     assert_same,
     bits,
     flat,
@@ -31,7 +33,7 @@ from tests.table import (
     stored_cases,
     values,
 )
-from tests.test_layout import LAYOUTS, Layout, assert_untouched_around
+from tests.test_layout import assert_untouched_around
 
 CASES = stored_cases(storages=[*PLAIN, *(s for s in STORAGES if s not in PLAIN)], settings=["flush", "widest"])
 WIDEST = stored_cases(storages=[*PLAIN, *(s for s in STORAGES if s not in PLAIN)], settings=["widest"])

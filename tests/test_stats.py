@@ -11,6 +11,7 @@ from tests.table import (
     ALL_FLOATS,
     ALL_STORAGES,
     ISAS,
+    LAYOUTS,
     PLAIN,
     REFERENCE,
     RULES,
@@ -26,7 +27,6 @@ from tests.table import (
     stored_problem,
 )
 from tests.test_clip import numbers
-from tests.test_layout import LAYOUTS
 from tests.test_rows import indices
 from tests.test_transaction import everything
 

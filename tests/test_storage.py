@@ -14,12 +14,14 @@ from tests.table import (
     FLOATS,
     ISAS,
     LARGE,
+    LAYOUTS,
     REFERENCE,
     RULES,
     SEED,
     SMALL,
     STORAGES,
     THREADS,
+    Layout,
     Storage,
     StoredCase,
     assert_same,
@@ -31,7 +33,7 @@ from tests.table import (
     stored_problem,
     widest,
 )
-from tests.test_layout import LAYOUTS, SHAPES, Layout, assert_untouched_around, layouts, shaped
+from tests.test_layout import SHAPES, assert_untouched_around, layouts, shaped
 
 # The storage that differs most from the compute type.
 Q8 = Storage("bfloat16", "q8", stochastic=True)

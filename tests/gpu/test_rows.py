@@ -10,6 +10,7 @@ from tests.gpu.test_steps import Graph
 from tests.table import (
     ALL_FLOATS,
     ALL_STORAGES,
+    LAYOUTS,
     REFERENCE,
     RULES,
     SEED,
@@ -23,7 +24,6 @@ from tests.table import (
     values,
 )
 from tests.test_clip import numbers
-from tests.test_layout import LAYOUTS
 from tests.test_rows import ORDERS, gradients, indices, table
 from tests.test_stats import named
 

@@ -6,9 +6,8 @@ import pytest
 from gradstep import optimizers
 from tests.gpu.test_bits import to
 from tests.gpu.test_steps import Graph
-from tests.table import REFERENCE, RULES, same_bits, split
+from tests.table import LAYOUTS, REFERENCE, RULES, same_bits, split
 from tests.test_clip import numbers
-from tests.test_layout import LAYOUTS
 from tests.test_stats import CASES, SIZES, case_problem, named
 
 
