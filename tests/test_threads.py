@@ -3,12 +3,15 @@
 import _thread
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -305,11 +308,10 @@ def eager():
 
 
 def together(*calls):
-    """Runs the calls concurrently, each in a new thread."""
+    """The results of the calls, which run concurrently, each in a new thread."""
     start = threading.Barrier(len(calls))
     with ThreadPoolExecutor(len(calls)) as pool:
-        for done in [pool.submit(lambda call=call: (start.wait(), call())) for call in calls]:
-            done.result()
+        return [done.result() for done in [pool.submit(lambda call=call: (start.wait(), call())[1]) for call in calls]]
 
 
 @pytest.mark.usefixtures("eager")
@@ -425,6 +427,74 @@ def test_threads_that_move_the_parameters_and_step(place):
         alone.step(g)
     assert same_bits(opt.state["momentum_buffer"], alone.state["momentum_buffer"])
     assert same_bits(p, own)
+
+
+def operate(opt, p, g, saved, seed):
+    """Uses an optimizer in ways and in an order that the seed determines."""
+    rng = random.Random(seed)
+    for _ in range(40):
+        operation, l2 = rng.choice(["step", "step", "set", "save", "load", "averaged"]), rng.random()
+        with contextlib.suppress(RuntimeError):  # another thread has moved the parameters to the averages
+            if operation == "step":
+                opt.step(g)
+            elif operation == "set":
+                opt.l2 = l2
+            elif operation == "save":
+                own = opt.state_dict()
+                assert own["step_count"] == own["state"][""]["step"]
+            elif operation == "load":
+                opt.load_state_dict(saved)
+            else:
+                with opt.averaged():
+                    before = p.copy()
+                    time.sleep(1e-5)
+                    assert same_bits(p, before)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("size", [100, LARGE])
+@pytest.mark.parametrize("rule", RULES)
+def test_threads_that_use_one_optimizer(rule, size):
+    """Each operation is atomic: the same steps, in the order in which they were taken, give the same bits alone."""
+    p, g = np.linspace(-1, 1, size, dtype=np.float32), np.linspace(3, -2, size, dtype=np.float32)
+    own, taken = p.copy(), []
+
+    def schedule(step):
+        taken.append((step, opt.l2))
+        return 0.01
+
+    opt, alone = RULES[rule](p, lr=schedule, ema=0.9), RULES[rule](own, lr=lambda _: 0.01, ema=0.9)
+    saved = opt.state_dict()
+    taken.clear()
+    together(*(lambda seed=seed: operate(opt, p, g, saved, seed) for seed in range(8)))
+    for step, l2 in [*taken]:
+        if step != alone.step_count:
+            assert step == 0
+            alone.load_state_dict(saved)
+        alone.l2 = l2
+        alone.step(g)
+    if opt.step_count != alone.step_count:  # loaded after the last step
+        alone.load_state_dict(saved)
+    assert opt.step_count == alone.step_count
+    assert same_bits(p, own)
+    assert all(same_bits(opt.state[name], alone.state[name]) for name in opt.state)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_threads_that_use_optimizers_of_their_own(size):
+    start, g = np.linspace(-1, 1, size, dtype=np.float32), np.linspace(3, -2, size, dtype=np.float32)
+
+    def run(rule, seed):
+        p = start.copy()
+        opt = RULES[rule](p, ema=0.9)
+        operate(opt, p, g, opt.state_dict(), seed)
+        return [p, *opt.state.values()]
+
+    cases = [*zip(islice(cycle(RULES), 8), range(8), strict=True)]
+    expected = [run(*case) for case in cases]
+    for ours, theirs in zip(together(*(partial(run, *case) for case in cases)), expected, strict=True):
+        assert all(map(same_bits, ours, theirs))
 
 
 @pytest.fixture
