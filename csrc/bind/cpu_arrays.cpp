@@ -98,7 +98,7 @@ int storage_of(PyObject* descriptor) {
     // Compares the type itself, because another class may have its name, and another size.
     if (CpuArrays::descriptors[i] != nullptr || dtype->typeobj != of_ml_dtypes(kDTypes[i].name)) continue;
     if (py::reinterpret_borrow<py::dtype>(descriptor).itemsize() != kDTypes[i].item_size) continue;
-    Py_INCREF(descriptor);
+    Py_INCREF(descriptor);  // for ever
     CpuArrays::descriptors[i] = descriptor;
     return i;
   }
@@ -213,13 +213,13 @@ std::int64_t CpuArrays::first_overlap(const py::list& arrays, const py::list& ot
 void CpuArrays::add_tensor_type(const py::type& type, const py::object& is_negative,
                                 const py::object& increment_version) {
   auto* const added = reinterpret_cast<PyTypeObject*>(type.ptr());
-  for (const TensorType& known : *tensor_types) {
-    if (known.type == added) return;
+  for (const TensorType* known = tensor_types; known != nullptr; known = known->next) {
+    if (known->type == added) return;
   }
   const dlpack::Exchange* const exchange = dlpack::interface_of(type);
   if (exchange == nullptr) throw WrongType(std::string(added->tp_name) + " has no C interface of DLPack");
   py::object(type).release();  // for ever
-  tensor_types->push_back({added, exchange, is_negative, increment_version});
+  tensor_types = new TensorType{added, exchange, is_negative, increment_version, tensor_types};
 }
 
 dlpack::Tensor CpuArrays::look(const TensorType& type, py::handle tensor) {
@@ -290,10 +290,10 @@ Array CpuArrays::view(py::handle object, const std::string& kind, const std::str
   if (view_plain(object, array)) return array;
   if (const TensorType* const type = tensor_type(object)) return require_tensor(*type, object, kind, name, codes);
   if (!py::isinstance<py::array>(object)) {
-    for (const TensorType& known : *tensor_types) {
-      if (PyType_IsSubtype(Py_TYPE(object.ptr()), known.type) == 0) continue;
+    for (const TensorType* known = tensor_types; known != nullptr; known = known->next) {
+      if (PyType_IsSubtype(Py_TYPE(object.ptr()), known->type) == 0) continue;
       throw WrongType(kind + name + " is of the subclass " + Py_TYPE(object.ptr())->tp_name + " of " +
-                      known.type->tp_name + ", whose methods would be ignored; pass a plain tensor");
+                      known->type->tp_name + ", whose methods would be ignored; pass a plain tensor");
     }
     const char* const cure = py::hasattr(object, "__array__") ? "; numpy.asarray() makes one of it" : "";
     throw WrongType(kind + name + " must be a NumPy array, not " + Py_TYPE(object.ptr())->tp_name + cure);

@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -57,8 +58,8 @@ class CpuArrays {
   }
 
   // NumPy's descriptor of each type in native byte order. Those of ml_dtypes, which need not be installed, are null
-  // until an array has them.
-  inline static PyObject* descriptors[kDTypeCount] = {};
+  // until an array has them, in any thread.
+  inline static std::atomic<PyObject*> descriptors[kDTypeCount] = {};
 
   // New arrays of zeros of a type, which is NumPy's descriptor, with the shapes and memory orders of others, without
   // gaps. They are views into one allocation: for many small arrays that takes a tenth of the time.
@@ -151,16 +152,17 @@ class CpuArrays {
   };
 
  private:
-  // A type of tensors.
+  // A type of tensors, and the one that was added before it.
   struct TensorType {
     PyTypeObject* type;
     const dlpack::Exchange* exchange;
     pybind11::object is_negative, increment_version;
+    const TensorType* next;
   };
 
   static const TensorType* tensor_type(pybind11::handle object) {
-    for (const TensorType& known : *tensor_types) {
-      if (Py_TYPE(object.ptr()) == known.type) return &known;
+    for (const TensorType* known = tensor_types; known != nullptr; known = known->next) {
+      if (Py_TYPE(object.ptr()) == known->type) return known;
     }
     return nullptr;
   }
@@ -171,8 +173,8 @@ class CpuArrays {
   Array require_tensor(const TensorType& type, pybind11::handle object, const std::string& kind,
                        const std::string& name, bool codes);
 
-  // Never freed, because Python may have ended before.
-  inline static std::vector<TensorType>* const tensor_types = new std::vector<TensorType>;
+  // The last one added. Never freed, because Python may have ended before. Steps of other threads read it.
+  inline static std::atomic<const TensorType*> tensor_types{nullptr};
 
   dlpack::Axes axes_;  // of the last tensor
   const PyTypeObject* ndarray_ = pybind11::detail::npy_api::get().PyArray_Type_;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <pybind11/critical_section.h>
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
@@ -58,6 +59,7 @@ class Snapshot {
   // whether it never did.
   template <class Visit>
   static bool each_entry(PyObject* of, const Visit& visit) {
+    const pybind11::scoped_critical_section locked(of);  // without the GIL, other threads may change it
     if (PyList_Check(of)) {
       for (Py_ssize_t i = 0; i < PyList_GET_SIZE(of); ++i) {
         if (!visit(PyList_GET_ITEM(of, i))) return false;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/dict.h"
 #include "bind/gc.h"
 #include "bind/gil.h"
 #include "bind/options.h"
@@ -541,10 +542,11 @@ class Stepper {
 
     // Null where it is not kept.
     py::object find(const py::str& name) const {
-      PyObject* found = PyDict_GetItemWithError(of.ptr(), name.ptr());
+      py::object found = entry_of(of.ptr(), name.ptr());
       if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-      if (found != nullptr && item) found = PyList_GET_ITEM(found, static_cast<py::ssize_t>(*item));
-      return py::reinterpret_borrow<py::object>(found == Py_None ? nullptr : found);
+      if (found && item)
+        found = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(found.ptr(), static_cast<py::ssize_t>(*item)));
+      return found.is_none() ? py::object() : found;
     }
   };
 

@@ -1,5 +1,6 @@
 #include "bind/tree.h"
 
+#include <pybind11/critical_section.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -8,6 +9,7 @@
 #include <utility>
 
 #include "base/macros.h"
+#include "bind/dict.h"
 #include "bind/gc.h"
 #include "bind/rows.h"
 #include "step/stepper.h"
@@ -214,7 +216,9 @@ class Tree::Entries {
   bool leaves_;
 };
 
-// Holds a reference to a container during the walk over its entries, because user code that runs there may drop it.
+// Holds a reference to a container during the walk over its entries, because user code that runs there may drop it. In
+// a Python without the GIL another thread may change the container; it is locked, so that an entry lives until it is
+// visited or a reference to it is held.
 template <class Visit>
 std::size_t Tree::walk(std::size_t number, py::handle value, const std::string& what, const Visit& visit) const {
   const Node& node = nodes_[number];
@@ -223,7 +227,7 @@ std::size_t Tree::walk(std::size_t number, py::handle value, const std::string& 
       visit(node.size, value);
       return number + 1;
     case Kind::kNone:
-      if (!value.is_none()) refuse(number, value, what);
+      if (!value.is_none()) refuse(number, py::reinterpret_borrow<py::object>(value), what);
       return number + 1;
     case Kind::kSequence:
       return walk_list(number, py::reinterpret_borrow<py::object>(value), what, visit);
@@ -239,6 +243,7 @@ template <class Visit>
 std::size_t Tree::walk_list(std::size_t number, py::handle value, const std::string& what, const Visit& visit) const {
   PyObject* const list = value.ptr();
   if (!PyList_Check(list) && !PyTuple_Check(list)) refuse(number, value, what);
+  const py::scoped_critical_section locked(value);
   Entries entries(*this, number);
   const std::size_t size = nodes_[number].size;
   for (std::size_t i = 0; i < size; ++i) {
@@ -255,6 +260,7 @@ std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::str
   const bool is_dict = is_plain_dict(dict);
   if (!is_dict && !is_mapping(value)) refuse(number, value, what);
   const std::size_t size = nodes_[number].size;
+  const py::scoped_critical_section locked(value);
   const py::ssize_t given_size = is_dict ? PyDict_GET_SIZE(dict) : PyObject_Size(dict);
   if (given_size < 0) throw py::error_already_set();
   if (static_cast<std::size_t>(given_size) != size) refuse(number, value, what);
@@ -266,10 +272,12 @@ std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::str
     PyObject* const key = entries.key();
     PyObject *given = nullptr, *entry = nullptr;
     in_order = in_order && PyDict_Next(dict, &place, &given, &entry) && is_same_key(given, key);
-    if (is_dict) {
-      if (!in_order) entry = PyDict_GetItemWithError(dict, key);
-      if (entry == nullptr) refuse_missing(PyExc_KeyError, number, value, what);
+    if (in_order) {
       entries.walk(entry, what, visit);
+    } else if (is_dict) {
+      const py::object found = entry_of(dict, key);
+      if (!found) refuse_missing(PyExc_KeyError, number, value, what);
+      entries.walk(found, what, visit);
     } else {
       const int has_key = PySequence_Contains(dict, key);  // before a lookup, which may make the entry
       if (has_key <= 0) refuse_missing(PyExc_KeyError, number, value, what);
