@@ -576,20 +576,27 @@ def test_gradients_may_be_dropped_from_the_list_during_a_step():
     assert [(p.min(), p.max()) for p in params] == [(-t, -t) for t in steps]
 
 
-def test_the_list_may_shrink_and_grow_during_a_step():
-    """Other threads may run while NumPy checks whether a gradient overlaps a parameter."""
-    out = python("""
+@pytest.mark.parametrize("nest", ["list", "dict"])
+def test_a_container_may_shrink_and_grow_during_a_step(nest):
+    """Other threads run while NumPy checks whether a gradient overlaps a parameter, and without the GIL at any time."""
+    out = python(
+        f"nest = {nest}"
+        """
 sys.setswitchinterval(1e-5)
+
+def nested(arrays):
+    return arrays if nest is list else {str(i): a for i, a in enumerate(arrays)}
+
 x = np.ones(8000)
 params, good = [x[i:4000:400] for i in range(200)], [x[200 + i : 4000 : 400] for i in range(200)]
-opt = gs.SGD(params, lr=1.0)
-grads = [*good]
+opt = gs.SGD(nested(params), lr=1.0)
+grads, all_grads = nest(nested(good)), nested(good)
 end = time.monotonic() + 1.5
 
 def change():
     while time.monotonic() < end:
         grads.clear()
-        grads.extend(good)
+        grads.extend(all_grads) if nest is list else grads.update(all_grads)
         for _ in range(100):
             pass
 
@@ -600,11 +607,12 @@ while time.monotonic() < end:
     try:
         opt.step(grads)
         taken += 1
-    except ValueError:
+    except (RuntimeError, ValueError):
         pass
 thread.join()
 print(taken == opt.step_count, {p[0] for p in params} == {1.0 - taken}, {g[0] for g in good} == {1.0})
-""")
+"""
+    )
     assert out == ["True"] * 3
 
 
