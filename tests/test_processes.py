@@ -59,11 +59,13 @@ gs.SGD(p, lr=0.5).step(p.copy())
 print(p)
 """)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
+    refusal, result = done.stdout.splitlines()
+    assert refusal in (
         "gradstep cannot be imported in a sub-interpreter, which NumPy does not support either; "
         "use threads or processes",
-        "[0.5 0.5]",
-    ]
+        "module gradstep._core does not support loading in subinterpreters",  # Python's own words, from 3.13 on
+    )
+    assert result == "[0.5 0.5]"
 
 
 FORKED = """
