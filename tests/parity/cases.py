@@ -80,6 +80,8 @@ _THINC: dict[str, Any] = {
     # Its clipping is per array, ours is of all arrays together. Its weight decay comes after the update, ours before.
     "theirs": {"grad_clip": 0.0, "L2_is_weight_decay": False, "use_averages": False},
 }
+# "clip_norm" and "l2" are hooks in Chainer.
+_CHAINER = {"lr": "lr", "clip_norm": "clip_norm", "l2": "l2"}
 
 PEERS: dict[str, dict[str, Peer]] = {
     "torch": {
@@ -166,7 +168,7 @@ PEERS: dict[str, dict[str, Peer]] = {
             "RMSProp",
             "rmsprop",
             _OPTAX | {"rho": "decay", "momentum": "momentum", "centered": "centered", "eps": "eps"},
-            ours={"eps_root": 0.0},
+            ours={"eps": 1e-8, "eps_root": 0.0},
             theirs={"eps_in_sqrt": False},
         ),
         "AdaDelta": Peer("AdaDelta", "adadelta", _OPTAX | {"rho": "rho", "eps": "eps"}),
@@ -175,6 +177,38 @@ PEERS: dict[str, dict[str, Peer]] = {
         "AMSGrad": Peer("Adam", "amsgrad", _OPTAX_ADAM, ours={"amsgrad": True}),
         "Nadam": Peer("Nadam", "nadam", _OPTAX_ADAM),
         "NadamW": Peer("Nadam", "nadamw", _OPTAX_ADAM | {"weight_decay": "weight_decay"}),
+    },
+    "chainer": {
+        "SGD": Peer("SGD", "SGD", _CHAINER, ours={"lr": 0.01}),
+        "Momentum": Peer(
+            "Momentum",
+            "MomentumSGD",
+            _CHAINER | {"momentum": "momentum"},
+            ours={"lr": 0.01, "lr_in_velocity": True},
+        ),
+        # NesterovAG has no peer: it multiplies the new velocity by momentum**2, where Nesterov's form has the old one.
+        "AdaGrad": Peer("AdaGrad", "AdaGrad", _CHAINER | {"eps": "eps"}, ours={"lr": 0.001, "eps": 1e-8}),
+        "RMSProp": Peer("RMSProp", "RMSprop", _CHAINER | {"rho": "alpha", "eps": "eps"}),
+        "RMSProp-inside": Peer(
+            "RMSProp",
+            "RMSprop",
+            _CHAINER | {"rho": "alpha", "eps_root": "eps"},
+            ours={"eps": 0.0, "eps_root": 1e-8},
+            theirs={"eps_inside_sqrt": True},
+        ),
+        "AdaDelta": Peer(
+            "AdaDelta",
+            "AdaDelta",
+            {"rho": "rho", "eps": "eps", "clip_norm": "clip_norm", "l2": "l2"},
+            ours={"rho": 0.95},
+            schedule=False,
+        ),
+        "Adam": Peer(
+            "Adam",
+            "Adam",
+            _CHAINER | {"lr": "alpha", "betas": ("beta1", "beta2"), "eps": "eps", "amsgrad": "amsgrad"},
+            ours={"eps_hat": True},
+        ),
     },
     "autograd": {
         "SGD": Peer("SGD", "sgd", {"lr": "step_size"}, ours={"lr": 0.1}, theirs={"mass": 0.0}, schedule=False),
@@ -337,7 +371,7 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
             {"lr": 0.02, "centered": True, "rho": 0.8},
             {"lr": 0.01, "momentum": 0.9, "schedule": True},
         ],
-        "RMSProp-outside": [{"lr": 0.02, "eps": 1e-3}, {"lr": 0.01, "momentum": 0.9, "eps": 1e-4, "schedule": True}],
+        "RMSProp-outside": [{"lr": 0.02}, {"lr": 0.01, "momentum": 0.9, "eps": 1e-4, "schedule": True}],
         "AdaDelta": [
             {"lr": 1.0},
             {"lr": 5.0, "rho": 0.8, "eps": 1e-4, "l2": 0.01},
@@ -364,6 +398,21 @@ SETTINGS: dict[str, dict[str, list[Options]]] = {
             {"lr": 0.04, "schedule": True},
         ],
         "NadamW": [{"lr": 0.01, "weight_decay": 1e-4}, {"lr": 0.04, "weight_decay": 0.1, "schedule": True}],
+    },
+    "chainer": {
+        "SGD": [{}, {"lr": 0.1, "l2": 0.01}, {"lr": 0.2, "schedule": True}, {"lr": 0.1, "l2": 0.01, "clip_norm": 1.0}],
+        "Momentum": [{}, {"lr": 0.05, "momentum": 0.8, "l2": 0.02}, {"lr": 0.1, "momentum": 0.9, "schedule": True}],
+        "AdaGrad": [{}, {"lr": 0.2, "eps": 1e-3, "l2": 0.02}, {"lr": 0.2, "schedule": True}],
+        "RMSProp": [{}, {"lr": 0.02, "rho": 0.9, "eps": 1e-3, "l2": 0.01}, {"lr": 0.01, "schedule": True}],
+        "RMSProp-inside": [{}, {"lr": 0.02, "rho": 0.9, "eps_root": 1e-3}, {"lr": 0.01, "schedule": True}],
+        "AdaDelta": [{}, {"rho": 0.8, "eps": 1e-4, "l2": 0.01}],
+        "Adam": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "l2": 0.01},
+            {"lr": 0.02, "betas": (0.9, 0.9), "amsgrad": True, "eps": 1e-2},
+            {"lr": 0.04, "betas": (0.5, 0.99), "schedule": True},
+            {"lr": 0.04, "clip_norm": 0.5},
+        ],
     },
     "autograd": {
         "SGD": [{}, {"lr": 0.2}],

@@ -15,6 +15,7 @@ MODULES = {
     "torch": ["torch"],
     "keras": ["keras", "jax"],
     "optax": ["optax", "jax"],
+    "chainer": ["chainer"],
     "autograd": ["autograd"],
     "thinc": ["thinc"],
 }
@@ -109,6 +110,32 @@ def optax(case: Case) -> Trajectory:
     return problem.trajectory(update, case.maximize)
 
 
+def chainer(case: Case) -> Trajectory:
+    """chainer.optimizers of Chainer 7.8.1, the last version, which needs a NumPy before 1.24."""
+    import chainer
+
+    arguments = dict(case.theirs)
+    hooks = {"clip_norm": chainer.optimizer_hooks.GradientClipping, "l2": chainer.optimizer_hooks.WeightDecay}
+    hooks = {name: hook(arguments.pop(name)) for name, hook in hooks.items() if name in arguments}
+    opt = getattr(chainer.optimizers, case.peer.name)(**arguments)
+    model = chainer.Link()
+    with model.init_scope():
+        model.p = chainer.Parameter(problem.START.copy())
+    opt.setup(model)
+    for hook in hooks.values():
+        opt.add_hook(hook)
+
+    def update(g: np.ndarray, step: int) -> np.ndarray:
+        if case.schedule:
+            rate = case.peer.options["lr"]
+            setattr(opt, rate, problem.scheduled(arguments[rate], step))
+        model.p.grad = g
+        opt.update()
+        return model.p.array.copy()
+
+    return problem.trajectory(update, case.maximize)
+
+
 def autograd(case: Case) -> Trajectory:
     """autograd.misc.optimizers, which have a loop of their own and call back before each step."""
     from autograd.misc import optimizers
@@ -159,6 +186,7 @@ RUN: dict[str, Callable[[Case], Trajectory]] = {
     "torch": torch,
     "keras": keras,
     "optax": optax,
+    "chainer": chainer,
     "autograd": autograd,
     "thinc": thinc,
 }

@@ -1,4 +1,4 @@
-"""Presets reproduce the stored trajectories of torch, Keras and optax, and options those of autograd and thinc."""
+"""Presets reproduce the stored trajectories of torch, Keras and optax; options those of Chainer, autograd and thinc."""
 
 import json
 
