@@ -14,7 +14,7 @@ from tests.table import KNOBS, NOT_IN_REFERENCE, REFERENCE, RULES
 
 CORE = {rule["name"]: rule for rule in _core.rules()}
 ROOT = Path(__file__).parents[1]
-README, NUMERICS = ROOT / "README.md", ROOT / "docs" / "numerics.md"
+TOUR, NUMERICS = ROOT / "docs" / "tour.md", ROOT / "docs" / "numerics.md"
 FRAMEWORKS = {*PEERS, "paper"}
 
 # The contract for the first eight classes: names, order and defaults.
@@ -107,12 +107,12 @@ def test_numerics_specify_the_rule(rule):
 
 
 @pytest.mark.parametrize("rule", CORE)
-def test_readme_lists_the_rule(rule):
-    if not README.is_file():
+def test_tour_lists_the_rule(rule):
+    if not TOUR.is_file():
         pytest.skip("there are no docs beside the tests")
     name = RULES[rule].__name__
-    rows = re.findall(rf"^\| `{name}` \| [^|]*p ←", README.read_text(encoding="utf-8"), re.M)
-    assert rows, f"the table of optimizers in README.md lacks a row '| `{name}` | the update |'"
+    rows = re.findall(rf"^\| `{name}` \| [^|]*p ←", TOUR.read_text(encoding="utf-8"), re.M)
+    assert rows, f"the table of optimizers in docs/tour.md lacks a row '| `{name}` | the update |'"
 
 
 @pytest.mark.parametrize("rule", CORE)

@@ -305,6 +305,6 @@ def test_examples_run(path, tmp_path):
     assert all(file.stat().st_size > 1000 for file in picture)
 
 
-def test_readme_lists_the_examples():
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"| [{path.name}](examples/{path.name}) |" in readme for path in [*EXAMPLES, TORCH_EXAMPLE])
+def test_tour_lists_the_examples():
+    tour = (ROOT / "docs/tour.md").read_text()
+    assert all(f"| [{path.name}](../examples/{path.name}) |" in tour for path in [*EXAMPLES, TORCH_EXAMPLE])

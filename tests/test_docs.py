@@ -7,17 +7,24 @@ from pathlib import Path
 
 import pytest
 
+import gradstep
 from gradstep._optimizer import REQUIRED
 from gradstep.optimizers import ALL
 
 ROOT = Path(__file__).parent.parent
-LINKED = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
+LINKED = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NEEDS_MPI = "docs/mpi.md"
 NEEDS_TORCH = "docs/torch.md"  # tests/torch/test_page.py runs it
 PAGES = [page for page in LINKED if page != NEEDS_TORCH and "```python" in (ROOT / page).read_text(encoding="utf-8")]
 READMES = [page for page in LINKED if page.startswith("README")]
-TOUR = "docs/optimizers.md"
-TRANSLATED = {"README.md": "README.zh.md", TOUR: "docs/zh/optimizers.md"}
+TOURS = ["docs/tour.md", "docs/zh/tour.md"]
+OPTIMIZERS = "docs/optimizers.md"
+TRANSLATED = {
+    "README.md": "README.zh.md",
+    OPTIMIZERS: "docs/zh/optimizers.md",
+    "docs/speed.md": "docs/zh/speed.md",
+    "docs/tour.md": "docs/zh/tour.md",
+}
 EXCERPTS = {"docs/guide.md": "docs/zh/guide.md"}
 
 
@@ -64,6 +71,31 @@ def test_anchors_are_headings(page):
         text = ((ROOT / page).parent / target if target else ROOT / page).read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", text, re.M)
         assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+
+
+def test_code_of_the_core_is_quoted_as_it_is():
+    page = read("docs/how-it-works.md")
+    sources = [re.sub(r"^ +", "", path.read_text(encoding="utf-8"), flags=re.M) for path in ROOT.glob("csrc/**/*.h")]
+    quoted = re.findall(r"```cpp\n(.*?)```", page, re.DOTALL)
+    assert quoted
+    for block in quoted:
+        assert any(re.sub(r"^ +", "", block, flags=re.M) in source for source in sources)
+    named = re.findall(r"`((?:csrc|cmake|python)/[\w./]+)`", page)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_reference_has_all_public_names():
+    pages = "".join(read(page) for page in LINKED if page.startswith("docs/api/"))
+    documented = re.findall(r"^::: gradstep\.(\w+)", pages, re.M)
+    assert set(gradstep.__all__) - {"__version__", "reference"} <= set(documented)
+
+
+def test_version_is_the_same_everywhere():
+    """As far as pages name it."""
+    [version] = re.findall(r'^version = "(.*)"$', read("pyproject.toml"), re.M)
+    assert f"\nversion: {version}\n" in read("CITATION.cff")
+    assert re.findall(r"^## (\S+)", read("CHANGELOG.md"), re.M)[0] == version
+    assert set(re.findall(r"\b0\.\d\.0\b", read("README.md"))) == {version}
 
 
 # ---- translations ---------------------------------------------------------------------------------------------------
@@ -113,11 +145,20 @@ def test_excerpt_has_code_of_the_page(page):
 
 
 @pytest.mark.parametrize("page", READMES)
-def test_readme_lists_the_eight(page):
+def test_readme_has_figures_of_the_page_on_speed(page):
+    """Its columns are those for two threads, and those for small arrays."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", read(page), re.M)
+    of_page = re.findall(r"^\| `(\w+)` \| (.*) \|$", read("docs/speed.md"), re.M)
+    chosen = [(name, [cells.split(" | ")[column] for column in (1, 3, 4, 5)]) for name, cells in of_page]
+    assert [(name, cells.replace("%", " %").replace("  ", " ").split(" | ")) for name, cells in rows] == chosen
+
+
+@pytest.mark.parametrize("page", TOURS)
+def test_tour_lists_the_eight(page):
     assert re.findall(r"^\| `(\w+)` \| [^|]*p ←", read(page), re.M) == [cls.__name__ for cls in ALL]
 
 
-# ---- the tour -------------------------------------------------------------------------------------------------------
+# ---- the page of the optimizers -------------------------------------------------------------------------------------
 
 COMMON = set.intersection(*(set(cls.known) for cls in ALL))
 
@@ -129,28 +170,28 @@ def options_named(page, cls):
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_tour_names_the_options(cls):
-    named = options_named(TOUR, cls)
+def test_page_names_the_options(cls):
+    named = options_named(OPTIMIZERS, cls)
     assert named >= set(cls.known) - COMMON | {"lr"}
-    assert options_named(TRANSLATED[TOUR], cls) == named
+    assert options_named(TRANSLATED[OPTIMIZERS], cls) == named
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_tour_has_the_presets(cls):
-    rows = re.findall(rf"^\| `{cls.__name__}` \|(.*`lr`.*)\|$", read(TOUR), re.M)
+def test_page_has_the_presets(cls):
+    rows = re.findall(rf"^\| `{cls.__name__}` \|(.*`lr`.*)\|$", read(OPTIMIZERS), re.M)
     [cells] = [row.split(" | ") for row in rows]
-    [names] = re.findall(r'^\| \| ("torch".*) \|$', read(TOUR), re.M)
+    [names] = re.findall(r'^\| \| ("torch".*) \|$', read(OPTIMIZERS), re.M)
     for framework, cell in zip(names.replace('"', "").split(" | "), cells, strict=True):
         given = [x if "=" in x else f"{x}=REQUIRED" for x in re.findall("`([^`]*)`", cell)]
         assert eval(f"dict({', '.join(given)})", {"REQUIRED": REQUIRED}) == cls.presets[framework]
 
 
 def test_steps_on_the_ravine_are_those_of_the_best_rates():
-    steps = run(TOUR)["steps"]
+    steps = run(OPTIMIZERS)["steps"]
     rates = [digit * 10.0**power for power in (-3, -2, -1, 0) for digit in (1, 2, 5)]
     by_name = {cls.__name__: cls for cls in ALL}
     row = r"^\| `(\w+)(?:\((.*)\))?` \| ([\d.]+) \| (\d+) \| ([\d.]+) \| (\d+) \|$"
-    rows = re.findall(row, read(TOUR), re.M)
+    rows = re.findall(row, read(OPTIMIZERS), re.M)
     assert {name for name, *_ in rows} == set(by_name)
     for name, given, *cells in rows:
         options = eval(f"dict({given})")
