@@ -1360,4 +1360,4 @@ def _has_fields(container: Any) -> bool:
 def _documented(text: str, arguments: Iterable[Argument[Any]]) -> str:
     """A docstring with a section of parameters."""
     section = "\n".join(["    Parameters", "    ----------", *(argument.documentation for argument in arguments)])
-    return f"{text.rstrip()}\n\n{section}\n\n    Raises as `Optimizer` does.\n"
+    return f"{text.rstrip()}\n\n    Raises as `Optimizer` does.\n\n{section}\n"

@@ -18,6 +18,8 @@ class Rows:
     summed. The moments and the decay of other rows do not advance ("lazy"): where a rule changes a row whose gradient
     is zero, the step differs from that with the whole gradient. `docs/guide.md` lists the rules.
 
+    The arrays are only read, by the step. A Rows is immutable, its arrays are not copied.
+
     Parameters
     ----------
     indices : array or sequence of integers
@@ -25,8 +27,6 @@ class Rows:
         GPU an array there or of NumPy; the step waits for one on the GPU.
     values : array
         A row for each index: of shape `(len(indices), *param.shape[1:])`, of any strides and any type of gradients.
-
-    Both are only read, by the step. A Rows is immutable, its arrays are not copied.
     """
 
     __slots__ = ("indices", "values")
