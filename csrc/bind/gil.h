@@ -1,9 +1,10 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
-#include <unistd.h>
 
+#include <chrono>
 #include <exception>
+#include <thread>
 
 namespace gradstep::bind {
 
@@ -21,7 +22,7 @@ void without_gil(F f) {
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
-    for (;;) pause();
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
   }
   if (error) std::rethrow_exception(error);
 }

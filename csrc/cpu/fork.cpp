@@ -1,10 +1,10 @@
 #include "cpu/fork.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
 #include <thread>
+
+#include "cpu/system.h"
 
 namespace gradstep::cpu {
 namespace {
@@ -37,7 +37,7 @@ void in_child() {
   guards = own_guards;
 }
 
-[[maybe_unused]] const int handlers = pthread_atfork(before_fork, in_parent, in_child);
+[[maybe_unused]] const int handlers = system::at_fork(before_fork, in_parent, in_child);
 
 }  // namespace
 

@@ -15,10 +15,6 @@
 // one another at once, others are milliseconds apart.
 #include "cpu/pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -30,6 +26,7 @@
 #include <vector>
 
 #include "cpu/fork.h"
+#include "cpu/system.h"
 #include "cpu/tuning.h"
 
 namespace gradstep::cpu {
@@ -48,39 +45,25 @@ bool spin_until(Condition holds, std::chrono::microseconds timeout, bool yields 
 #endif
     }
     if (std::chrono::steady_clock::now() > until) return false;
-    if (yields) sched_yield();  // lets other threads use this core
+    if (yields) std::this_thread::yield();  // lets other threads use this core
   }
 }
 
 struct Worker {
-  pthread_t thread;
+  system::ThreadHandle thread;
   int excluded_core = -1;  // the caller's core that it may not run on; -1: none
 };
 
 // Sets the workers' affinity to the caller's cores except `core`; -1 excludes none. Linux (6.18, a VM of two cores) was
 // seen to wake workers on the caller's core and to leave them there for milliseconds while the other core was idle.
 void exclude_core(int core, std::vector<Worker>& workers) {
-#if defined(__linux__)
   const auto stays = [=](const Worker& worker) { return worker.excluded_core == core; };
   if (std::all_of(workers.begin(), workers.end(), stays)) return;
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return;
-  if (core >= 0) CPU_CLR(static_cast<std::size_t>(core), &cores);
-  if (CPU_COUNT(&cores) == 0) return;
+  system::Affinity cores;
+  if (core >= 0) cores.exclude(core);
   for (Worker& worker : workers) {
-    if (!stays(worker) && pthread_setaffinity_np(worker.thread, sizeof cores, &cores) == 0) worker.excluded_core = core;
+    if (!stays(worker) && cores.apply_to(worker.thread)) worker.excluded_core = core;
   }
-#else
-  static_cast<void>(core), static_cast<void>(workers);
-#endif
-}
-
-int current_core() {
-#if defined(__linux__)
-  return sched_getcpu();
-#else
-  return -1;
-#endif
 }
 
 // Indices [next, end), on a separate cache line.
@@ -134,7 +117,7 @@ class Pool {
       ranges_[i].next.store(count * i / threads, std::memory_order_relaxed);
       ranges_[i].end = count * (i + 1) / threads;
     }
-    exclude_core(current_core(), worker_list_);
+    exclude_core(system::current_core(), worker_list_);
     Job job{task, context, ranges_.get(), threads};
     std::size_t to_wake = 0;
     {
@@ -170,12 +153,7 @@ class Pool {
   // only by the caller that holds busy_.
   void grow(std::size_t wanted) {
     if (workers() >= wanted) return;
-    // A thread inherits its creator's signal mask. Workers block all signals, which are for the application's threads,
-    // except faults, so that a handler (Python's faulthandler) can still report a crash inside a task.
-    sigset_t blocked, before;
-    sigfillset(&blocked);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&blocked, fault);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    const system::BlockSignals block_signals;  // signals are for the application's threads
     try {
       ranges_ = std::make_unique<IndexRange[]>(wanted + 1);
       for (worker_list_.reserve(wanted); workers() < wanted; workers_.fetch_add(1, std::memory_order_relaxed)) {
@@ -186,17 +164,12 @@ class Pool {
     } catch (const std::exception&) {
       // The system grants no more threads; continue with those that exist.
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   // The main loop of a worker. It ends with the process: the pool is never destroyed.
   [[noreturn]] void serve(std::size_t home) {
     fork_without_waiting();
-#if defined(__APPLE__)
-    pthread_setname_np("gradstep");
-#elif defined(__linux__)
-    pthread_setname_np(pthread_self(), "gradstep");
-#endif
+    system::name_this_thread("gradstep");
     for (std::unique_lock<std::mutex> lock(mutex_);;) {
       lock.unlock();
       spin_until([this] { return seats_ > 0; }, std::chrono::microseconds(kSpinMicroseconds));
@@ -238,7 +211,7 @@ class Pool {
 // its mutex, so a child abandons it and creates another. The handler is registered when the library is loaded, before
 // any pool exists.
 std::atomic<Pool*> the_pool{nullptr};
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+[[maybe_unused]] const int fork_handler = system::at_fork(nullptr, nullptr, [] { the_pool.store(nullptr); });
 
 Pool& pool() {
   Pool* found = the_pool.load(std::memory_order_acquire);
