@@ -17,7 +17,10 @@ function(gradstep_isa name)
   target_compile_definitions(kernels_${name} PRIVATE GS_ISA=${name})
   # The loops are already written with vectors; auto-vectorization of the remainder loops would make the code three
   # times as large.
-  set(options -fno-tree-vectorize -fno-unswitch-loops)
+  set(options -fno-tree-vectorize)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND options -fno-unswitch-loops)
+  endif()
   if(GRADSTEP_SANITIZE)
     # With all checks and full optimization, hundreds of kernels would take a quarter of an hour to compile.
     list(APPEND options -O1 -fno-sanitize=alignment,null,pointer-overflow,object-size)

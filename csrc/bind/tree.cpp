@@ -291,8 +291,8 @@ std::size_t Tree::walk_dict(std::size_t number, py::handle value, const std::str
 
 template <class Visit>
 std::size_t Tree::walk_fields(std::size_t number, py::handle value, const std::string& what, const Visit& visit) const {
-  const bool is_same_type = value.get_type().is(nodes_[number].type);
-  if (!is_same_type && !has(value.get_type(), "__dataclass_fields__")) refuse(number, value, what);
+  const py::handle type = py::type::handle_of(value);
+  if (!type.is(nodes_[number].type) && !has(type, "__dataclass_fields__")) refuse(number, value, what);
   Entries entries(*this, number);
   for (std::size_t i = 0; i < nodes_[number].size; ++i) {
     const auto entry = py::reinterpret_steal<py::object>(PyObject_GetAttr(value.ptr(), entries.key()));

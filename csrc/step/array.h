@@ -42,7 +42,8 @@ inline Extent extent(const Array& array) {
 
 // Whether the first `rank` numbers are equal. A plain loop, because std::equal calls memcmp, which is slower for a few
 // numbers.
-inline bool same(const std::int64_t* kept, const std::int64_t* given, int rank) {
+template <class Length>  // another type of 64 bits in some libraries
+bool same(const std::int64_t* kept, const Length* given, int rank) {
   for (int axis = 0; axis < rank; ++axis) {
     if (kept[axis] != given[axis]) return false;
   }
