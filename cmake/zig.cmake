@@ -27,6 +27,9 @@ if(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
   set(GRADSTEP_BASELINE -march=x86_64)
 endif()
 
+# zig's standard library, which it links statically, has no visible symbols, and its linker has no option to hide them.
+set(GRADSTEP_HIDDEN_LIBRARIES ON)
+
 # What runs the tests of a target, if it is installed.
 if(CMAKE_SYSTEM_NAME STREQUAL "Windows")
   find_program(emulator NAMES wine64 wine PATHS /usr/lib/wine NO_CACHE)
