@@ -1,8 +1,6 @@
 // THE loop, compiled once per row of cmake/isa.cmake, as is cpu/conversions.cpp. Everything is in an anonymous
 // namespace, and inlined or called only within it, so that the linker cannot use code compiled for one instruction set
 // in another's code (a test reads the symbols).
-#include <type_traits>
-
 #include "cpu/access.h"
 #include "cpu/kernel.h"
 
@@ -67,6 +65,11 @@ GS_INLINE void loop(const ElementUpdate element, std::int64_t begin, std::int64_
     leave(next);
   }
 }
+
+template <class Codec>
+[[maybe_unused]] constexpr bool kIsNone = false;
+template <>
+[[maybe_unused]] constexpr bool kIsNone<None> = true;
 
 GS_INLINE NoStream open(None, std::byte* const*, const StoredStreams*, float*, int) { return {}; }
 template <class Codec>
@@ -153,7 +156,7 @@ struct KernelOf<ElementUpdate, Codecs, Indices<k...>> {
     bool native = true, to_nearest = false;
     const auto add = [&](auto codec, int s) {
       using Codec = decltype(codec);
-      if constexpr (!std::is_same_v<Codec, None>) {
+      if constexpr (!kIsNone<Codec>) {
         storage = with_stream(storage, s, kDTypeOf<Codec>);
         native = native && Codec::kKind == CodecKind::kNative;
         if constexpr (Codec::kKind == CodecKind::kNarrow) {
