@@ -191,19 +191,13 @@ class Stepper {
 
   // Throws where steps cannot write a parameter, or only read it where it is not `written`. States are not needed yet.
   void check_params(const py::list& params, bool written) {
-    const auto check = [&](py::handle param, const std::string& name) {
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      const std::string name = tree_ == nullptr ? "" : tree_->suffix(i);
       if (written) {
-        target_view(arrays_, param, params_, name);
+        target_view(arrays_, params[i], params_, name);
       } else {
-        arrays_.view(param, params_, name);
+        arrays_.view(params[i], params_, name);
       }
-    };
-    std::size_t i = 0;
-    try {
-      for (; i < params.size(); ++i) check(params[i], "");
-    } catch (const std::exception&) {  // again, with a name in the message
-      check(params[i], tree_ == nullptr ? "" : tree_->suffix(i));
-      throw;
     }
   }
 
