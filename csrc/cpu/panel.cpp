@@ -13,8 +13,6 @@
 namespace gradstep::cpu {
 namespace {
 
-constexpr std::int64_t kLine = 64;  // bytes
-
 std::atomic<std::uint64_t> passes{1};
 
 // The product of the extents of axes [begin, end).

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/isa.h"
@@ -39,69 +41,84 @@ inline void move_row(std::byte* to, const std::byte* from, std::size_t bytes) {
   }
 }
 
-// Prefetches the beginning of a row.
+// Prefetches the lines of the first `bytes` bytes of a row.
 template <bool kWritten>
-void prefetch_row(const std::byte* row, std::int64_t bytes) {
-  bytes = std::clamp<std::int64_t>(bytes, 1, kPrefetchedRowBytes);
-  for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, kWritten);
-  __builtin_prefetch(row + bytes - 1, kWritten);  // rows need not begin with a cache line
+GS_INLINE void prefetch_row(const std::byte* row, std::int64_t bytes) {
+  const std::byte* const end = row + bytes;
+  for (row -= reinterpret_cast<std::uintptr_t>(row) % kLine; row < end; row += kLine) __builtin_prefetch(row, kWritten);
 }
 
-// Visits the rows (runs along the last axis) of elements [begin, end): calls visit(column, count) while `rows[k]`
-// points to the row of stream `which[k]`. On entry `rows[k]` points to the stream's first element.
-template <bool kListed, class Visit>
-GS_INLINE void each_row_of(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
-                           std::int64_t end, const Visit& visit) {
+// Visits the runs along the last axis of elements [begin, end), counted over the axes from `outer` on: calls
+// visit(column, count) while `rows[k]` points to the run's row of stream `which[k]`. On entry `rows[k]` points to the
+// stream's first element.
+template <class Visit>
+GS_INLINE void each_run(const Layout& layout, int outer, const int* which, int streams, std::byte** rows,
+                        std::int64_t begin, std::int64_t end, const Visit& visit) {
   const std::int64_t* const shape = layout.shape.data();
   const int last = static_cast<int>(layout.shape.size()) - 1;
-  const auto move_rows = [&](int axis, std::int64_t from, std::int64_t to) {
-    for (int k = 0; k < streams; ++k) {
-      const bool listed = kListed && axis == 0 && which[k] != kGradient;
-      const std::int64_t by = listed ? layout.rows[to] - layout.rows[from] : to - from;
-      rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
-    }
+  const auto move_rows = [&](int axis, std::int64_t by) {
+    for (int k = 0; k < streams; ++k) rows[k] += by * layout.strides[which[k]][static_cast<std::size_t>(axis)];
   };
-  const std::byte* starts[kMaxStreams];
-  std::copy_n(rows, streams, starts);
-  const auto prefetch = [&](std::int64_t listed) {
-    const std::int64_t row = layout.rows[std::min(listed + kPrefetchRows, shape[0])];
-    for (int k = 0; k < streams; ++k) {
-      if (which[k] == kGradient) continue;
-      const std::int64_t pitch = layout.strides[which[k]][0];
-      prefetch_row<true>(starts[k] + row * pitch, std::abs(pitch));
-    }
-  };
-  if constexpr (kListed) {
-    for (int k = 0; k < streams; ++k) {
-      if (which[k] != kGradient) rows[k] += layout.rows[0] * layout.strides[which[k]][0];
-    }
-  }
   std::int64_t index[kMaxRank];  // of the row, by axis
   std::int64_t rest = begin / shape[last], column = begin % shape[last];
-  for (int axis = last - 1; axis >= 0; --axis) {
+  for (int axis = last - 1; axis >= outer; --axis) {
     index[axis] = rest % shape[axis];
     rest /= shape[axis];
-    move_rows(axis, 0, index[axis]);
+    move_rows(axis, index[axis]);
   }
   for (std::int64_t left = end - begin; left > 0; column = 0) {
     const std::int64_t count = std::min(left, shape[last] - column);
     visit(column, count);
     left -= count;
-    for (int axis = last - 1; axis >= 0; --axis) {
-      if (kListed && axis == 0) prefetch(index[0]);
-      move_rows(axis, index[axis], index[axis] + 1);
+    for (int axis = last - 1; axis >= outer; --axis) {
+      move_rows(axis, 1);
       if (++index[axis] < shape[axis]) break;
-      move_rows(axis, shape[axis], 0);
+      move_rows(axis, -shape[axis]);
       index[axis] = 0;
     }
+  }
+}
+
+// The same of a row gradient: the first axis of all streams but the gradient goes through the list of rows.
+template <class Visit>
+GS_INLINE void each_run_of_rows(const Layout& layout, const int* which, int streams, std::byte** rows,
+                                std::int64_t begin, std::int64_t end, const Visit& visit) {
+  struct Rows {
+    std::byte* first;
+    std::int64_t pitch, prefetched;
+    bool listed;
+  } of[kMaxStreams];
+  for (int k = 0; k < streams; ++k) {
+    const std::int64_t pitch = layout.strides[which[k]][0];
+    of[k] = {rows[k], pitch, std::min(std::abs(pitch), kPrefetchedRowBytes), which[k] != kGradient};
+  }
+  const std::int64_t listed = layout.shape[0];
+  const std::int64_t length =
+      std::accumulate(layout.shape.begin() + 1, layout.shape.end(), std::int64_t{1}, std::multiplies<std::int64_t>());
+  const bool flat = layout.shape.size() == 2;
+  std::int64_t place = begin / length, column = begin % length;
+  for (std::int64_t left = end - begin; left > 0; ++place, column = 0) {
+    const std::int64_t count = std::min(left, length - column);
+    const std::int64_t row = layout.rows[place], later = layout.rows[std::min(place + kPrefetchRows, listed)];
+    for (int k = 0; k < streams; ++k) {
+      const auto& [first, pitch, prefetched, is_listed] = of[k];
+      rows[k] = first + (is_listed ? row : place) * pitch;
+      if (is_listed) prefetch_row<true>(first + later * pitch, prefetched);
+    }
+    if (flat) {
+      visit(column, count);
+    } else {
+      each_run(layout, 1, which, streams, rows, column, column + count, visit);
+    }
+    left -= count;
   }
 }
 
 template <class Visit>
 GS_INLINE void each_row(const Layout& layout, const int* which, int streams, std::byte** rows, std::int64_t begin,
                         std::int64_t end, const Visit& visit) {
-  layout.rows == nullptr ? each_row_of<false>(layout, which, streams, rows, begin, end, visit)
-                         : each_row_of<true>(layout, which, streams, rows, begin, end, visit);
+  layout.rows == nullptr ? each_run(layout, 0, which, streams, rows, begin, end, visit)
+                         : each_run_of_rows(layout, which, streams, rows, begin, end, visit);
 }
 
 // Gathers elements [begin, end) of a strided stream into a tile, or scatters them from it.
@@ -154,12 +171,15 @@ bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int6
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
   const Layout* const layout = job.layout;
   if (layout->shape.back() < kRowWorthACall || !layout->native || layout->has_more) return false;
-  int which[kKernelStreams], strided = 0;
+  int which[kKernelStreams], strided = 0, others[kKernelStreams], contiguous = 0;
   std::byte *rows[kKernelStreams], *streams[kKernelStreams] = {};
   for (int s = 0; s < kKernelStreams; ++s) {
     if (job.streams[s] == nullptr) continue;
     streams[s] = job.streams[s] + begin * kSize;
-    if (layout->strides[s].empty()) continue;
+    if (layout->strides[s].empty()) {
+      others[contiguous++] = s;
+      continue;
+    }
     if (!has_rows(layout->strides[s], job.streams[s], kSize)) return false;
     which[strided] = s;
     rows[strided++] = job.streams[s];
@@ -167,9 +187,7 @@ bool run_rows(const TensorJob& job, Kernel kernel, std::int64_t begin, std::int6
   each_row(*layout, which, strided, rows, begin, end, [&](std::int64_t column, std::int64_t count) {
     for (int k = 0; k < strided; ++k) streams[which[k]] = rows[k] + column * kSize;
     kernel(job.update->element, streams, 0, count, prefetches, nullptr);
-    for (std::byte*& stream : streams) {
-      if (stream != nullptr) stream += count * kSize;
-    }
+    for (int k = 0; k < contiguous; ++k) streams[others[k]] += count * kSize;
   });
   return true;
 }
@@ -505,7 +523,8 @@ void sum_rows(const TensorJob& job, const RowSums& rows, std::int64_t begin, std
   const std::int64_t bytes = rows.length * static_cast<std::int64_t>(sizeof(T));
   for (std::int64_t row = begin; row < end; ++row) {
     if (job.layout == nullptr && row + kPrefetchRows < end) {
-      prefetch_row<false>(job.streams[kGradient] + rows.places[rows.first[row + kPrefetchRows]] * bytes, bytes);
+      prefetch_row<false>(job.streams[kGradient] + rows.places[rows.first[row + kPrefetchRows]] * bytes,
+                          std::min(bytes, kPrefetchedRowBytes));
     }
     T* to = reinterpret_cast<T*>(rows.to) + row * rows.length;
     for (std::int64_t column = 0; column < rows.length; column += kTile, to += kTile) {
