@@ -4,6 +4,7 @@ Ranks of a distributed run work like this. Here they are threads, which exchange
 """
 
 import gc
+import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -54,10 +55,17 @@ def cuts(ranks):
     ]
 
 
-def make(rule, params, options, parts=None, exchange=None):
+def buckets_of(parts):
+    """One of two blocks, an empty one, one of one block, and one of the rest."""
+    blocks = [min(PART, end - at) for begin, end in parts for at in range(begin, end, PART)]
+    return [sum(blocks[:2]), 0, sum(blocks[2:3]), sum(blocks[3:])]
+
+
+def make(rule, params, options, parts=None, exchange=None, stepped=None):
     opt = RULES[rule](params, **options)
     if parts is not None:
-        opt._engine.stepper.set_parts([(begin, size) for (begin, _), size in zip(parts, SIZES, strict=True)], exchange)
+        begins = [(begin, size) for (begin, _), size in zip(parts, SIZES, strict=True)]
+        opt._engine.stepper.set_parts(begins, exchange, buckets_of(parts), stepped)
     return opt
 
 
@@ -96,7 +104,11 @@ def test_bits(rule, storage, options, ranks):
     pieces = [of_part([x.copy() for x in whole], parts) for parts in cuts(ranks)]
     given = {**storage.options(), **options}
     opt, exchange = make(rule, whole, given), Exchange(ranks)
-    opts = [make(rule, pieces[rank], given, parts, exchange.of(rank)) for rank, parts in enumerate(cuts(ranks))]
+    counts = [[] for _ in range(ranks)]
+    opts = [
+        make(rule, pieces[rank], given, parts, exchange.of(rank), counts[rank].append)
+        for rank, parts in enumerate(cuts(ranks))
+    ]
     for step in range(STEPS):
         grads = gradients(step, np.float32)
         if step == 1:
@@ -116,6 +128,11 @@ def test_bits(rule, storage, options, ranks):
             [lambda opt=opt, parts=parts: take(opt, parts=parts) for opt, parts in zip(opts, cuts(ranks), strict=True)]
         )
         assert all(repr(each) == repr(expected) for each in taken), (taken, expected)
+        begins = [] if {"clip_norm", "clip_per_tensor", "on_nonfinite"} & options.keys() else [0]
+        taken_by_all = expected[0] is True
+        assert counts == [[*begins, 1, 2, 3, 4] if taken_by_all else []] * ranks
+        for count in counts:
+            count.clear()
         for i, p in enumerate(whole):
             assert same_bits(np.concatenate([of_rank[i] for of_rank in pieces]), p)
     for name in opt.state_names():
@@ -166,6 +183,75 @@ def test_without_a_gradient_pass_nothing_is_exchanged():
     assert p.max() < 1
 
 
+def test_a_bucket_is_complete_when_it_is_announced():
+    """And those after it are as they were."""
+    params, seen = [np.zeros(5, np.float32), np.zeros(3 * PART, np.float32)], []
+    opt = gs.SGD(params, lr=1.0)
+    opt._engine.stepper.set_parts(
+        [(0, 5), (0, 3 * PART)],
+        None,
+        [5 + PART, PART, PART],
+        lambda count: seen.append([count, *(int(np.count_nonzero(param)) for param in params)]),
+    )
+    opt.step([np.ones_like(param) for param in params])
+    assert seen == [[0, 0, 0], [1, 5, PART], [2, 5, 2 * PART], [3, 5, 3 * PART]]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [100, 40_000])
+def test_an_error_between_buckets(at, size):
+    """The step is taken wholly, unless the error comes before its beginning. Nothing more is announced."""
+    counts = []
+
+    def stepped(count):
+        counts.append(count)
+        if count == at:
+            raise ConnectionError("a rank is gone")
+
+    params = [np.ones(size, np.float32) for _ in range(3)]
+    opt = gs.Adam(params, lr=1.0)
+    opt._engine.stepper.set_parts([(0, size)] * 3, None, [size] * 3, stepped)
+    with pytest.raises(ConnectionError, match="a rank is gone"):
+        opt.step([np.ones(size, np.float32)] * 3)
+    assert counts == list(range(at + 1))
+    assert opt.step_count == (at > 0)
+    assert [p.min() == p.max() == (at == 0) for p in params] == [True] * 3
+    opt._engine.stepper.set_parts([(0, size)] * 3, None)
+    opt.step([np.ones(size, np.float32)] * 3)
+    assert opt.step_count == 1 + (at > 0)
+
+
+def test_a_fork_while_a_bucket_is_announced():
+    """The thread that forks holds the lock of Python, which the announcement needs."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def stepped(count):
+        if count == 1:
+            begun.set()
+            ended.wait(60)
+
+    params = [np.ones(40_000, np.float32) for _ in range(2)]
+    opt = gs.SGD(params)
+    opt._engine.stepper.set_parts([(0, 40_000)] * 2, None, [40_000] * 2, stepped)
+    thread = threading.Thread(target=lambda: opt.step([np.ones(40_000, np.float32)] * 2))
+    thread.start()
+    assert begun.wait(60)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    ended.set()
+    thread.join(60)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (thread.is_alive(), opt.step_count) == (False, 1)
+
+
+@pytest.mark.parametrize("buckets", [[100], [99, 1], [1, 19_999, 0], [-1, 20_001], [8192, 4096, 7713], [20_000, 1]])
+def test_buckets_that_do_not_fit(buckets):
+    opt = gs.SGD([np.ones(20_000, np.float32)])
+    with pytest.raises(ValueError, match="buckets must have all elements, and end at multiples of 4096"):
+        opt._engine.stepper.set_parts([(0, 20_000)], None, buckets)
+
+
 def test_what_parts_cannot_do():
     _, opt = one(None)
     words = "stats and row gradients are for whole tensors"
@@ -188,6 +274,7 @@ def test_a_cycle_through_the_exchange_is_collected():
 
     owner = Owner()
     _, owner.opt = one(owner.exchange, clip_norm=1.0)
+    owner.opt._engine.stepper.set_parts([(0, 100)], owner.exchange, [100], owner.exchange)
     gone = weakref.ref(owner)
     del owner
     gc.collect()

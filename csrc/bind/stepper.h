@@ -100,6 +100,7 @@ class Stepper {
     }
     Py_VISIT(tree_object_.ptr());
     Py_VISIT(exchange_.ptr());
+    Py_VISIT(stepped_.ptr());
     for (const auto& [step, scalar] : clocks_) {
       for (const std::optional<BoundNumber>* number : {&step, &scalar}) {
         if (!*number) continue;
@@ -119,6 +120,7 @@ class Stepper {
     const auto copy_tree = std::exchange(copy_tree_, {});
     const auto tree = std::exchange(tree_object_, {});
     const auto exchange = std::exchange(exchange_, {});
+    const auto stepped = std::exchange(stepped_, {});
     const auto clocks = std::exchange(clocks_, {});
     tree_ = nullptr;
     std::swap(arrays_, arrays);
@@ -161,11 +163,20 @@ class Stepper {
 
   // Makes the tensors parts of wholes: pairs of the first element and the size of the whole. `exchange` is called with
   // the sums of squares of the chunks of the parts, and the tensor and element of the first gradient that is not
-  // finite, or -1 and -1; it returns the same of the wholes.
-  void set_parts(const std::vector<std::pair<std::int64_t, std::int64_t>>& parts, const py::object& exchange) {
+  // finite, or -1 and -1; it returns the same of the wholes. Steps update buckets of these numbers of elements, and
+  // call `stepped` with the number of those that were updated; with 0 before a step without a gradient pass.
+  void set_parts(const std::vector<std::pair<std::int64_t, std::int64_t>>& parts, const py::object& exchange,
+                 const std::vector<std::int64_t>& buckets, const py::object& stepped) {
     std::vector<step::Part> all;
     for (const auto& [first, whole] : parts) all.push_back({first, whole});
-    stepper_.set_parts(std::move(all), [this](step::Squares& squares) {
+    step::Stepped call_stepped;
+    if (!stepped.is_none()) {
+      call_stepped = [this](std::size_t count) {
+        const py::gil_scoped_acquire gil;
+        stepped_(count);
+      };
+    }
+    const auto call_exchange = [this](step::Squares& squares) {
       const py::gil_scoped_acquire gil;
       const auto [tensor, element] = squares.nonfinite;
       const auto size = static_cast<py::ssize_t>(squares.of_chunks.size());
@@ -175,8 +186,10 @@ class Stepper {
       const auto [sums, of_tensor, of_element] = returned.cast<std::tuple<Sums, std::int64_t, std::int64_t>>();
       squares.of_chunks.assign(sums.data(), sums.data() + sums.size());
       squares.nonfinite = {static_cast<std::uint32_t>(of_tensor), of_element};
-    });
+    };
+    stepper_.set_parts(std::move(all), call_exchange, buckets, std::move(call_stepped));
     exchange_ = exchange;
+    stepped_ = stepped;
   }
 
   // Sets whether steps leave the group's tensors as they are.
@@ -853,7 +866,7 @@ class Stepper {
   step::Stepper stepper_;
   std::int64_t elements_ = 0;  // of all parameters
   py::object tree_object_;
-  py::object exchange_;
+  py::object exchange_, stepped_;
   const Tree* tree_;           // in tree_object_
   std::vector<int> group_of_;  // of each tensor
   std::vector<char> frozen_;   // whether each tensor is frozen
@@ -946,7 +959,8 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
       .def("bind", &Steps::bind, py::arg("grads"))
       .def("add_tensors", &Steps::add_tensors, py::arg("groups"), py::arg("params"), py::arg("kept"),
            py::arg("copies") = py::none(), py::arg("names") = std::vector<std::string>())
-      .def("set_parts", &Steps::set_parts, py::arg("parts"), py::arg("exchange"))
+      .def("set_parts", &Steps::set_parts, py::arg("parts"), py::arg("exchange"),
+           py::arg("buckets") = std::vector<std::int64_t>(), py::arg("stepped") = py::none())
       .def("move_tensors", &Steps::move_tensors, py::arg("params"), py::arg("kept"))
       .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars"))
       .def("possible_overlaps", &Steps::possible_overlaps)

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -35,6 +36,9 @@ struct TensorInfo {
   Compute compute;
 };
 
+// Is called with the number of buckets that a step has updated.
+using Stepped = std::function<void(std::size_t count)>;
+
 // What a run is asked for besides the update.
 struct RunOptions {
   double grad_scale = 1;  // divides the gradients
@@ -44,6 +48,9 @@ struct RunOptions {
   bool measures = false;
   // Of the wholes, where tensors are parts and there is a gradient pass.
   const Squares* squares = nullptr;
+  // Called after each bucket. What it throws is thrown at the end of the step, which is taken wholly; it is not called
+  // again then.
+  const Stepped* stepped = nullptr;
 };
 
 // Runs the steps of one optimizer on a processor or a device. It owns the options, the layouts and the clocks.
@@ -66,7 +73,7 @@ class Backend {
                           std::int64_t size) = 0;
 
   // Runs a step with one gradient per tensor; null: the tensor takes no part. If it throws, nothing was written and the
-  // step is not counted, unless a device failed during the step.
+  // step is not counted, unless a device failed during the step, or `stepped` threw.
   virtual void run(std::byte* const* gradients, const RunOptions& options) = 0;
   // The result of the last run's gradient pass; undefined if that run had none.
   virtual GradientPass gradient_pass() = 0;
@@ -74,8 +81,9 @@ class Backend {
   virtual std::vector<TensorNorms> norms() = 0;
   // Runs only the gradient pass, for the norm.
   virtual double norm(std::byte* const* gradients) = 0;
-  // Makes the tensors parts of wholes. Throws where the backend has none.
-  virtual void set_parts(std::vector<Part> parts) = 0;
+  // Makes the tensors parts of wholes, which steps update bucket by bucket (see make_plan). Throws where the backend
+  // has none.
+  virtual void set_parts(std::vector<Part> parts, std::vector<std::int64_t> buckets) = 0;
   // Runs only the sums of the gradient pass; `nonfinite` is a place in a whole.
   virtual Squares squares(std::byte* const* gradients) = 0;
 

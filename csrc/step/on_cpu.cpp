@@ -4,9 +4,11 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <exception>
 #include <iterator>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -59,25 +61,28 @@ struct KernelCache {
   const cpu::Kernels* kernels = nullptr;
 };
 
-// Calls visit(job, piece, cache) on `threads` threads for every piece of a plan whose tensor takes part.
+// Calls visit(job, piece, cache) on `threads` threads for every piece of buckets [first, last) of a plan whose tensor
+// takes part.
 template <class Visit>
-void for_each_piece(const Plan& plan, const TensorJob* jobs, int threads, bool wake, const Visit& visit) noexcept {
+void for_each_piece(const Plan& plan, std::size_t first, std::size_t last, const TensorJob* jobs, int threads,
+                    bool wake, const Visit& visit) noexcept {
   struct Step {
     const Plan& plan;
+    const std::size_t* tasks;
     const TensorJob* jobs;
     const Visit& visit;
-  } step{plan, jobs, visit};
+  } step{plan, &plan.tasks[plan.buckets[first]], jobs, visit};
   const auto task = [](void* context, std::size_t index) {
     const IeeeMode ieee;
-    const auto& [the_plan, the_jobs, the_visit] = *static_cast<const Step*>(context);
+    const auto& [the_plan, tasks, the_jobs, the_visit] = *static_cast<const Step*>(context);
     KernelCache cache;
-    for (std::size_t i = the_plan.tasks[index]; i < the_plan.tasks[index + 1]; ++i) {
+    for (std::size_t i = tasks[index]; i < tasks[index + 1]; ++i) {
       const Piece& piece = the_plan.pieces[i];
       const TensorJob& job = the_jobs[piece.tensor];
       if (job.update != nullptr) the_visit(job, piece, cache);
     }
   };
-  cpu::parallel_for(plan.task_count(), threads, wake, task, &step);
+  cpu::parallel_for(plan.buckets[last] - plan.buckets[first], threads, wake, task, &step);
 }
 
 int threads_for(std::int64_t bytes) {
@@ -163,7 +168,7 @@ class OnCpu : public Backend {
   }
 
   void run(std::byte* const* gradients, const RunOptions& options) override {
-    const cpu::NoFork whole;
+    std::optional<cpu::NoFork> whole{std::in_place};
     finish_plan();
     measured_.clear();
     if (options.measures) prepare_measures();
@@ -200,13 +205,29 @@ class OnCpu : public Backend {
     if (steps_.blocked != 0) cpu::begin_panels();
     const int threads = threads_for(bytes);
     const bool awake = threads > 1 && consecutive_steps.begin();
+    const bool wakes = awake || wakes_for(bytes);
+    std::exception_ptr failed;
     const auto update = [&](const auto& run) {
       const auto visit = [&run, prefetches = cpu::prefetches()](const TensorJob& of, const Piece& piece,
                                                                 KernelCache& cache) {
         if (of.update != cache.update) cache = {of.update, &cpu::find_kernels(of.update->key)};
         run(of, *cache.kernels, piece, prefetches);
       };
-      for_each_piece(plan_, steps_.jobs.data(), threads, awake || wakes_for(bytes), visit);
+      if (options.stepped == nullptr) {
+        for_each_piece(plan_, 0, plan_.buckets.size() - 1, steps_.jobs.data(), threads, wakes, visit);
+        return;
+      }
+      for (std::size_t bucket = 0; bucket + 1 < plan_.buckets.size(); ++bucket) {
+        for_each_piece(plan_, bucket, bucket + 1, steps_.jobs.data(), threads, wakes, visit);
+        if (failed) continue;
+        whole.reset();  // it may wait for the GIL, which a thread that forks holds
+        try {
+          (*options.stepped)(bucket + 1);
+        } catch (...) {
+          failed = std::current_exception();
+        }
+        whole.emplace();
+      }
     };
     if (options.measures) {
       update([&](const TensorJob& of, const cpu::Kernels& kernels, const Piece& piece, bool prefetches) {
@@ -232,6 +253,7 @@ class OnCpu : public Backend {
     }
     if (threads > 1) consecutive_steps.end();
     ++taken_;
+    if (failed) std::rethrow_exception(failed);
   }
 
   GradientPass gradient_pass() override { return pass_; }
@@ -243,12 +265,14 @@ class OnCpu : public Backend {
     return pass_over(gradients, {}, 1).norm;
   }
 
-  void set_parts(std::vector<Part> parts) override {
+  void set_parts(std::vector<Part> parts, std::vector<std::int64_t> buckets) override {
     first_chunk_of_wholes_.assign(1, 0);
     for (const Part& part : parts) {
       first_chunk_of_wholes_.push_back(first_chunk_of_wholes_.back() + static_cast<std::size_t>(chunks_of(part.whole)));
     }
     parts_ = std::move(parts);
+    buckets_ = std::move(buckets);
+    plan_ = {};
   }
 
   Squares squares(std::byte* const* gradients) override {
@@ -330,7 +354,7 @@ class OnCpu : public Backend {
     std::vector<std::int64_t> sizes;
     for (const Tensor& tensor : tensors_) sizes.push_back(tensor.info.size);
     const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-    plan_ = make_plan(sizes.data(), sizes.size(), cpu::grain(elements));
+    plan_ = make_plan(sizes.data(), sizes.size(), cpu::grain(elements), buckets_);
   }
 
   // Returns the tensor's update. Tensors of a group usually share it, so the last few are searched before another is
@@ -407,7 +431,7 @@ class OnCpu : public Backend {
       });
     };
     if (norms_.blocked != 0) cpu::begin_panels();
-    for_each_piece(plan_, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
+    for_each_piece(plan_, 0, plan_.buckets.size() - 1, norms_.jobs.data(), threads_for(bytes), wakes_for(bytes), visit);
     squares_.nonfinite = first_nonfinite(gradients);
   }
 
@@ -475,6 +499,7 @@ class OnCpu : public Backend {
   Squares squares_;
   std::vector<double> of_tensors_;  // sums of squares; after the pass the tensors' factors
   std::vector<Part> parts_;
+  std::vector<std::int64_t> buckets_;  // the elements of each; empty: there is one
   std::vector<std::size_t> first_chunk_of_wholes_;
   std::vector<TensorNorms> measured_;  // of the last run; empty if it measured none
   std::vector<double> norm_sums_[3];   // of chunks, by the norms of TensorNorms

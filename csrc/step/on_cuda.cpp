@@ -329,7 +329,9 @@ GradientPass OnCuda::gradient_pass() {
   return pass;
 }
 
-void OnCuda::set_parts(std::vector<Part>) { throw std::invalid_argument("parts of tensors are for a processor"); }
+void OnCuda::set_parts(std::vector<Part>, std::vector<std::int64_t>) {
+  throw std::invalid_argument("parts of tensors are for a processor");
+}
 
 Squares OnCuda::squares(std::byte* const*) { return {}; }
 

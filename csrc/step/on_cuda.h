@@ -30,7 +30,7 @@ class OnCuda : public Backend {
   GradientPass gradient_pass() override;
   std::vector<TensorNorms> norms() override;
   double norm(std::byte* const* gradients) override;
-  void set_parts(std::vector<Part> parts) override;
+  void set_parts(std::vector<Part> parts, std::vector<std::int64_t> buckets) override;
   Squares squares(std::byte* const* gradients) override;
   std::shared_ptr<std::byte> allocate(std::size_t bytes) override;
   void sum_rows(const Array& values, Compute compute, const RowSums& sums, std::int64_t count) override;

@@ -198,7 +198,8 @@ void Stepper::set_layout(std::size_t tensor, const Array& grad, const RowGradien
                        size_of(grad));
 }
 
-void Stepper::set_parts(std::vector<Part> parts, Exchange exchange) {
+void Stepper::set_parts(std::vector<Part> parts, Exchange exchange, const std::vector<std::int64_t>& buckets,
+                        Stepped stepped) {
   if (parts.size() != tensors_.size()) throw std::invalid_argument("each tensor must be a part");
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto [first, whole] = parts[i];
@@ -208,12 +209,35 @@ void Stepper::set_parts(std::vector<Part> parts, Exchange exchange) {
                                   " within its whole");
     }
   }
-  backend_->set_parts(parts);
+  check_buckets(buckets);
+  backend_->set_parts(parts, buckets);
   parts_ = std::move(parts);
   exchange_ = std::move(exchange);
+  stepped_ = std::move(stepped);
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     set_layout(i, tensors_[i].view(kGradient));
   }
+}
+
+void Stepper::check_buckets(const std::vector<std::int64_t>& buckets) const {
+  if (buckets.empty()) return;
+  auto bucket = buckets.begin();
+  std::int64_t left = 0;  // in the bucket
+  bool good = *std::min_element(buckets.begin(), buckets.end()) >= 0;
+  for (std::size_t i = 0; good && i < tensors_.size(); ++i) {
+    const std::int64_t size = size_of(tensors_[i].param());
+    for (std::int64_t begin = 0; good && begin < size;) {
+      while (left == 0 && bucket != buckets.end()) left = *bucket++;
+      const std::int64_t take = std::min(left, size - begin);
+      begin += take;
+      left -= take;
+      good = take > 0 && (begin == size || begin % kChunk == 0);
+    }
+  }
+  good = good && left == 0 && std::all_of(bucket, buckets.end(), [](std::int64_t size) { return size == 0; });
+  if (good) return;
+  throw std::invalid_argument("buckets must have all elements, and end at multiples of " + std::to_string(kChunk) +
+                              " or at the end of a tensor");
 }
 
 void Stepper::reserve(std::size_t tensors) {
@@ -323,6 +347,19 @@ void Stepper::set_order(bool in_order) {
   }
 }
 
+void Stepper::run_parts(RunOptions options) {
+  Squares squares;
+  if (asked_.asks()) {
+    squares = backend_->squares(gradients_.data());
+    exchange_(squares);
+    options.squares = &squares;
+  } else if (stepped_) {
+    stepped_(0);
+  }
+  if (stepped_) options.stepped = &stepped_;
+  backend_->run(gradients_.data(), options);
+}
+
 void Stepper::run(const RunOptions& options) {
   has_pass_ = false;
   if (!parts_.empty() && (options.measures || !with_rows_.empty())) {
@@ -330,14 +367,10 @@ void Stepper::run(const RunOptions& options) {
   }
   set_order(options.measures);
   prepare_rows();
-  if (!parts_.empty() && asked_.asks()) {
-    Squares squares = backend_->squares(gradients_.data());
-    exchange_(squares);
-    RunOptions with_squares = options;
-    with_squares.squares = &squares;
-    backend_->run(gradients_.data(), with_squares);
-  } else {
+  if (parts_.empty()) {
     backend_->run(gradients_.data(), options);
+  } else {
+    run_parts(options);
   }
   has_pass_ = asked_.asks();
 }

@@ -74,8 +74,13 @@ class Stepper {
   // Makes the tensors parts of wholes, one of each whole, which random bits and norms then go by. Where a step has a
   // gradient pass, `exchange` is given the sums of the parts, and replaces them by those of the wholes. It is called
   // before anything is written, and may throw.
+  //
+  // Steps update buckets of successive elements, of the given sizes, one after the other. `stepped`, where it is given,
+  // is called with the number of buckets that were updated: after each; and with 0 before anything is written, where it
+  // may throw, in steps without a gradient pass. What it throws later is thrown at the end of the step.
   using Exchange = std::function<void(Squares& squares)>;
-  void set_parts(std::vector<Part> parts, Exchange exchange);
+  void set_parts(std::vector<Part> parts, Exchange exchange, const std::vector<std::int64_t>& buckets = {},
+                 Stepped stepped = {});
 
   // Makes room for so many tensors more.
   void reserve(std::size_t tensors);
@@ -176,6 +181,8 @@ class Stepper {
   // Sets the backend's layout for a gradient, of some rows if these are given.
   void set_layout(std::size_t tensor, const Array& grad, const RowGradient* rows);
   void prepare_rows();
+  void check_buckets(const std::vector<std::int64_t>& buckets) const;
+  void run_parts(RunOptions options);
   void set_order(bool in_order);
   bool place_gradient(std::size_t tensor, const Array& grad);
   [[noreturn]] void refuse_shape(std::size_t tensor, const Array& grad) const;
@@ -190,6 +197,7 @@ class Stepper {
   std::vector<std::size_t> with_rows_;  // the tensors whose gradients are of some rows
   std::vector<Part> parts_;             // empty: the tensors are wholes
   Exchange exchange_;
+  Stepped stepped_;
   Ranges owned_;                 // the extents of parameters and states
   bool owned_is_known_ = false;  // whether owned_ is current
   PassOptions asked_{};          // of the gradient pass

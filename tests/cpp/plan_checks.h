@@ -66,9 +66,24 @@ inline bool cuts_only_between_tasks(const Plan& plan) {
   return true;
 }
 
-// Whether a plan has all of these properties.
+// Buckets divide the tasks, and each has the number of elements that was asked for; without any, one has all.
+inline bool has_buckets(const Plan& plan, const Sizes& buckets) {
+  if (plan.buckets.size() != std::max<std::size_t>(1, buckets.size()) + 1) return false;
+  if (plan.buckets.front() != 0 || plan.buckets.back() != plan.task_count()) return false;
+  for (std::size_t b = 0; b < buckets.size(); ++b) {
+    if (plan.buckets[b] > plan.buckets[b + 1]) return false;
+    std::int64_t elements = 0;
+    for (std::size_t p = plan.tasks[plan.buckets[b]]; p < plan.tasks[plan.buckets[b + 1]]; ++p) {
+      elements += plan.pieces[p].end - plan.pieces[p].begin;
+    }
+    if (elements != buckets[b]) return false;
+  }
+  return true;
+}
+
+// Whether a plan without buckets has all of these properties.
 inline bool holds(const Plan& plan, const Sizes& sizes, std::int64_t grain) {
-  return covers(plan, sizes) && shares(plan, grain) && cuts_only_between_tasks(plan);
+  return covers(plan, sizes) && shares(plan, grain) && cuts_only_between_tasks(plan) && has_buckets(plan, {});
 }
 
 }  // namespace plan_checks

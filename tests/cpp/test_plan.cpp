@@ -2,6 +2,7 @@
 // chunks.
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -116,6 +117,41 @@ TEST(random_sizes) {
     Sizes sizes(static_cast<std::size_t>(below(40)));
     for (std::int64_t& size : sizes) size = below(5) == 0 ? 0 : below(std::int64_t{1} << below(18));
     check_plan(sizes, 1 + below(1 << 17));
+  }
+}
+
+// Buckets that end at the end of a tensor or at a chunk, some of them empty.
+TEST(buckets) {
+  std::mt19937_64 random(20241128);
+  const auto below = [&random](std::int64_t n) {
+    return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+  };
+  for (int round = 0; round < 3000; ++round) {
+    Sizes sizes(static_cast<std::size_t>(below(12))), buckets(1);
+    for (std::int64_t& size : sizes) {
+      size = below(5) == 0 ? 0 : below(std::int64_t{1} << below(18));
+      for (std::int64_t begin = 0; begin < size;) {
+        while (below(3) == 0) buckets.push_back(0);
+        const std::int64_t take = std::min(size - begin, (1 + below(9)) * kChunk);
+        buckets.back() += take;
+        begin += take;
+      }
+    }
+    const std::int64_t grain = 1 + below(1 << 16);
+    const Plan plan = make_plan(sizes.data(), sizes.size(), grain, buckets);
+    CHECK(plan_checks::covers(plan, sizes));
+    CHECK(plan_checks::cuts_only_between_tasks(plan));
+    CHECK(plan_checks::has_buckets(plan, buckets));
+    for (std::size_t k = 0; k < plan.task_count(); ++k) {
+      std::int64_t elements = 0;
+      for (std::size_t p = plan.tasks[k]; p < plan.tasks[k + 1]; ++p) {
+        elements += plan.pieces[p].end - plan.pieces[p].begin;
+      }
+      CHECK(elements > 0 && elements <= static_cast<std::int64_t>(plan_checks::effective(grain)));
+    }
+    const Sizes all{std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0})};
+    const Plan one = make_plan(sizes.data(), sizes.size(), grain, all);
+    CHECK(one.tasks == plan_of(sizes, grain).tasks && plan_checks::has_buckets(one, all));
   }
 }
 
