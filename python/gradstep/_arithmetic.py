@@ -36,6 +36,14 @@ def assign_multiples(library: Library, multiples: Sequence[tuple[Array, Array, f
     run_step(stepper, [value for _, value, _ in multiples])
 
 
+def adder(sums: list[Array], core: Any = _core, tree: _core.Tree | None = None) -> _core.Stepper:
+    """A stepper whose steps add their gradients to arrays. With a tree, these are its leaves."""
+    stepper: _core.Stepper = core.Stepper(tree, "accumulated params")
+    stepper.add_group("sgd", sgd_options(-1.0))  # sum = sum - (-1) * g is a step of SGD
+    stepper.add_tensors([0] * len(sums), sums, [{} for _ in sums])
+    return stepper
+
+
 class Sums:
     """The gradients that an optimizer has accumulated, in the type that its parameters are computed in."""
 
@@ -46,10 +54,7 @@ class Sums:
         """By the names of parameters, zero where nothing was added."""
         for name, param in params.items():
             self.arrays[name] = library.zeros_like(param, "float64" if _storage.is_double(param) else "float32")
-        # sum = sum - (-1) * g is a step of SGD.
-        self._stepper: _core.Stepper = library.core.Stepper(engine.tree, "accumulated params")
-        self._stepper.add_group("sgd", sgd_options(-1.0))
-        self._stepper.add_tensors([0] * len(self.arrays), list(self.arrays.values()), [{} for _ in self.arrays])
+        self._stepper = adder(list(self.arrays.values()), library.core, engine.tree)
         self.count = 0
         """The number of gradients that were added."""
         self.given: set[str] = set()

@@ -635,12 +635,16 @@ class Optimizer(Declared):
             Where CUDA fails, or while a CUDA stream is captured in a graph.
         """
         with self._engine.lock:
-            self._check_settled("accumulate()")
-            self._check_nests()
-            if self._sums is None:
-                self._sums = Sums(self._engine, self._params)
-            self._engine.prepare_steps()
-            self._add(self._sums, grads, stream)
+            self._add(self._accumulator(), grads, stream)
+
+    def _accumulator(self) -> Sums:
+        """The sums of gradients, which the first call makes."""
+        self._check_settled("accumulate()")
+        self._check_nests()
+        if self._sums is None:
+            self._sums = Sums(self._engine, self._params)
+        self._engine.prepare_steps()
+        return self._sums
 
     def _add(self, sums: Sums, grads: Grads | EllipsisType, stream: Any) -> None:
         """Adds gradients to sums."""

@@ -10,33 +10,46 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from . import _core, _files, _storage
-from ._arithmetic import sgd_options
+from ._arithmetic import Sums, adder, sgd_options
 from ._groups import RULES, OptionGroup
 from ._libraries import numpy_dtype
 from ._loss_scale import LossScale
 from ._optimizer import Optimizer, StepResult
-from ._options import POSITIVE
-from ._step import check_apart
+from ._options import POSITIVE, whole
+from ._step import check_apart, run_step
 from ._types import Array, Grads, Params, is_groups
 
 PART: Final = _core.PART
 """The number of elements of a block. Parts of parameters begin and end at blocks, and at the parameter's end."""
+BUCKET: Final = 2**22
+"""The number of elements, of all ranks together, that are exchanged at a time."""
+ALONE: Final = 2**16
+"""Pieces of at least this number of bytes are sent from where they are; smaller ones are packed into one message."""
 ALIGNMENT: Final = 64
 """Pieces in a buffer of messages begin at multiples of this number of bytes."""
+ORDERS: Final = ("ranks", "fast")
+"""How the gradients of ranks are added."""
 REFUSED: Final = ("add_group", "replace", "rebind", "lookahead", "accumulate", "stats", "preset")
 """Attributes of optimizers that a sharded one lacks."""
 
 
 def sharded(
-    optimizer: type[Optimizer], params: Params, *args: Any, comm: Any = None, timeout: float = 300.0, **options: Any
+    optimizer: type[Optimizer],
+    params: Params,
+    *args: Any,
+    comm: Any = None,
+    order: str = "ranks",
+    bucket: int = BUCKET,
+    timeout: float = 300.0,
+    **options: Any,
 ) -> Sharded:
     """An optimizer whose states are shared out among the ranks of a communicator. All ranks call it alike.
 
@@ -50,6 +63,12 @@ def sharded(
         As of the optimizer, the same on all ranks. `grads` and `copy_out` are not supported.
     comm : mpi4py.MPI.Intracomm, default MPI.COMM_WORLD
         The communicator. Nothing else may use it while a method is called.
+    order : {"ranks", "fast"}
+        How gradients are added: in the order of ranks, which gives the bits of one process; or by the reduction of the
+        MPI library, in an order of its own, so that results depend on the library and the number of ranks.
+    bucket : int
+        The number of elements, of all ranks together, that are exchanged while those before them are worked on. Each
+        rank has at least a block of 16384 in a bucket.
     timeout : float, seconds
         How long a rank waits for the others.
 
@@ -64,11 +83,18 @@ def sharded(
     TimeoutError
         Where another rank does not answer.
     """
-    return Sharded(optimizer, params, args, options, comm, timeout)
+    return Sharded(optimizer, params, args, options, Ranks(comm, timeout), order, bucket)
 
 
 class AgreedError(RuntimeError):
     """An error of another rank, which all ranks know of."""
+
+
+class Transfer(NamedTuple):
+    """A communication under way, and the arrays that it reads or writes."""
+
+    request: Any
+    arrays: tuple[Array, ...]
 
 
 class Ranks:
@@ -86,14 +112,31 @@ class Ranks:
         self.timeout = POSITIVE.check(timeout, "timeout")
         self.rank: int = self.comm.Get_rank()
         self.count: int = self.comm.Get_size()
+        self.others = [(self.rank + i) % self.count for i in range(1, self.count)]
         self._lost = ""  # why nothing can be exchanged any more
+        self._under_way: dict[int, Transfer] = {}  # keeps their arrays alive, also after a failure
 
-    def wait(self, request: Any, what: str) -> None:
-        """Waits for a communication. Raises TimeoutError."""
+    def begin(self, request: Any, *arrays: Array) -> Transfer:
+        """A communication that has begun."""
+        transfer = Transfer(request, arrays)
+        self._under_way[id(transfer)] = transfer
+        return transfer
+
+    def send(self, messages: Sequence[Array], to: int) -> list[Transfer]:
+        """Begins to send bytes to a rank."""
+        return [self.begin(self.comm.Isend([bytes_, self.mpi.BYTE], to), bytes_) for bytes_ in messages]
+
+    def receive(self, messages: Sequence[Array], of: int) -> list[Transfer]:
+        """Begins to receive bytes from a rank, in the order in which it sends them."""
+        return [self.begin(self.comm.Irecv([bytes_, self.mpi.BYTE], of), bytes_) for bytes_ in messages]
+
+    def wait(self, what: str, *transfers: Transfer) -> None:
+        """Waits for communications. Raises TimeoutError."""
         begin = time.monotonic()
+        requests = [transfer.request for transfer in transfers]
         done = False
         try:
-            while not (done := request.Test()):
+            while not (done := self.mpi.Request.Testall(requests)):
                 waited = time.monotonic() - begin
                 if waited > self.timeout:
                     raise TimeoutError(
@@ -102,7 +145,10 @@ class Ranks:
                     )
                 time.sleep(0 if waited < 0.01 else 0.001)
         finally:
-            if not done:
+            if done:
+                for transfer in transfers:
+                    del self._under_way[id(transfer)]
+            else:
                 self._lost = f"{what} was not completed, and the ranks may be at different places"
 
     def meet(self, call: str, facts: Mapping[str, Any], error: Exception | None = None) -> list[dict[str, Any]] | None:
@@ -116,7 +162,7 @@ class Ranks:
         mine[0] = error is not None
         mine[1:] = np.frombuffer(hashlib.blake2b(repr((call, facts)).encode(), digest_size=15).digest(), np.uint8)
         all_digests = np.empty((self.count, 16), np.uint8)
-        self.wait(self.comm.Iallgather(mine, all_digests), call)
+        self.wait(call, self.begin(self.comm.Iallgather(mine, all_digests), mine, all_digests))
         if not all_digests[:, 0].any() and (all_digests == mine).all():
             return None
         words = None if error is None else f"{type(error).__name__}: {error}"
@@ -158,59 +204,91 @@ class Ranks:
     def gather(self, part: Array, counts: Sequence[int], what: str) -> Array | None:
         """The parts of all ranks, one after the other, on rank 0."""
         part = np.ascontiguousarray(part).reshape(-1)
-        whole = np.empty(sum(counts), part.dtype) if self.rank == 0 else None
+        whole = np.empty(sum(counts) if self.rank == 0 else 0, part.dtype)
         nbytes = [count * part.itemsize for count in counts]
-        to = None if whole is None else [whole.view(np.uint8), nbytes, _begins(nbytes), self.mpi.BYTE]
-        self.wait(self.comm.Igatherv([part.view(np.uint8), self.mpi.BYTE], to, root=0), what)
-        return whole
+        to = [whole.view(np.uint8), nbytes, _begins(nbytes), self.mpi.BYTE] if self.rank == 0 else None
+        self.wait(what, self.begin(self.comm.Igatherv([part.view(np.uint8), self.mpi.BYTE], to, root=0), part, whole))
+        return whole if self.rank == 0 else None
 
     def scatter(self, whole: Array | None, counts: Sequence[int], dtype: Any, what: str) -> Array:
         """This rank's part of an array of rank 0."""
         part = np.empty(counts[self.rank], dtype)
         nbytes = [count * part.itemsize for count in counts]
-        of = None
-        if whole is not None:
-            of = [np.ascontiguousarray(whole).reshape(-1).view(np.uint8), nbytes, _begins(nbytes), self.mpi.BYTE]
-        self.wait(self.comm.Iscatterv(of, [part.view(np.uint8), self.mpi.BYTE], root=0), what)
+        given = np.ascontiguousarray([] if whole is None else whole).reshape(-1).view(np.uint8)
+        of = None if whole is None else [given, nbytes, _begins(nbytes), self.mpi.BYTE]
+        self.wait(what, self.begin(self.comm.Iscatterv(of, [part.view(np.uint8), self.mpi.BYTE], root=0), part, given))
         return part
 
 
 class Piece(NamedTuple):
-    """A part of a parameter in a buffer."""
+    """A part of a parameter in a bucket."""
 
-    tensor: int
     begin: int
     end: int
     place: int
-    """Of its first byte, within its rank's bytes."""
+    """Of its first byte among those of the bucket."""
     dtype: np.dtype[Any]
 
     def of(self, buffer: Array) -> Array:
-        """The elements, in the bytes of its rank."""
-        size = (self.end - self.begin) * self.dtype.itemsize
-        return buffer[self.place : self.place + size].view(self.dtype)
+        """The elements, in the bytes of the bucket."""
+        return buffer[self.place : self.place + (self.end - self.begin) * self.dtype.itemsize].view(self.dtype)
 
 
-class Layout:
-    """How the parts of arrays lie in a buffer, rank after rank."""
+class Bucket:
+    """What is sent of a rank's parts at one time: large pieces as messages of their own, the others packed into one."""
 
-    def __init__(self, parts: Sequence[Sequence[tuple[int, int]]], dtypes: Sequence[np.dtype[Any] | None]) -> None:
-        self.pieces: list[list[Piece]] = []
-        self.counts: list[int] = []
-        for of_rank in parts:
-            pieces, place = [], 0
-            for tensor, ((begin, end), dtype) in enumerate(zip(of_rank, dtypes, strict=True)):
-                if dtype is not None and begin < end:
-                    pieces.append(Piece(tensor, begin, end, place, dtype))
-                    place += -(-(end - begin) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-            self.pieces.append(pieces)
-            self.counts.append(place)
-        self.begins = _begins(self.counts)
-        self.size = sum(self.counts)
+    def __init__(self, spans: Mapping[int, tuple[int, int]], dtypes: Sequence[np.dtype[Any] | None]) -> None:
+        self.pieces: dict[int, Piece] = {}
+        """By the number of the parameter, small ones first."""
+        self.packed = self.size = 0
+        """The numbers of bytes: of small pieces, and of all."""
+        for are_large in (False, True):
+            for tensor, (begin, end) in spans.items():
+                dtype = dtypes[tensor]
+                if dtype is None:
+                    continue
+                nbytes = (end - begin) * dtype.itemsize
+                if (nbytes >= ALONE) is are_large:
+                    self.pieces[tensor] = Piece(begin, end, self.size, dtype)
+                    self.size += -(-nbytes // ALIGNMENT) * ALIGNMENT
+            if not are_large:
+                self.packed = self.size
 
-    def of_rank(self, buffer: Array, rank: int) -> Array:
-        """The bytes of a rank."""
-        return buffer[self.begins[rank] : self.begins[rank] + self.counts[rank]]
+    def views(self, buffer: Array) -> dict[int, Array]:
+        """The pieces in a buffer."""
+        return {tensor: piece.of(buffer) for tensor, piece in self.pieces.items()}
+
+    def pack(self, arrays: Mapping[int, Array], buffer: Array) -> Array:
+        """Copies small pieces to a buffer."""
+        for tensor, piece in self.pieces.items():
+            if piece.place < self.packed:
+                piece.of(buffer)[...] = arrays[tensor]
+        return buffer
+
+    def messages(self, arrays: Mapping[int, Array], buffer: Array) -> list[Array]:
+        """The bytes of the packed pieces, which are in a buffer, and of each other one, which is an array."""
+        large = [tensor for tensor, piece in self.pieces.items() if piece.place >= self.packed]
+        return [buffer[: self.packed]] * (self.packed > 0) + [arrays[tensor].view(np.uint8) for tensor in large]
+
+
+def buckets_of(part: Sequence[tuple[int, int]], size: int) -> list[dict[int, tuple[int, int]]]:
+    """The part that a rank has, in buckets of successive elements, at least `size` and less than `size` + PART.
+
+    Each bucket has the begin and the end of its elements by the number of the array. They are whole blocks, but for the
+    last of an array. The last bucket may be smaller. `size` is at least PART.
+    """
+    buckets: list[dict[int, tuple[int, int]]] = [{}]
+    room = size
+    for tensor, (begin, end) in enumerate(part):
+        while begin < end:
+            if room <= 0:
+                buckets.append({})
+                room = size
+            stop = min(begin + -(-room // PART) * PART, end)
+            buckets[-1][tensor] = begin, stop
+            room -= stop - begin
+            begin = stop
+    return buckets
 
 
 def cut(sizes: Sequence[int], ranks: int) -> list[list[tuple[int, int]]]:
@@ -226,6 +304,60 @@ def cut(sizes: Sequence[int], ranks: int) -> list[list[tuple[int, int]]]:
         each = zip(sizes, np.clip(low - firsts, 0, blocks), np.clip(high - firsts, 0, blocks), strict=True)
         parts.append([(int(a) * PART, min(int(b) * PART, size)) if a < b else (0, 0) for size, a, b in each])
     return parts
+
+
+class Gather:
+    """Parameters on the way: each rank sends those of its part, bucket by bucket, and receives those of the others."""
+
+    def __init__(self, opt: Sharded, call: str, dtypes: list[np.dtype[Any] | None]) -> None:
+        self._opt, self._call = opt, call
+        self._layout = opt._layout("params", dtypes)
+        self._begun: list[tuple[list[Transfer], list[tuple[int, Piece, Array]]]] = []
+        """Of each bucket the messages, and the arrays from which pieces of parameters are to be copied."""
+        self._finished = 0
+
+    def send(self, count: int) -> None:
+        """Begins to exchange the first `count` buckets, which have been stepped. Two are under way at a time."""
+        for number in range(len(self._begun), count):
+            self._finish(number - 1)
+            self._begun.append(self._begin(number))
+
+    def finish(self) -> None:
+        """Sets the parameters on all ranks to the parts that each has."""
+        self.send(len(self._layout[0]))
+        self._finish(len(self._begun))
+
+    def _begin(self, number: int) -> tuple[list[Transfer], list[tuple[int, Piece, Array]]]:
+        opt, ranks = self._opt, self._opt._ranks
+        transfers: list[Transfer] = []
+        copied = []
+        received = opt._buffer(("received", number % 2), sum(of[number].size for of in self._layout))
+        for rank in ranks.others:
+            bucket = self._layout[rank][number]
+            buffer, received = received[: bucket.size], received[bucket.size :]
+            arrays = bucket.views(buffer)
+            for tensor, piece in bucket.pieces.items():
+                param = opt._params[tensor]
+                if piece.place >= bucket.packed and param.flags.c_contiguous:
+                    arrays[tensor] = _elements(param)[piece.begin : piece.end]
+                else:
+                    copied.append((tensor, piece, arrays[tensor]))
+            transfers += ranks.receive(bucket.messages(arrays, buffer), rank)
+        bucket = self._layout[ranks.rank][number]
+        own = {tensor: opt._own[tensor].of(piece.begin, piece.end) for tensor, piece in bucket.pieces.items()}
+        copied += [(tensor, bucket.pieces[tensor], own[tensor]) for tensor in own if not opt._own[tensor].is_view]
+        buffer = bucket.pack(own, opt._buffer(("sent", number % 2), bucket.packed))
+        for rank in ranks.others:
+            transfers += ranks.send(bucket.messages(own, buffer), rank)
+        return transfers, copied
+
+    def _finish(self, count: int) -> None:
+        for number in range(self._finished, count):
+            transfers, copied = self._begun[number]
+            self._opt._ranks.wait(self._call, *transfers)
+            for tensor, piece, array in copied:
+                _elements(self._opt._params[tensor])[piece.begin : piece.end] = array
+            self._finished = number + 1
 
 
 class Sharded:
@@ -249,9 +381,17 @@ class Sharded:
     """The parts that each rank has."""
     _own: list[_Part]
     """The arrays that the inner optimizer steps."""
-    _layouts: dict[tuple[Any, ...], Layout]
-    """The last one, by the dtypes of what is exchanged."""
-    _buffers: dict[str, Array]
+    _order: str
+    _bucket: int
+    _buckets: list[list[dict[int, tuple[int, int]]]]
+    """The buckets of each rank, with the begin and the end of the elements of each parameter."""
+    _layouts: dict[str, tuple[list[str | None], list[list[Bucket]]]]
+    """Of gradients and of parameters, the last dtypes and the buckets of each rank."""
+    _adders: tuple[Sums | None, list[_core.Stepper]]
+    """The sums of gradients, and what adds to them, for each bucket."""
+    _gathered: Gather
+    """The parameters of the step that is taken."""
+    _buffers: dict[tuple[str, int], Array]
     _broken: str
     """Why no step is possible before a load."""
 
@@ -261,18 +401,22 @@ class Sharded:
         params: Params,
         args: Sequence[Any],
         options: Mapping[str, Any],
-        comm: Any,
-        timeout: float,
+        ranks: Ranks,
+        order: str,
+        bucket: int,
     ) -> None:
-        ranks = Ranks(comm, timeout)
         with ranks.agreeing("sharded()", self._first_facts):
             if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
                 raise TypeError("sharded() takes a class of optimizers, such as gradstep.Adam")
             for name in ("grads", "copy_out"):
                 if options.get(name) is not None:
                     raise ValueError(f"a sharded {optimizer.__name__} cannot have {name}")
+            if order not in ORDERS:
+                raise ValueError(f'order must be "ranks" or "fast", not {order!r}')
+            bucket = whole(1, 2**62).check(bucket, "bucket")
             specs = list(params) if is_groups(params) else None  # type: ignore[arg-type]
             self.__dict__.update(_ranks=ranks, _tree=_core.Tree(_nest(params, specs)), _broken="", _buffers={})
+            self.__dict__.update(_order=order, _bucket=bucket, _layouts={}, _adders=(None, []))
             leaves = self._tree.leaves
             self._checker("params", leaves)
             sizes = [leaf.size for leaf in leaves]
@@ -285,9 +429,13 @@ class Sharded:
                 given = [{**spec, "params": nest} for spec, nest in zip(specs, given, strict=True)]
             inner = _with_sizes(optimizer, views, sizes)(given, *args, **options)
             parts = [(begin, size) for (begin, _), size in zip(own, sizes, strict=True)]
-            inner._engine.stepper.set_parts(parts, self._exchange)
+            buckets = [buckets_of(part, max(PART, bucket // ranks.count)) for part in all_parts]
+            most = max(map(len, buckets))
+            buckets = [[*of_rank, *({} for _ in range(most - len(of_rank)))] for of_rank in buckets]
+            counts = [sum(end - begin for begin, end in spans.values()) for spans in buckets[ranks.rank]]
+            inner._engine.stepper.set_parts(parts, self._exchange, counts, self._stepped)
             self.__dict__.update(
-                _inner=inner, _params=leaves, _sizes=sizes, _all_parts=all_parts, _own=buffers, _layouts={}
+                _inner=inner, _params=leaves, _sizes=sizes, _all_parts=all_parts, _own=buffers, _buckets=buckets
             )
 
     def _first_facts(self) -> dict[str, Any]:
@@ -297,6 +445,8 @@ class Sharded:
         return {
             "optimizer": type(inner).__name__,
             "rule": inner.rule,
+            "order": self._order,
+            "bucket": self._bucket,
             "the number of parameters": len(each),
             "shape": {name: param.shape for name, param in each},
             "dtype": {name: param.dtype.name for name, param in each},
@@ -377,9 +527,13 @@ class Sharded:
             if stats:
                 raise ValueError("stats are for whole tensors, and a sharded optimizer has parts of them")
             flat += self._checked(grads)
+            self._prepare(flat)
             grad_scale = POSITIVE.check(grad_scale, f"{type(inner).__name__}: grad_scale")
 
         before, refused = inner.step_count, None
+        self.__dict__["_gathered"] = gathered = Gather(
+            self, call, [None if grad is None else param.dtype for grad, param in zip(flat, self._params, strict=True)]
+        )
         try:
             self._accumulate(flat)
             for own in self._own:
@@ -388,11 +542,18 @@ class Sharded:
                 result = inner.step(grad_scale=grad_scale)
             except FloatingPointError as error:  # on all ranks
                 refused = error
-        except AgreedError:  # of the exchange of norms, before anything was written
+            else:
+                if result.applied:
+                    gathered.finish()
+        except AgreedError:  # of the last meeting before anything was written
             self._drop_sums()
             raise
         except Exception as error:
             self._drop_sums()
+            if inner.step_count != before:
+                with suppress(TimeoutError, RuntimeError):  # the others wait for this rank's parameters
+                    ranks.check_reachable()
+                    gathered.finish()
             self._note(error, ranks.fail(call, error), before)
             raise
         outcome = str(refused) if refused else (result.applied, result.step, result.grad_norm, result.nonfinite)
@@ -403,8 +564,6 @@ class Sharded:
             raise
         if refused is not None:
             raise refused
-        if result.applied:
-            self._gather(call, [grad is not None for grad in flat])
         return result
 
     def _checked(self, grads: Grads) -> list[Array | None]:
@@ -429,86 +588,140 @@ class Sharded:
                 raise ValueError(f"grads{_storage.suffix(path)} {words}")
         return flat
 
-    def _accumulate(self, flat: Sequence[Array | None]) -> None:
-        """Adds the gradients of all ranks, in their order, to the sums of this rank's parts.
+    def _prepare(self, flat: Sequence[Array | None]) -> None:
+        """Makes what the exchange of gradients needs, which may fail on one rank."""
+        ranks, inner = self._ranks, self._inner
+        self._layout("grads", [None if grad is None else grad.dtype for grad in flat])
+        with inner._engine.lock:
+            sums = inner._accumulator()
+        if self._adders[0] is not sums:
+            arrays, firsts = list(sums.arrays.values()), [begin for begin, _ in self._all_parts[ranks.rank]]
+            adders = [
+                adder([arrays[tensor][begin - firsts[tensor] : end - firsts[tensor]] for tensor, (begin, end) in of])
+                for of in (spans.items() for spans in self._buckets[ranks.rank])
+            ]
+            self.__dict__["_adders"] = sums, adders
 
-        Those of one rank are added while those of later ones are under way.
+    def _accumulate(self, flat: Sequence[Array | None]) -> None:
+        """Adds the gradients of all ranks to the sums of this rank's parts.
+
+        Those of a bucket are added while those of the next one are under way.
         """
-        ranks, call = self._ranks, "step()"
-        layout = self._layout([None if grad is None else grad.dtype for grad in flat])
-        size = layout.counts[ranks.rank]
-        sent, received = self._buffer("sent", layout.size), self._buffer("received", size * ranks.count)
-        rows = [np.ascontiguousarray(grad).reshape(-1) if grad is not None else None for grad in flat]
-        for rank, pieces in enumerate(layout.pieces):
-            of_rank = layout.of_rank(sent, rank)
-            for piece in pieces:
-                piece.of(of_rank)[...] = rows[piece.tensor][piece.begin : piece.end]  # type: ignore[index]
-        of = [received[rank * size : (rank + 1) * size] for rank in range(ranks.count)]
-        requests = [
-            ranks.comm.Iscatterv(
-                [sent, layout.counts, layout.begins, ranks.mpi.BYTE] if rank == ranks.rank else None,
-                [of[rank], ranks.mpi.BYTE],
-                root=rank,
-            )
-            for rank in range(ranks.count)
-        ]
+        ranks, (sums, adders) = self._ranks, self._adders
+        begin = self._in_rank_order if self._order == "ranks" else self._reduced
         failed: Exception | None = None
-        empty: list[Array | None] = [None if grad is None else np.empty(0, grad.dtype) for grad in flat]
-        for request, buffer in zip(requests, of, strict=True):
-            ranks.wait(request, call)
-            if failed is not None:  # the others expect that this rank's messages arrive
-                continue
-            parts = list(empty)
-            for piece in layout.pieces[ranks.rank]:
-                parts[piece.tensor] = piece.of(buffer)
-            try:
-                self._inner.accumulate(self._inner._engine.tree.build(parts))
-            except Exception as error:
-                failed = error
+        under_way = begin(0, flat)
+        for number, (spans, stepper) in enumerate(zip(self._buckets[ranks.rank], adders, strict=True)):
+            arriving = under_way
+            if number + 1 < len(adders):
+                under_way = begin(number + 1, flat)
+            for arrays in arriving:
+                if failed is not None:  # the others expect that this rank's messages arrive
+                    continue
+                try:
+                    run_step(stepper, [arrays.get(tensor) for tensor in spans])
+                except Exception as error:
+                    failed = error
         if failed is not None:
             raise failed
+        assert sums is not None
+        sums.given.update(name for name, grad in zip(sums.arrays, flat, strict=True) if grad is not None)
+        sums.count = ranks.count
+
+    def _in_rank_order(self, number: int, flat: Sequence[Array | None]) -> Iterator[dict[int, Array]]:
+        """Begins the exchange of a bucket's gradients. Yields those of each rank, one rank after the other."""
+        ranks, layout = self._ranks, self._layouts["grads"][1]
+        own = layout[ranks.rank][number]
+        received = self._buffer(("received", number % 2), own.size * ranks.count).reshape(ranks.count, own.size)
+        sent = self._buffer(("sent", number % 2), sum(of_rank[number].packed for of_rank in layout))
+        arrays = [own.views(buffer) for buffer in received]
+        arrays[ranks.rank] = _pieces(own, flat)
+        arriving: list[list[Transfer]] = [[] for _ in arrays]
+        leaving: list[Transfer] = []
+        for rank in ranks.others:
+            arriving[rank] = ranks.receive(own.messages(arrays[rank], received[rank]), rank)
+        for rank in ranks.others:
+            bucket = layout[rank][number]
+            pieces, buffer, sent = _pieces(bucket, flat), sent[: bucket.packed], sent[bucket.packed :]
+            leaving += ranks.send(bucket.messages(pieces, bucket.pack(pieces, buffer)), rank)
+
+        def arrive() -> Iterator[dict[int, Array]]:
+            for rank, transfers in enumerate(arriving):
+                ranks.wait("step()", *transfers)
+                yield arrays[rank]
+            ranks.wait("step()", *leaving)
+
+        return arrive()
+
+    def _reduced(self, number: int, flat: Sequence[Array | None]) -> Iterator[dict[int, Array]]:
+        """Begins the reduction of a bucket's gradients by the library. Yields their sums."""
+        ranks, layout = self._ranks, self._layouts["grads"][1]
+        sums: dict[int, Array] = {}
+        transfers = []
+        for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+            pieces = [
+                {tensor: piece for tensor, piece in of[number].pieces.items() if self._is_summed_in(tensor, dtype)}
+                for of in layout
+            ]
+            counts = [sum(piece.end - piece.begin for piece in of_rank.values()) for of_rank in pieces]
+            if sum(counts) == 0:
+                continue
+            sent = self._buffer((f"sent {dtype}", number % 2), sum(counts) * dtype.itemsize).view(dtype)
+            received = self._buffer((f"received {dtype}", number % 2), counts[ranks.rank] * dtype.itemsize).view(dtype)
+            place = 0
+            with np.errstate(over="ignore"):  # a float64 gradient may be infinite in float32
+                for tensor, piece in (item for of_rank in pieces for item in of_rank.items()):
+                    size = piece.end - piece.begin
+                    sent[place : place + size] = _elements(flat[tensor])[piece.begin : piece.end]
+                    place += size
+            place = 0
+            for tensor, piece in pieces[ranks.rank].items():
+                size = piece.end - piece.begin
+                sums[tensor] = received[place : place + size]
+                place += size
+            request = ranks.comm.Ireduce_scatter(sent, received, counts, ranks.mpi.SUM)
+            transfers.append(ranks.begin(request, sent, received))
+
+        def arrive() -> Iterator[dict[int, Array]]:
+            ranks.wait("step()", *transfers)
+            yield sums
+
+        return arrive()
+
+    def _is_summed_in(self, tensor: int, dtype: np.dtype[Any]) -> bool:
+        """Whether the sums of a parameter's gradients have a dtype."""
+        return _storage.is_double(self._params[tensor]) is (dtype == np.float64)
+
+    def _stepped(self, count: int) -> None:
+        """Sends the parameters of the buckets that have been stepped. Before the step, all ranks meet."""
+        if count == 0:
+            self._ranks.meet("step()", {"exchanged": "gradients"})
+        else:
+            self._gathered.send(count)
 
     def _exchange(self, sums: Array, tensor: int, element: int) -> tuple[Array, int, int]:
         """The sums of squares of all ranks' gradients, and the first element that is not finite."""
         ranks, call = self._ranks, "step()"
         ranks.meet(call, {"exchanged": "norms"})
         mine, everyones = np.array([sums.size, tensor, element]), np.empty((ranks.count, 3), np.int64)
-        ranks.wait(ranks.comm.Iallgather(mine, everyones), call)
+        ranks.wait(call, ranks.begin(ranks.comm.Iallgather(mine, everyones), mine, everyones))
         counts = everyones[:, 0].tolist()
         whole = np.empty(sum(counts))
         to = [whole, counts, _begins(counts), ranks.mpi.DOUBLE]
-        ranks.wait(ranks.comm.Iallgatherv([sums, ranks.mpi.DOUBLE], to), call)
+        ranks.wait(call, ranks.begin(ranks.comm.Iallgatherv([sums, ranks.mpi.DOUBLE], to), sums, whole))
         found = [(first, at) for _, first, at in everyones.tolist() if first >= 0]
         return whole, *min(found, default=(-1, -1))
 
-    def _gather(self, call: str, active: Iterable[bool] | None = None) -> None:
-        """Sets the parameters on all ranks to the parts that each has."""
-        ranks = self._ranks
-        dtypes = [param.dtype for param in self._params]
-        layout = self._layout(
-            dtypes if active is None else [x if on else None for x, on in zip(dtypes, active, strict=True)]
-        )
-        buffer = self._buffer("sent", layout.size)
-        of_rank = layout.of_rank(buffer, ranks.rank)
-        for piece in layout.pieces[ranks.rank]:
-            piece.of(of_rank)[...] = self._own[piece.tensor].array
-        to = [buffer, layout.counts, layout.begins, ranks.mpi.BYTE]
-        ranks.wait(ranks.comm.Iallgatherv(ranks.mpi.IN_PLACE, to), call)
-        for rank, pieces in enumerate(layout.pieces):
-            of_rank = layout.of_rank(buffer, rank)
-            for piece in pieces:
-                param = self._params[piece.tensor]
-                if rank != ranks.rank or not self._own[piece.tensor].is_view:
-                    _elements(param)[piece.begin : piece.end] = piece.of(of_rank)
+    def _layout(self, what: str, dtypes: list[np.dtype[Any] | None]) -> list[list[Bucket]]:
+        """The buckets of each rank for arrays of these dtypes, None for those that are not exchanged."""
+        names = [None if dtype is None else dtype.name for dtype in dtypes]  # the dtype float64 equals None
+        last = self._layouts.get(what)
+        if last is None or last[0] != names:
+            buckets = [[Bucket(spans, dtypes) for spans in of_rank] for of_rank in self._buckets]
+            self._layouts[what] = last = names, buckets
+        return last[1]
 
-    def _layout(self, dtypes: Sequence[np.dtype[Any] | None]) -> Layout:
-        key = tuple(dtypes)
-        if key not in self._layouts:
-            self._layouts.clear()  # of other parameters that take part
-            self._layouts[key] = Layout(self._all_parts, dtypes)
-        return self._layouts[key]
-
-    def _buffer(self, name: str, size: int) -> Array:
+    def _buffer(self, name: tuple[str, int], size: int) -> Array:
         """Bytes that are kept from step to step."""
         if name not in self._buffers or self._buffers[name].size < size:
             self._buffers[name] = np.empty(size, np.uint8)
@@ -593,7 +806,7 @@ class Sharded:
                     own.refresh()
                 stack.callback(self._restore, saved)
                 stack.enter_context(self._inner.averaged())
-            self._gather(call)
+            Gather(self, call, [param.dtype for param in self._params]).finish()
             yield
 
     def _restore(self, saved: Sequence[Array]) -> None:
@@ -724,7 +937,7 @@ def load(path: str | os.PathLike[str], opt: Sharded) -> None:
     if ranks.comm.bcast(params is not None, root=0):
         for name, param in _named(opt, None).items():
             whole = np.ascontiguousarray(params[name] if ranks.rank == 0 else param).reshape(-1).view(np.uint8)
-            ranks.wait(ranks.comm.Ibcast([whole, ranks.mpi.BYTE], root=0), call)
+            ranks.wait(call, ranks.begin(ranks.comm.Ibcast([whole, ranks.mpi.BYTE], root=0), whole))
             param[...] = whole.view(param.dtype).reshape(param.shape)
 
 
@@ -743,15 +956,24 @@ class _Part:
         of = _elements(param)[begin:end]
         self.array: Array = of if self.is_view else np.array(of)
 
+    def of(self, begin: int, end: int) -> Array:
+        """Elements of the parameter, by their places there."""
+        return self.array[begin - self._begin : end - self._begin]
+
     def refresh(self) -> None:
         """Takes over the values of the parameter."""
         if not self.is_view:
             self.array[...] = _elements(self._param)[self._begin : self._end]
 
 
-def _elements(param: Array) -> Any:
+def _elements(array: Any) -> Any:
     """The elements of an array in C order, which can be written."""
-    return param.reshape(-1) if param.flags.c_contiguous else param.flat
+    return array.reshape(-1) if array.flags.c_contiguous else array.flat
+
+
+def _pieces(bucket: Bucket, arrays: Sequence[Array | None]) -> dict[int, Array]:
+    """The pieces of a bucket: views, or copies where arrays are not in C order."""
+    return {tensor: _elements(arrays[tensor])[piece.begin : piece.end] for tensor, piece in bucket.pieces.items()}
 
 
 def _with_sizes(optimizer: type[Optimizer], views: Sequence[Array], sizes: Sequence[int]) -> type[Optimizer]:

@@ -21,8 +21,10 @@ OPTIONS = [
     {"accumulation": "sum", "ema": 0.9, "ema_correction": True, "lr": gs.schedules.cosine(0.01, STEPS)},
     {"on_nonfinite": "raise", "options": {"*.w": {"l2": 0.1}, "a.b": {"frozen": True}}},
 ]
+BUCKETS = [1, 2**16, gs.mpi.BUCKET]
+"""A block of each rank, several blocks, everything."""
 CASES = [
-    (rule, storage, OPTIONS[(number + ranks) % len(OPTIONS)], ranks)
+    (rule, storage, OPTIONS[(number + ranks) % len(OPTIONS)], ranks, BUCKETS[number % len(BUCKETS)])
     for number, (rule, storage) in enumerate(product(RULES, ALL_STORAGES))
     for ranks in RANKS
     if REFERENCE[rule].codes or not storage.state
@@ -73,14 +75,14 @@ def sharded_steps(opt, comm, nonfinite, steps=STEPS, begin=0):
     return [outcome(lambda s=s: opt.step(gradients(s, comm.rank, nonfinite))) for s in range(begin, begin + steps)]
 
 
-@pytest.mark.parametrize(("rule", "storage", "options", "ranks"), CASES, ids=str)
-def test_every_rule_storage_and_number_of_ranks(rule, storage, options, ranks):
+@pytest.mark.parametrize(("rule", "storage", "options", "ranks", "bucket"), CASES, ids=str)
+def test_every_rule_storage_and_number_of_ranks(rule, storage, options, ranks, bucket):
     comm = of(ranks)
     options = {**storage.options(), **options}
     dtype = gs._libraries.numpy_dtype(storage.param)
     nonfinite = "on_nonfinite" in options
     params = numbers(0, dtype)
-    opt = gs.mpi.sharded(RULES[rule], params, comm=comm, timeout=TIMEOUT, **options)
+    opt = gs.mpi.sharded(RULES[rule], params, comm=comm, bucket=bucket, timeout=TIMEOUT, **options)
     outcomes = sharded_steps(opt, comm, nonfinite)
     saved = opt.state_dict()
     with opt.averaged() if "ema" in options else nullcontext():
@@ -99,7 +101,8 @@ def test_every_rule_storage_and_number_of_ranks(rule, storage, options, ranks):
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("order", ["F", "strided"])
-def test_parameters_that_are_not_in_c_order(ranks, order):
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_parameters_that_are_not_in_c_order(ranks, order, bucket):
     comm = of(ranks)
 
     def make():
@@ -110,7 +113,7 @@ def test_parameters_that_are_not_in_c_order(ranks, order):
 
     params, whole = make(), make()
     options = {"state_dtype": "q8", "clip_norm": 1.0, "ema": 0.5}
-    opt = gs.mpi.sharded(gs.Adam, params, comm=comm, timeout=TIMEOUT, **options)
+    opt = gs.mpi.sharded(gs.Adam, params, comm=comm, bucket=bucket, timeout=TIMEOUT, **options)
     outcomes = sharded_steps(opt, comm, False, 4)
     one, returned = one_process(gs.Adam, whole, ranks, False, 4, **options)
     assert outcomes == returned
@@ -121,6 +124,61 @@ def test_parameters_that_are_not_in_c_order(ranks, order):
     with opt.averaged(), one.averaged():
         assert bits_of(params) == bits_of(whole)
     assert bits_of(params) == bits_of(whole)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("bucket", BUCKETS)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_gradients_of_other_types_and_orders(ranks, bucket, order):
+    comm = of(ranks)
+    params, whole = ([np.zeros((300, 200), dtype) for dtype in (np.float32, np.float64)] for _ in range(2))
+
+    def grads(step, rank):
+        rng = np.random.default_rng([step, rank])
+        dtypes = (np.float16, np.float64) if step < 2 else (np.float64, np.float32)
+        first, second = (np.asarray(rng.standard_normal((300, 200)).astype(dtype), order=order) for dtype in dtypes)
+        return [first, None if step == 1 else second]
+
+    opt = gs.mpi.sharded(gs.Adam, params, comm=comm, bucket=bucket, timeout=TIMEOUT)
+    one = gs.Adam(whole)
+    for step in range(4):
+        opt.step(grads(step, comm.rank))
+        for rank in range(ranks):
+            one.accumulate(grads(step, rank))
+        one.step()
+    assert bits_of(params) == bits_of(whole)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("bucket", BUCKETS)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"on_nonfinite": "skip", "accumulation": "sum"}], ids=str)
+def test_the_reduction_of_the_library(ranks, bucket, options):
+    """All ranks have the same bits. On up to two, there is one order of additions; on more, sums are about the same."""
+    comm = of(ranks)
+    params, whole = numbers(0, np.float32), numbers(0, np.float32)
+    params["s"], whole["s"] = np.zeros(()), np.zeros(())
+    nonfinite = "on_nonfinite" in options
+    opt = gs.mpi.sharded(
+        gs.Adam, params, comm=comm, order="fast", bucket=bucket, timeout=TIMEOUT, lr=1e-3, eps=1e-3, **options
+    )
+    outcomes = sharded_steps(opt, comm, nonfinite, 6)
+    assert opt.step_count == 6 - nonfinite
+    _, returned = one_process(gs.Adam, whole, ranks, nonfinite, 6, lr=1e-3, eps=1e-3, **options)
+    assert len(set(comm.allgather(repr((bits_of(params), outcomes))))) == 1
+    if ranks <= 2:
+        assert outcomes == returned
+        assert bits_of(params) == bits_of(whole)
+    exact = gs.mpi._named(opt, whole)
+    assert all(np.allclose(p, exact[name], rtol=1e-4, atol=1e-5) for name, p in gs.mpi._named(opt, None).items())
+
+
+def test_what_buckets_and_orders_may_be():
+    params = [np.zeros(3, np.float32)]
+    with pytest.raises(ValueError, match='order must be "ranks" or "fast", not \'any\''):
+        gs.mpi.sharded(gs.SGD, params, comm=of(1), order="any")
+    for bucket in (0, -1):
+        with pytest.raises(ValueError, match="bucket must be"):
+            gs.mpi.sharded(gs.SGD, params, comm=of(1), bucket=bucket)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -34,8 +34,10 @@ def array(shape=(SIZE,), dtype=np.float32, value=1.0):
         ({"v": array()["w"]}, {}, "shape v is absent on "),
         (array(), {"lr": 0.5}, "option lr is 0.001 on "),
         (array(), {"clip_norm": 0.5}, "option clip_norm is None on "),
+        (array(), {"order": "fast"}, "order is 'ranks' on "),
+        (array(), {"bucket": 7}, "bucket is 4194304 on "),
     ],
-    ids=["shape", "dtype", "values", "name", "lr", "clip_norm"],
+    ids=["shape", "dtype", "values", "name", "lr", "clip_norm", "order", "bucket"],
 )
 def test_ranks_that_differ_at_construction(ranks, of_last, options, words):
     comm = of(ranks)
@@ -118,7 +120,7 @@ def test_a_wrong_gradient_on_one_rank(ranks, clip_norm):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("clip_norm", "late"), [(None, False), (1.0, False), (None, True), (1.0, True)])
 def test_an_error_within_the_step_of_one_rank(ranks, clip_norm, late, monkeypatch):
-    """Before the norms are exchanged nothing has been written. Later, no further step is taken before a load."""
+    """Before all ranks have met for the update nothing is written. Later, no further step is taken before a load."""
     comm = of(ranks)
     params, opt = make(comm, clip_norm=clip_norm)
     opt.step(grads())
@@ -138,7 +140,7 @@ def test_an_error_within_the_step_of_one_rank(ranks, clip_norm, late, monkeypatc
     assert errors[1] == ("MemoryError", "none left")
     assert all(of == ("AgreedError", "step(): rank 1 raised MemoryError: none left") for of in errors[:1] + errors[2:])
     monkeypatch.undo()
-    if clip_norm is not None and not late:
+    if not late:
         assert bits_of(params) == bits
     else:
         errors = everyones_error(comm, lambda: opt.step(grads()))
@@ -148,6 +150,71 @@ def test_an_error_within_the_step_of_one_rank(ranks, clip_norm, late, monkeypatc
         opt.load_state_dict(saved)
     opt.step(grads())
     assert opt.step_count == 2
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("where", ["gradients", "parameters"])
+def test_an_error_within_a_bucket_of_one_rank(ranks, where, monkeypatch):
+    """The other buckets are exchanged: no rank waits for the one with the error, and all hear of it."""
+    comm = of(ranks)
+    params = {"w": np.ones((1000, 400), np.float32)}
+    opt = gs.mpi.sharded(gs.Adam, params, comm=comm, bucket=1, timeout=TIMEOUT)
+    given = {"w": np.ones((1000, 400), np.float32)}
+    opt.step(given)
+    saved, bits = opt.state_dict(), bits_of(params)
+    copies = params["w"].copy()
+    calls = []
+    if comm.rank == 1:
+        owner, name = {"gradients": (gs.mpi, "run_step"), "parameters": (gs.mpi.Gather, "send")}[where]
+        method = getattr(owner, name)
+
+        def fail(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise MemoryError("none left")
+            return method(*args)
+
+        monkeypatch.setattr(owner, name, fail)
+    errors = everyones_error(comm, lambda: opt.step(given))
+    assert errors[1] == ("MemoryError", "none left")
+    assert all(of == ("AgreedError", "step(): rank 1 raised MemoryError: none left") for of in errors[:1] + errors[2:])
+    monkeypatch.undo()
+    if where == "gradients":
+        assert bits_of(params) == bits
+    else:
+        assert len(set(comm.allgather(repr(bits_of(params))))) == 1
+        errors = everyones_error(comm, lambda: opt.step(given))
+        assert all("after some ranks had taken it" in text for _, text in errors), errors
+        params["w"][...] = copies
+        opt.load_state_dict(saved)
+    opt.step(given)
+    assert opt.step_count == 2
+    assert len(set(comm.allgather(repr(bits_of(params))))) == 1
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_is_gone_within_a_bucket(ranks, monkeypatch):
+    comm = of(ranks).Dup()
+    params = [np.ones(400_000, np.float32)]
+    opt = gs.mpi.sharded(gs.SGD, params, comm=comm, bucket=1, timeout=TIMEOUT)
+    opt._ranks.timeout = 0.5
+    if comm.rank == 1:
+        method = gs.mpi.Gather.send
+
+        def end(self, count):
+            if count == 3:
+                raise KeyboardInterrupt
+            method(self, count)
+
+        monkeypatch.setattr(gs.mpi.Gather, "send", end)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step([np.ones(400_000, np.float32)])
+    else:
+        with pytest.raises(TimeoutError, match=r"has waited 0.5 s for the others in step\(\)"):
+            opt.step([np.ones(400_000, np.float32)])
+        with pytest.raises(RuntimeError, match="the communicator cannot be used"):
+            opt.step([np.ones(400_000, np.float32)])
+    of(ranks).barrier()
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -189,7 +256,7 @@ def test_a_rank_that_is_gone_within_a_step(ranks, clip_norm, monkeypatch):
         with pytest.raises(RuntimeError, match="the communicator cannot be used"):
             opt.step(grads())
     of(ranks).barrier()
-    assert clip_norm is None or params["b"].max() == 0
+    assert params["b"].max() == 0
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
