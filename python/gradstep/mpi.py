@@ -1,7 +1,8 @@
 """Optimizers whose states are shared out among the ranks of an MPI program, with the bits of one process.
 
 Each rank has all parameters, and keeps the states of its part of them (the first stage of ZeRO; Rajbhandari, Rasley,
-Ruwase and He, 2020). A step exchanges gradients, steps the part and gathers parameters.
+Ruwase and He, 2020). A step exchanges gradients, steps the part and gathers parameters, one bucket after the other: one
+is on the way while another is worked on.
 """
 
 from __future__ import annotations
@@ -368,7 +369,7 @@ class Sharded:
     which part that is.
 
     The bits of parameters and states are those of one process that calls `accumulate` of the optimizer with the
-    gradients of each rank, in the order of ranks, and then `step()`.
+    gradients of each rank, in the order of ranks, and then `step()`, unless `order="fast"`.
     """
 
     _ranks: Ranks
