@@ -609,6 +609,8 @@ class Sharded:
         Those of a bucket are added while those of the next one are under way.
         """
         ranks, (sums, adders) = self._ranks, self._adders
+        assert sums is not None
+        sums.given.update(name for name, grad in zip(sums.arrays, flat, strict=True) if grad is not None)
         begin = self._in_rank_order if self._order == "ranks" else self._reduced
         failed: Exception | None = None
         under_way = begin(0, flat)
@@ -625,8 +627,6 @@ class Sharded:
                     failed = error
         if failed is not None:
             raise failed
-        assert sums is not None
-        sums.given.update(name for name, grad in zip(sums.arrays, flat, strict=True) if grad is not None)
         sums.count = ranks.count
 
     def _in_rank_order(self, number: int, flat: Sequence[Array | None]) -> Iterator[dict[int, Array]]:
