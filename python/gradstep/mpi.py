@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
@@ -91,6 +92,10 @@ class AgreedError(RuntimeError):
     """An error of another rank, which all ranks know of."""
 
 
+give_way: Final[Callable[[], None]] = getattr(os, "sched_yield", partial(time.sleep, 0))
+"""Lets other processes run. `time.sleep(0)` takes 80 us in Python 3.11, where a small message takes 5 us."""
+
+
 class Transfer(NamedTuple):
     """A communication under way, and the arrays that it reads or writes."""
 
@@ -144,7 +149,10 @@ class Ranks:
                         f"rank {self.rank} of {self.count} has waited {self.timeout:g} s for the others in {what}: "
                         "one has ended, or does not take part"
                     )
-                time.sleep(0 if waited < 0.01 else 0.001)
+                if waited < 0.01:
+                    give_way()
+                else:
+                    time.sleep(0.001)
         finally:
             if done:
                 for transfer in transfers:
