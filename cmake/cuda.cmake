@@ -62,7 +62,7 @@ endif()
 # The file that takes longest to compile comes first, so that the others are compiled in parallel with it.
 set(kernels csrc/cuda/stored.cu csrc/cuda/native_double.cu csrc/cuda/native_float.cu csrc/cuda/advance.cu csrc/cuda/norm.cu
   csrc/cuda/runtime.cu)
-pybind11_add_module(_cuda MODULE NO_EXTRAS
+gradstep_add_module(_cuda
   csrc/bind/cuda_arrays.cpp
   csrc/bind/cuda_module.cpp
   csrc/bind/dlpack.cpp
@@ -71,10 +71,6 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/bind/tree.cpp
   csrc/step/cuda_state.cpp
   csrc/step/on_cuda.cpp)
-target_link_libraries(_cuda PRIVATE gradstep_core)
-# If the compiler links the standard library statically, its symbols are hidden, too.
-target_link_options(_cuda PRIVATE -Wl,--exclude-libs,ALL)
-install(TARGETS _cuda LIBRARY DESTINATION gradstep)
 
 if(build STREQUAL "EMULATED")
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas")

@@ -639,6 +639,25 @@ print(_core.worker_count())
     assert out == ["2"]
 
 
+def test_the_interpreter_exits_while_a_step_calls_python():
+    """Before Python 3.14 the thread is ended while it is in Python code that C++ has called."""
+    for _ in range(4):  # earlier builds crashed in one of three
+        assert python("""
+class Busy(dict):
+    def items(self):
+        entered.set()
+        while True:
+            pass
+
+    __getitem__ = __iter__ = __len__ = keys = values = get = lambda self, *args: self.items()
+
+entered = threading.Event()
+opt = gs.SGD({"w": np.zeros(1000)})
+threading.Thread(target=opt.step, args=(Busy(w=np.ones(1000)),), daemon=True).start()
+print(entered.wait(10))
+""") == ["True"]
+
+
 def test_the_interpreter_exits_while_overlaps_are_looked_for():
     """Interleaved parameters and gradients are checked exactly, by NumPy."""
     for _ in range(2):

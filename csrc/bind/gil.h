@@ -2,29 +2,16 @@
 
 #include <pybind11/pybind11.h>
 
-#include <chrono>
-#include <exception>
-#include <thread>
-
 namespace gradstep::bind {
 
-// Runs f without the GIL. If the interpreter has ended meanwhile, taking the GIL unwinds this (daemon) thread, which is
-// not safe with C++ frames; instead it sleeps until the process ends, as Python does from version 3.14 on.
+// Runs f without the GIL. The destructor may not return where the interpreter is ending; see forced_unwind.cpp.
 template <class F>
 void without_gil(F f) {
-  PyThreadState* const state = PyEval_SaveThread();
-  std::exception_ptr error;
-  try {
-    f();
-  } catch (...) {
-    error = std::current_exception();
-  }
-  try {
-    PyEval_RestoreThread(state);
-  } catch (...) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-  }
-  if (error) std::rethrow_exception(error);
+  struct Released {
+    PyThreadState* const state = PyEval_SaveThread();
+    ~Released() { PyEval_RestoreThread(state); }
+  } const released;
+  f();
 }
 
 }  // namespace gradstep::bind
