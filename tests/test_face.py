@@ -435,3 +435,30 @@ def test_the_package():
     assert (files / "_core.pyi").is_file()
     needed = [r for r in importlib.metadata.requires("gradstep") if "extra ==" not in r]
     assert [r.split(">")[0] for r in needed] == ["numpy"]
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_states_of_small_arrays_are_made_when_they_are_read(steps_before):
+    """Steps have the same bits, whenever that is, and check the arrays from then on."""
+    params = {
+        "a": np.ones((3, 2), np.float32, order="F"),
+        "b": np.ones(5, np.float64),
+        "c": np.float32([1]).reshape(()),
+    }
+    grads = {name: np.full_like(array, 0.5) for name, array in params.items()}
+    opt = gs.Adam(params)
+    for _ in range(steps_before):
+        opt.step(grads)
+    moment = opt.state["a"]["exp_avg"]
+    assert opt.state["a"]["exp_avg"] is moment
+    assert moment.strides == params["a"].strides
+    opt.step(grads)
+    other = gs.reference.Adam({name: np.ones_like(array) for name, array in params.items()})
+    for _ in range(steps_before + 1):
+        other.step(grads)
+    assert same_bits(moment, other.state["exp_avg"]["a"])
+    with pytest.raises(ValueError, match=r"^grads\.a overlaps state exp_avg of params\.a"):
+        opt.step({**grads, "a": moment})
+    moment.shape = (3, 2, 1)
+    with pytest.raises(ValueError, match=r"^state exp_avg of params\.a was moved or reshaped"):
+        opt.step(grads)

@@ -66,7 +66,15 @@ void register_cpu(py::module_& m) {
   m.def("add_tensor_type", &CpuArrays::add_tensor_type, py::arg("type"), py::arg("is_negative"),
         py::arg("increment_version"));
   m.def("first_overlap", &CpuArrays::first_overlap, py::arg("arrays"), py::arg("others"));
-  m.def("zeros_like", &CpuArrays::zeros_like, py::arg("arrays"), py::arg("dtype"));
+  using Zeros = CpuArrays::Zeros;
+  py::class_<Zeros>(m, "Zeros", py::is_final())
+      .def(py::init<const py::list&, const py::dtype&>(), py::arg("arrays"), py::arg("dtype"))
+      .def("__len__", &Zeros::size)
+      .def("__iter__", [](const Zeros& zeros) {
+        py::list made;
+        for (std::size_t i = 0; i < zeros.size(); ++i) made.append(zeros.make(i));
+        return py::iter(made);
+      });
   m.def("decode", &decode, py::arg("stored"), py::arg("scales"), py::arg("values"));
   m.def("encode", &encode, py::arg("values"), py::arg("stored"), py::arg("scales"));
   register_step_result(m);

@@ -140,52 +140,55 @@ void CpuArrays::check_array_class(py::handle object, const std::string& kind, co
                              " would be ignored; pass numpy.asarray(x)"));
 }
 
-py::list CpuArrays::zeros_like(const py::list& arrays, const py::dtype& dtype) {
-  constexpr py::ssize_t kAlignment = 16;
-  const py::ssize_t item_size = dtype.itemsize();
-  const auto next = [=](const py::detail::PyArray_Proxy& of, py::ssize_t at) {
-    py::ssize_t size = item_size;
-    for (int axis = 0; axis < of.nd; ++axis) size *= of.dimensions[axis];
-    return (at + size + kAlignment - 1) / kAlignment * kAlignment;
-  };
-  py::ssize_t size = 0;
+CpuArrays::Zeros::Zeros(const py::list& arrays, const py::dtype& dtype) : descriptor_(dtype) {
+  constexpr std::int64_t kAlignment = 16;
+  const int storage = storage_of(dtype.ptr());
+  if (storage == kDTypeCount) throw WrongType("Zeros needs a type that states may have");
+  dtype_ = static_cast<DType>(storage);
+  places_.reserve(arrays.size());
+  std::vector<std::int64_t> offsets;
+  offsets.reserve(arrays.size() + 1);
+  std::int64_t size = 0;
+  std::vector<int> order;
   for (const py::handle array : arrays) {
-    if (!py::isinstance<py::array>(array)) throw WrongType("zeros_like needs NumPy arrays");
-  }
-  for (const py::handle array : arrays) size = next(fields_of(array.ptr()), size);
-  const py::object memory = py::module_::import("numpy").attr("zeros")(size, "u1");
-  char* const data = fields_of(memory.ptr()).data;
-
-  const auto& numpy = py::detail::npy_api::get();
-  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  py::list all(arrays.size());
-  std::vector<int> axes;
-  std::vector<py::ssize_t> strides;
-  py::ssize_t at = 0;
-  for (std::size_t i = 0; i < arrays.size(); ++i) {
-    const auto& of = fields_of(PyList_GET_ITEM(arrays.ptr(), static_cast<py::ssize_t>(i)));
-    axes.resize(static_cast<std::size_t>(of.nd));
-    strides.resize(axes.size());
-    std::iota(axes.begin(), axes.end(), 0);
-    if (of.nd > 1) {
-      std::stable_sort(axes.begin(), axes.end(),
+    if (!py::isinstance<py::array>(array)) throw WrongType("Zeros needs NumPy arrays");
+    const auto& of = fields_of(array.ptr());
+    const auto rank = static_cast<std::size_t>(of.nd);
+    places_.push_back({nullptr, axes_.size(), of.nd});
+    offsets.push_back(size);
+    axes_.insert(axes_.end(), of.dimensions, of.dimensions + rank);
+    axes_.resize(axes_.size() + rank);
+    order.resize(rank);
+    std::iota(order.begin(), order.end(), 0);
+    if (rank > 1) {
+      std::stable_sort(order.begin(), order.end(),
                        [&](int a, int b) { return std::abs(of.strides[a]) > std::abs(of.strides[b]); });
     }
-    py::ssize_t stride = item_size;
-    for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
-      strides[static_cast<std::size_t>(*axis)] = stride;
+    std::int64_t stride = item_size(dtype_);
+    for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {
+      axes_[axes_.size() - rank + static_cast<std::size_t>(*axis)] = stride;
       stride *= of.dimensions[*axis];
     }
-    auto array = py::reinterpret_steal<py::object>(
-        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::object(dtype).release().ptr(), of.nd, of.dimensions,
-                                    strides.data(), data + at, kFlags, nullptr));
-    if (!array || numpy.PyArray_SetBaseObject_(array.ptr(), py::object(memory).release().ptr()) != 0) {
-      throw py::error_already_set();
-    }
-    PyList_SET_ITEM(all.ptr(), static_cast<py::ssize_t>(i), array.release().ptr());
-    at = next(of, at);
+    size = (size + stride + kAlignment - 1) / kAlignment * kAlignment;
   }
-  return all;
+  memory_ = py::module_::import("numpy").attr("zeros")(size, "u1");
+  auto* const data = reinterpret_cast<std::byte*>(fields_of(memory_.ptr()).data);
+  for (std::size_t i = 0; i < places_.size(); ++i) places_[i].data = data + offsets[i];
+}
+
+py::object CpuArrays::Zeros::make(std::size_t i) const {
+  const auto& numpy = py::detail::npy_api::get();
+  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const Array array = view(i);
+  const auto* const shape = reinterpret_cast<const py::ssize_t*>(array.shape);
+  const auto* const strides = reinterpret_cast<const py::ssize_t*>(array.strides);
+  auto made = py::reinterpret_steal<py::object>(
+      numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::object(descriptor_).release().ptr(), array.rank, shape,
+                                  strides, array.data, kFlags, nullptr));
+  if (!made || numpy.PyArray_SetBaseObject_(made.ptr(), py::object(memory_).release().ptr()) != 0) {
+    throw py::error_already_set();
+  }
+  return made;
 }
 
 std::int64_t CpuArrays::first_overlap(const py::list& arrays, const py::list& others) {

@@ -81,6 +81,14 @@ class CudaArrays {
 
   static constexpr bool kOnDevice = true;
 
+  // There are none on a device.
+  struct Zeros {
+    static std::size_t size() { return 0; }
+    static Array view(std::size_t) { return {}; }
+    static pybind11::object make(std::size_t) { return {}; }
+  };
+  static const Zeros* as_zeros(pybind11::handle) { return nullptr; }
+
   // Checking where the memory of a thousand tensors is takes longer than stepping them: each step checks this many, in
   // turn. Only those with a C interface, because other libraries do not exchange an array's memory.
   static constexpr int kSpotChecks = 8;

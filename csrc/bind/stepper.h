@@ -101,6 +101,7 @@ class Stepper {
     Py_VISIT(tree_object_.ptr());
     Py_VISIT(exchange_.ptr());
     Py_VISIT(stepped_.ptr());
+    for (const auto& [name, zeros] : unmade_) Py_VISIT(zeros.object.ptr());
     for (const auto& [step, scalar] : clocks_) {
       for (const std::optional<BoundNumber>* number : {&step, &scalar}) {
         if (!*number) continue;
@@ -121,6 +122,7 @@ class Stepper {
     const auto tree = std::exchange(tree_object_, {});
     const auto exchange = std::exchange(exchange_, {});
     const auto stepped = std::exchange(stepped_, {});
+    const auto unmade = std::exchange(unmade_, {});
     const auto clocks = std::exchange(clocks_, {});
     tree_ = nullptr;
     std::swap(arrays_, arrays);
@@ -235,7 +237,7 @@ class Stepper {
 
   // Adds tensors with the kept arrays of each, by name: states, `<state>_scale` for codes, and `master`. Steps update a
   // master, and set the parameter to its rounding. `kept` is a list of dicts, or a dict of lists with None where an
-  // array is not kept.
+  // array is not kept; Zeros may stand for a list, and are made arrays by make_states().
   // `copies` is a nest of arrays, or None in place of one, that steps set to the parameters; None: there are none.
   // `names` are those of the tensors in messages, where there is no tree.
   void add_tensors(const std::vector<int>& groups, const py::list& params,
@@ -247,8 +249,13 @@ class Stepper {
     std::size_t columns = 0;
     if (rows == nullptr) {
       for (const auto& [name, column] : std::get<py::dict>(kept)) {
-        fits = fits && PyList_Check(column.ptr()) && py::len(column) == groups.size();
-        ++columns;
+        if (const auto* const zeros = Arrays::as_zeros(column)) {
+          fits = fits && stepper_.size() == 0 && zeros->size() == groups.size();
+          unmade_[name.template cast<std::string>()] = {py::reinterpret_borrow<py::object>(column), zeros};
+        } else {
+          fits = fits && PyList_Check(column.ptr()) && py::len(column) == groups.size();
+          ++columns;
+        }
       }
     } else if (!rows->empty()) {
       columns = (*rows)[0].size();
@@ -272,6 +279,41 @@ class Stepper {
       group_of_.push_back(groups[i]);
       frozen_.push_back(false);
     }
+  }
+
+  // Puts lists of arrays in place of the Zeros in `kept`, which add_tensors() was given. From now on steps check these
+  // arrays, too, because whoever has one may change its header.
+  void make_states(const py::dict& kept) {
+    if (unmade_.empty()) return;
+    std::map<std::string, py::list> columns;
+    for (const auto& [name, zeros] : unmade_) columns.emplace(name, py::list(stepper_.size()));
+    std::vector<Watched> made;
+    for (std::size_t i = 0; i < stepper_.size(); ++i) {
+      const Rule& rule = rule_of(group_of_[i]);
+      for (std::size_t s = 0; s < rule.kinds.size(); ++s) {
+        const auto unmade = unmade_.find(rule.info.states[s].name);
+        if (unmade == unmade_.end()) continue;
+        py::object array = unmade->second.zeros->make(i);
+        made.emplace_back(array, unmade->second.zeros->view(i), &rule.kinds[s], i, Role::kState);
+        PyList_SET_ITEM(columns[unmade->first].ptr(), static_cast<py::ssize_t>(i), array.release().ptr());
+      }
+    }
+    std::vector<Watched> owned;
+    std::vector<typename Arrays::Seal> seals;
+    owned.reserve(owned_.size() + made.size());
+    seals.reserve(owned.capacity());
+    for (const auto& [name, column] : columns) kept[py::str(name)] = column;
+    unmade_.clear();  // from here on nothing throws
+    auto next = made.begin();
+    for (std::size_t i = 0; i < stepper_.size(); ++i) {
+      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned.push_back(std::move(owned_[k]));
+      first_of_[i] = seals.size();
+      for (; next != made.end() && next->tensor == i; ++next) owned.push_back(std::move(*next));
+      for (std::size_t k = seals.size(); k < owned.size(); ++k) seals.push_back(owned[k].seal());
+    }
+    first_of_[stepper_.size()] = owned.size();
+    owned_ = std::move(owned);
+    seals_ = std::move(seals);
   }
 
   // Steps the memory that tensors have now, where it is not the one that they had. Their arrays are those of
@@ -542,6 +584,12 @@ class Stepper {
     return tree_ != nullptr ? tree_->suffix(next) : next < given_names_.size() ? given_names_[next] : "";
   }
 
+  // A state of all tensors whose arrays have not been made.
+  struct Unmade {
+    py::object object;
+    const typename Arrays::Zeros* zeros;  // in it
+  };
+
   // The arrays that are kept for a tensor, by name: those of a dict, or an item of each list of a dict.
   struct Kept {
     const py::dict& of;
@@ -572,7 +620,10 @@ class Stepper {
     // A state with a value for each element of its parameter.
     Array own_like_param(const py::object& state, const std::string& kind, bool codes = false,
                          Role role = Role::kState) {
-      const Array array = own(state, kind, role, codes);
+      return like_param(own(state, kind, role, codes), kind);
+    }
+
+    Array like_param(const Array& array, const std::string& kind) const {
       const Array param = added[0].view();
       if (array.rank != param.rank || !step::same(array.shape, param.shape, param.rank)) {
         throw std::invalid_argument(kind + name + " must have its parameter's shape");
@@ -582,14 +633,17 @@ class Stepper {
 
     Array own_state(const Kept& kept, const Rule& rule, std::size_t s) {
       const rules::State& about = rule.info.states[s];
-      const py::object state = kept.find(rule.names[s]);
-      if (!state) return {};
       const std::string& kind = rule.kinds[s];
+      const auto unmade = of.unmade_.find(about.name);
+      const bool made = unmade == of.unmade_.end();
+      const py::object state = made ? kept.find(rule.names[s]) : py::object();
+      if (made && !state) return {};
       const DType param = added[0].view().dtype;
       const bool single = compute_of(param) == Compute::kFloat;
-      const py::object given = kept.find(rule.scale_names[s]);
+      const py::object given = made ? kept.find(rule.scale_names[s]) : py::object();
       if (!given) {
-        const Array array = own_like_param(state, kind, true);
+        const Array array =
+            made ? own_like_param(state, kind, true) : like_param(unmade->second.zeros->view(tensor), kind);
         const unsigned role = about.non_negative ? kAsNonNegativeState : kAsSignedState;
         const bool fits = compute_of(array.dtype) == compute_of(param) && !has_scales(array.dtype);
         if (fits && may_be(array.dtype, role)) return array;
@@ -867,9 +921,10 @@ class Stepper {
   std::int64_t elements_ = 0;  // of all parameters
   py::object tree_object_;
   py::object exchange_, stepped_;
-  const Tree* tree_;           // in tree_object_
-  std::vector<int> group_of_;  // of each tensor
-  std::vector<char> frozen_;   // whether each tensor is frozen
+  std::map<std::string, Unmade, std::less<>> unmade_;  // by the names of states
+  const Tree* tree_;                                   // in tree_object_
+  std::vector<int> group_of_;                          // of each tensor
+  std::vector<char> frozen_;                           // whether each tensor is frozen
   std::string master_kind_, average_kind_;
   const std::string copies_ = "copy_out", count_kind_ = "step number or scalar of ";
   py::str master_name_, average_name_;
@@ -961,6 +1016,7 @@ py::class_<Stepper<Arrays>> register_stepper(py::module_& m) {
            py::arg("copies") = py::none(), py::arg("names") = std::vector<std::string>())
       .def("set_parts", &Steps::set_parts, py::arg("parts"), py::arg("exchange"),
            py::arg("buckets") = std::vector<std::int64_t>(), py::arg("stepped") = py::none())
+      .def("make_states", &Steps::make_states, py::arg("kept"))
       .def("move_tensors", &Steps::move_tensors, py::arg("params"), py::arg("kept"))
       .def("bind_clocks", &Steps::bind_clocks, py::arg("steps"), py::arg("scalars"))
       .def("possible_overlaps", &Steps::possible_overlaps)

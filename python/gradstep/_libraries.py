@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from . import _core
-from ._types import Array
+from ._types import Array, Column
 
 BFLOAT16_EXTRA: Final = 'pip install "gradstep[bfloat16]"'
 
@@ -130,14 +130,17 @@ class Library:
         view: Array = self.module.transpose(array, axes)
         return view
 
-    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[list[Array]]:
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[Column]:
         """For each place, `zeros_like` of each array; small ones share an allocation."""
         is_small = [array.size < SHARED_BELOW for array in arrays]
         small = list(compress(arrays, is_small))
-        made = []
+        made: list[Column] = []
         for place in places:
-            together = iter(_core.zeros_like(small, numpy_dtype(dtype)))
-            each = zip(arrays, is_small, strict=True)
+            zeros = _core.Zeros(small, numpy_dtype(dtype))
+            if len(small) == len(arrays):
+                made.append(zeros)
+                continue
+            together, each = iter(zeros), zip(arrays, is_small, strict=True)
             made.append([next(together) if fits else self.zeros_like(array, dtype, place) for array, fits in each])
         return made
 
@@ -173,7 +176,7 @@ class OnGpu(Library):
 
     on_gpu = True
 
-    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[list[Array]]:
+    def zeros_like_each(self, arrays: Sequence[Array], dtype: str, places: Iterable[int]) -> list[Column]:
         return [[self.zeros_like(array, dtype, place) for array in arrays] for place in places]
 
     @property
@@ -268,7 +271,7 @@ class Torch(Library):
     def transpose(self, array: Any, axes: list[int]) -> Any:
         return array.permute(axes)
 
-    def zeros_like_each(self, arrays: Sequence[Any], dtype: str, places: Iterable[int]) -> list[list[Any]]:
+    def zeros_like_each(self, arrays: Sequence[Any], dtype: str, places: Iterable[int]) -> list[Column]:
         return [[self.zeros_like(array, dtype, place) for array in arrays] for place in places]
 
     def fill(self, array: Any, value: float) -> None:

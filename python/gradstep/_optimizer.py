@@ -104,15 +104,17 @@ class Optimizer(Declared):
     __slots__ = (
         "__weakref__",
         "_arguments",  # as they were given
+        "_arrays",  # the parameters as their library has them
         "_away",  # the method within which the parameters have other values; "" outside
         "_columns",  # what is kept for the parameters, a list for each name
         "_engine",
-        "_given",  # the parameters by name, as they were given
         "_groups",
         "_keys",  # what makes each group
+        "_leaves",  # the parameters as they were given
+        "_named",  # the parameters by name; None where they were not asked for
         "_nests",  # of parameters, one for each group that was given
         "_numbers",  # the number of each parameter's group
-        "_params",  # the parameters by name, as their library has them
+        "_paths",  # the names of the parameters
         "_rows",  # what is kept for each parameter, by name; None where it was not asked for
         "_specs",  # the groups that were given, None without groups
         "_step_options",
@@ -391,7 +393,7 @@ class Optimizer(Declared):
         stepper.check_params(leaves)  # before states are allocated
         params = [library.own(leaf) for leaf in leaves] if library.on_gpu else leaves
         columns: _storage.Columns = {}
-        known = list(map(kept.get, paths))
+        known = list(map(kept.get, paths)) if kept else [None] * len(paths)
         for i, own in enumerate(known if kept else ()):
             _storage.put_row(columns, own or {}, i, len(paths))
         for number, group in enumerate(groups):
@@ -416,9 +418,8 @@ class Optimizer(Declared):
             stepper.set_times(step_count, [clocks.get(path, of_new) for path in paths])
 
         self._nests, self._keys, self._groups, self._numbers = nests, keys, groups, group_numbers
-        self._given = dict(zip(paths, leaves, strict=True))
-        self._params = dict(zip(paths, params, strict=True)) if library.on_gpu else self._given
-        self._columns = columns
+        self._paths, self._leaves, self._arrays, self._columns = paths, leaves, params, columns
+        self._named: dict[str, Array] | None = None
         self._rows: dict[str, dict[str, Array]] | None = None
         prepares = self._is_grouped or self._step_options["loss_scale"] is not None
         self._engine.begin(library, tree, stepper, prepares)
@@ -469,11 +470,22 @@ class Optimizer(Declared):
             _storage.check_q8(type(self).__name__, options, self.q8_incompatible)
         return {state: options.get(self.initial_state.get(state, ""), 0.0) for state in group.kept_states()}
 
+    # Dicts by name are made when they are asked for, because steps need none, and a million names take a second.
+
+    @property
+    def _params(self) -> dict[str, Array]:
+        """The parameters by name, as their library has them."""
+        if self._named is None:
+            self._named = dict(zip(self._paths, self._arrays, strict=True))
+        return self._named
+
     @property
     def _kept(self) -> dict[str, dict[str, Array]]:
-        """By name, what is kept for each parameter, by name. It is made when it is asked for; steps need no dicts."""
+        """By name, what is kept for each parameter, by name."""
         if self._rows is None:
-            self._rows = dict(zip(self._params, _storage.rows_of(self._columns, len(self._params)), strict=True))
+            with self._engine.lock:
+                self._engine.stepper.make_states(self._columns)
+                self._rows = dict(zip(self._paths, _storage.rows_of(self._columns, len(self._paths)), strict=True))
         return self._rows
 
     def _make(self, params: Sequence[Array], group: OptionGroup) -> _storage.Columns:
@@ -803,7 +815,7 @@ class Optimizer(Declared):
     @property
     def names(self) -> list[str]:
         """The names of the parameters, in order."""
-        return list(self._params)
+        return list(self._paths)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -830,7 +842,7 @@ class Optimizer(Declared):
             self._engine.tree.check_unchanged()
             return dict(self._params)
         nest = [group["params"] for group in params] if is_groups(params) else params
-        return dict(zip(self._params, self._engine.tree.flatten(nest, "params"), strict=True))
+        return dict(zip(self._paths, self._engine.tree.flatten(nest, "params"), strict=True))
 
     def rebind(self) -> None:
         """Takes over what `params` (and bound `grads`) hold now: arrays put in place of others, new ones, fewer ones.
@@ -863,14 +875,13 @@ class Optimizer(Declared):
             if "params" not in spec:
                 raise TypeError(f'{owner}: a group needs its parameters as "params"')
             own = check_all({k: v for k, v in spec.items() if k != "params"}, self.known, f"{owner}, add_group")
-            before = self._arguments, self._specs, self._keys, self._groups, self._given, self._params, self._kept
+            before = self._arguments, self._specs, self._keys, self._groups, self._paths, self._kept
             try:
                 if self._specs is None:
                     self._specs = [{"params": self._nests[0]}]
-                    self._given, self._params, self._rows = (
-                        {"[0]" + _storage.suffix(path): value for path, value in of.items()}
-                        for of in (self._given, self._params, self._kept)
-                    )
+                    kept = self._kept.values()
+                    self._paths, self._named = ["[0]" + _storage.suffix(path) for path in self._paths], None
+                    self._rows = dict(zip(self._paths, kept, strict=True))
                 self._keys = [*self._keys, (len(self._specs), ())]
                 self._specs = [*self._specs, spec]
                 self._arguments = {**self._arguments, "params": self._specs}
@@ -878,8 +889,8 @@ class Optimizer(Declared):
                 self._groups = [*self._groups, OptionGroup(self._engine, type(self), len(self._groups), options)]
                 self._take_over(self._read())
             except BaseException:
-                self._arguments, self._specs, self._keys, self._groups, *maps = before
-                self._given, self._params, self._rows = maps
+                self._arguments, self._specs, self._keys, self._groups, self._paths, self._rows = before
+                self._named = None
                 raise
 
     def replace(self, name: str, array: Any, rows: Any = None) -> None:
@@ -940,22 +951,23 @@ class Optimizer(Declared):
             )
         engine.wait()
         tree = _core.Tree(nests if self._is_grouped else nests[0])
-        names = list(self._params)
+        names = self._paths
         clocks_now = dict(zip(names, engine.stepper.clocks, strict=True))
         numbers_now = dict(zip(names, self._numbers, strict=True))
-        name_of = {id(given): name for name, given in self._given.items()}
+        given = dict(zip(names, self._leaves, strict=True))
+        name_of = {id(leaf): name for name, leaf in given.items()}
         still_there = {name_of.get(id(leaf)) for leaf in tree.leaves}
         kept: dict[str, dict[str, Array]] = {}
         clocks: dict[str, Clock] = {}
         numbers: dict[str, int] = {}
         for path, leaf in zip(tree.paths, tree.leaves, strict=True):
             name = name_of.pop(id(leaf), None if path in still_there else path)
-            if name is None or name not in self._params:
+            if name is None or name not in given:
                 continue
             clocks[path], numbers[path] = clocks_now[name], numbers_now[name]
             if path in renewed:
                 kept[path] = renewed[path]
-            elif leaf is self._given[name]:
+            elif leaf is given[name]:
                 kept[path] = self._kept[name]
             else:
                 kept[path] = _storage.for_other(self._params[name], leaf, self._kept[name], path)
@@ -1151,7 +1163,7 @@ class Optimizer(Declared):
                 for name, array in arrays.items():
                     own = sums.arrays[path] if sums is not None and name == _checkpoint.SUM else self._kept[path][name]
                     engine.library.from_numpy(own, array)
-            clocks = dict(zip(self._params, engine.stepper.clocks, strict=True)) | plan.clocks
+            clocks = dict(zip(self._paths, engine.stepper.clocks, strict=True)) | plan.clocks
             if sums is not None:
                 sums.count = accumulated
                 sums.given = {path for path in pending if path in plan.arrays}
@@ -1216,8 +1228,8 @@ class Optimizer(Declared):
                 "step_options": self._step_options,
                 "groups": {key: group.raw for key, group in zip(self._keys, self._groups, strict=True)},
                 "kept": self._kept,
-                "numbers": dict(zip(self._params, self._numbers, strict=True)),
-                "clocks": dict(zip(self._params, self._engine.stepper.clocks, strict=True)),
+                "numbers": dict(zip(self._paths, self._numbers, strict=True)),
+                "clocks": dict(zip(self._paths, self._engine.stepper.clocks, strict=True)),
                 "step_count": self._engine.stepper.step_count,
                 "sums": self._sums and {path: self._sums.arrays[path] for path in self._sums.given},
                 "accumulated": self._sums.count if self._sums else 0,
@@ -1270,7 +1282,7 @@ class Optimizer(Declared):
             name: value for name, value in self._step_options.items() if value != self.step_options[name].default
         }
         shown = "".join(f", {name}={value!r}" for name, value in options.items())
-        count = len(self._params)
+        count = len(self._paths)
         return f"{type(self).__name__}({count} array{'s' * (count != 1)}{shown})"
 
 

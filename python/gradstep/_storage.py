@@ -11,7 +11,7 @@ import numpy as np
 
 from . import _core, q8
 from ._libraries import NUMPY, TORCH, TORCH_ON_GPU, Library, library_of
-from ._types import Array
+from ._types import Array, Column
 
 MASTER: Final = "master"
 AVERAGE: Final = "average"
@@ -80,8 +80,8 @@ def library_of_all(params: Sequence[Any], paths: Sequence[str]) -> Library:
     return library_of(params[0])
 
 
-Columns: TypeAlias = dict[str, list[Array | None]]
-"""Arrays by name, a list for each with an entry for each parameter; None: it has no such array."""
+Columns: TypeAlias = dict[str, Column]
+"""Arrays by name, with an entry for each parameter; None: it has no such array."""
 
 
 def make(
@@ -94,7 +94,7 @@ def make(
     library = library_of(params[0]) if params else NUMPY
     params = [param if type(param) is np.ndarray else library.own(param) for param in params]
     kept: Columns = {}
-    dtypes = [state_dtype_of(param, options) for param in params]
+    dtypes = state_dtypes(params, options)
     for dtype in dict.fromkeys(dtypes):
         members = [i for i, of in enumerate(dtypes) if of == dtype]
         if dtype == "q8":
@@ -103,8 +103,10 @@ def make(
             continue
         made = library.zeros_like_each([params[i] for i in members], dtype, range(1, len(firsts) + 1))
         for (state, first), arrays in zip(firsts.items(), made, strict=True):
-            for array in arrays if first else ():
-                library.fill(array, first)
+            if first:
+                arrays = list(arrays)
+                for array in arrays:
+                    library.fill(array, first)
             put_column(kept, state, arrays, members, len(params))
     for i, param in enumerate(params if options["master"] else ()):
         if is_narrow(param):
@@ -119,12 +121,12 @@ def make(
     return kept
 
 
-def put_column(kept: Columns, name: str, arrays: Sequence[Array | None], members: Sequence[int], count: int) -> None:
+def put_column(kept: Columns, name: str, arrays: Column, members: Sequence[int], count: int) -> None:
     """Adds the arrays of a name of some of `count` parameters."""
     if len(members) == count:  # all, in order
-        kept[name] = list(arrays)
+        kept[name] = arrays
         return
-    column = kept.setdefault(name, [None] * count)
+    column: Any = kept.setdefault(name, [None] * count)  # Zeros are of all parameters
     for i, array in zip(members, arrays, strict=True):
         column[i] = array
 
@@ -145,16 +147,18 @@ def rows_of(kept: Columns, count: int) -> list[dict[str, Array]]:
     return each
 
 
-def state_dtype_of(param: Array, options: Mapping[str, Any]) -> str:
-    """How the states of a parameter are stored: "q8", or the name of a dtype."""
-    chosen = _state_dtype(param.dtype, options["state_dtype"])
-    return "float32" if chosen == "q8" and math.prod(param.shape) < options["min_8bit_size"] else chosen
-
-
-@cache
-def _state_dtype(dtype: Any, chosen: str | None) -> str:
-    """How the states of large parameters of a dtype are stored."""
-    return "float64" if declared(dtype)["compute"] == "float64" else chosen or "float32"
+def state_dtypes(params: Sequence[Array], options: Mapping[str, Any]) -> list[str]:
+    """How the states of each parameter are stored: "q8", or the name of a dtype."""
+    chosen = options["state_dtype"] or "float32"
+    of = {
+        dtype: "float64" if declared(dtype)["compute"] == "float64" else chosen
+        for dtype in {param.dtype for param in params}
+    }
+    dtypes = [of[param.dtype] for param in params]
+    if chosen == "q8":
+        small = [math.prod(param.shape) < options["min_8bit_size"] for param in params]
+        dtypes = ["float32" if own == "q8" and fits else own for own, fits in zip(dtypes, small, strict=True)]
+    return dtypes
 
 
 def _codes(library: Library, param: Array, rule: Mapping[str, Any], firsts: Mapping[str, float]) -> dict[str, Array]:

@@ -7,10 +7,13 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy.typing as npt
 
+from ._core import Zeros
 from ._rows import Rows
 
 Array: TypeAlias = npt.NDArray[Any]
 """The type of arrays inside the package. Arrays of other libraries are treated as this type, too."""
+Column: TypeAlias = list[Any] | Zeros
+"""An array for each parameter, or None; Zeros have no objects yet."""
 
 
 class ArrayLike(Protocol):

@@ -173,8 +173,8 @@ class NAG(Optimizer):
         self._move: _core.Stepper = engine.library.core.Stepper(engine.tree)
         for _ in self._groups:
             self._move.add_group("sgd", sgd_options(0.0))
-        masters = [{name: of for name, of in kept.items() if name == _storage.MASTER} for kept in self._kept.values()]
-        self._move.add_tensors(self._numbers, list(self._params.values()), masters)
+        masters = {name: column for name, column in self._columns.items() if name == _storage.MASTER}
+        self._move.add_tensors(self._numbers, self._arrays, masters)
 
     @contextmanager
     def _look_ahead(self) -> Iterator[None]:

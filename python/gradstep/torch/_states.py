@@ -52,7 +52,7 @@ class Storage:
             "ema": beyond["ema"],
             "ema_correction": False,
         }
-        dtype = _storage.state_dtype_of(p, self.options)
+        dtype = _storage.state_dtypes([p], self.options)[0]
         coded = dtype == "q8"
         self.dtypes: dict[str, str] = {}
         """The type of each array, by the core's names."""
