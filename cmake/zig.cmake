@@ -12,13 +12,15 @@ set(CMAKE_SYSTEM_NAME ${systems_${CMAKE_MATCH_2}})
 execute_process(COMMAND python -c "import ziglang; print(ziglang.__path__[0])"
   OUTPUT_VARIABLE zig OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 set(zig ${zig}/zig)
-set(CMAKE_CXX_COMPILER ${zig} c++ -target $ENV{GRADSTEP_TARGET})
+set(CMAKE_CXX_COMPILER ${zig} c++)
+set(CMAKE_CXX_COMPILER_TARGET $ENV{GRADSTEP_TARGET})
 # CMake takes programs without arguments for these.
 set(CMAKE_CXX_ARCHIVE_CREATE "${zig} ar qcs <TARGET> <OBJECTS>")
 set(CMAKE_CXX_ARCHIVE_APPEND "${zig} ar qs <TARGET> <OBJECTS>")
 set(CMAKE_CXX_ARCHIVE_FINISH "")
 
-# Whatever a target's first program links, zig compiles the standard library for; CMake's trials need not wait for that.
+# Whatever a target's first program links, zig compiles the standard library for; CMake's trials need not wait for that,
+# nor does its identification of the compiler, with CMAKE_CXX_COMPILER_TARGET.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 
 # zig's names of the baselines are its own, and it would take -mtune for another.
