@@ -7,7 +7,9 @@ turn; a step takes as long as on the slowest rank. Arms are
 - `Allreduce, gs.Adam`: the gradients of all ranks are added by MPI, and each rank steps all parameters;
 - `Allreduce, NumPy`: the same, with NumPy's functions and `out=`, in pieces that fit into the cache;
 - `one process`: `accumulate` with the gradients of each rank, then `step()`, with as many threads as there are ranks,
-  while the other ranks sleep.
+  while the other ranks sleep;
+- `each rank alone`: the same on each rank with its own gradients and one thread, without any exchange. What an element
+  takes there is a constant for plans.
 
 After the last turn, parameters of the first and of the last are compared by their bits, and the others roughly. The
 memory of each arm is measured in processes of its own.
@@ -120,7 +122,7 @@ class Loop:
         self.flat, self.params = arrays(elements, 0)
         self.given, self.grads = arrays(elements, [1, comm.rank])
         self.threads = comm.size if name == "one process" else 1
-        self.take = getattr(self, {"o": "_one", "g": "_sharded", "A": "_reduced"}[name[0]])()
+        self.take = getattr(self, {"e": "_alone", "o": "_one", "g": "_sharded", "A": "_reduced"}[name[0]])()
 
     def _sharded(self) -> Callable[[], Any]:
         order = "fast" if "fast" in self.name else "ranks"
@@ -132,8 +134,14 @@ class Loop:
     def _one(self) -> Callable[[], Any]:
         if self.comm.rank > 0:
             return lambda: None
+        others = [arrays(self.flat.size, [1, rank])[1] for rank in range(1, self.comm.size)]
+        return self._accumulated([self.grads, *others])
+
+    def _alone(self) -> Callable[[], Any]:
+        return self._accumulated([self.grads])
+
+    def _accumulated(self, everyones: list[list[np.ndarray]]) -> Callable[[], Any]:
         opt = gs.Adam(self.params, **OPTIONS)
-        everyones = [self.grads, *(arrays(self.flat.size, [1, rank])[1] for rank in range(1, self.comm.size))]
 
         def add() -> None:
             for grads in everyones:
@@ -176,7 +184,14 @@ class Loop:
         return lambda: (exchange(), step())
 
 
-NAMES = ("gradstep.mpi", 'gradstep.mpi, order="fast"', "Allreduce, gs.Adam", "Allreduce, NumPy", "one process")
+NAMES = (
+    "gradstep.mpi",
+    'gradstep.mpi, order="fast"',
+    "Allreduce, gs.Adam",
+    "Allreduce, NumPy",
+    "one process",
+    "each rank alone",
+)
 
 
 def asleep(comm: Any) -> None:
@@ -218,31 +233,18 @@ def check(loops: dict[str, Loop]) -> None:
     """Raises RuntimeError where results differ."""
     first = loops["gradstep.mpi"]
     right = first.comm.bcast(loops["one process"].flat if first.comm.rank == 0 else None)
-    for name, loop in loops.items():
+    for name in NAMES[:-1]:
+        loop = loops[name]
         exact = name == "gradstep.mpi"
         good = loop.flat.tobytes() == right.tobytes() if exact else np.allclose(loop.flat, right, rtol=0, atol=1e-3)
         if not good and (name != "one process" or loop.comm.rank == 0):
             raise RuntimeError(f"{name}: a wrong result")
 
 
-def constants(comm: Any, elements: int, repeats: int) -> dict[str, float]:
-    """What a plan needs: seconds an element to add a gradient and to step with sums, on all ranks at a time; and of
-    messages between two ranks, if there are two, the latency, and the seconds a byte with one in each direction."""
-    _, params = arrays(elements, 0)
-    given, grads = arrays(elements, [1, comm.rank])
-    opt = gs.Adam(params, **OPTIONS)
-    gs.set_num_threads(1)
-    added, stepped, latency, transfer = [], [], [], []
-    for _ in range(repeats + 2):
-        asleep(comm)
-        begin = time.perf_counter()
-        opt.accumulate(grads)
-        added.append(time.perf_counter() - begin)
-        asleep(comm)
-        begin = time.perf_counter()
-        opt.step()
-        stepped.append(time.perf_counter() - begin)
-    of = {"add": median(added[2:]) / given.size, "step": median(stepped[2:]) / given.size}
+def constants(comm: Any, repeats: int) -> dict[str, float]:
+    """Of messages in both directions between two ranks, if there are two: the latency, and the seconds a byte."""
+    latency, transfer = [], []
+    of: dict[str, float] = {}
     if comm.size > 1:
         ranks, peer = gs.mpi.Ranks(comm, 300.0), comm.rank ^ 1
         to, back = np.ones((LINKS, LINK), np.uint8), np.zeros((LINKS, LINK), np.uint8)
@@ -261,7 +263,7 @@ def constants(comm: Any, elements: int, repeats: int) -> dict[str, float]:
                     exchange(to[i], back[i])
                 transfer.append((time.perf_counter() - begin) / LINKS)
             comm.Barrier()
-        of |= {"latency": median(latency[2:]), "byte": median(transfer[2:]) / LINK}
+        of = {"latency": median(latency[2:]), "byte": median(transfer[2:]) / LINK}
     return slowest(comm, of)
 
 
@@ -279,7 +281,11 @@ def time_arms(elements: int, repeats: int) -> None:
     size = loops["gradstep.mpi"].flat.size
     del loops
     gc.collect()
-    of = constants(comm, elements, repeats)
+    of = constants(comm, repeats)
+    of |= {
+        key: median(sample[section] for sample in samples["each rank alone"]) / size
+        for key, section in (("add", "exchange"), ("step", "step"))
+    }
     if comm.rank == 0:
         print(json.dumps({"elements": size, "samples": samples, "constants": of}))
 
@@ -297,6 +303,25 @@ def measure_memory(name: str, elements: int) -> None:
     grown = slowest(comm, {"bytes": peak() - before})
     if comm.rank == 0:
         print(json.dumps(grown["bytes"]))
+
+
+def busy_share(seconds: float) -> float:
+    """The share of all cores' time that is used."""
+
+    def ticks() -> tuple[int, int]:
+        of = list(map(int, machine.read(Path("/proc/stat")).split("\n")[0].split()[1:]))
+        return sum(of), sum(of) - of[3] - of[4]
+
+    (first, used), _, (last, used_then) = ticks(), time.sleep(seconds), ticks()
+    return (used_then - used) / max(1, last - first)
+
+
+def wait_for_quiet(seconds: float) -> float:
+    """Waits until others use less than a tenth of the cores, or so long. Returns the share that they use then."""
+    end = time.monotonic() + seconds
+    while (busy := busy_share(2.0)) >= 0.1 and time.monotonic() < end:
+        pass
+    return busy
 
 
 def on_ranks(ranks: int, *words: Any) -> Any:
@@ -321,13 +346,13 @@ def report(results: dict[str, Any]) -> str:
         "",
         f"Written by `python -m benchmarks.mpi`; the samples are in [results.json](results.json). {results['date']}, "
         f"{hardware['processor']} ({hardware['model']}), {hardware['cores']} cores, {of['system']}, Python "
-        f"{of['python']}, mpi4py {results['versions']['mpi4py']}, {results['versions']['library']}; the load of the "
-        f"machine before the first measurement was {results['load'][0]:.2f}. "
+        f"{of['python']}, mpi4py {results['versions']['mpi4py']}, {results['versions']['library']}. "
         f"Commit {of['commit']}{' with changes' if of['dirty'] else ''}.",
     ]
     for run in results["runs"]:
         ranks, samples = run["ranks"], run["samples"]
         lines += ["", f"## {ranks} rank{'s' * (ranks > 1)}, {run['elements'] / 1e6:.1f} million parameters", ""]
+        lines += [f"Others used {run['busy']:.0%} of the processors just before.", ""]
         rows = []
         for name, taken in samples.items():
             middle = {key: median(sample.get(key, 0.0) for sample in taken) for key in taken[0]}
@@ -367,7 +392,7 @@ def report(results: dict[str, Any]) -> str:
             ],
         ),
         "",
-        "A thread on each rank, all ranks at a time, with a plain `gs.Adam`; messages in both directions at a time.",
+        "The first two are of the arm `each rank alone`; messages go in both directions at a time.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -377,6 +402,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=16_000_000, help="parameters whose steps are timed")
     parser.add_argument("--memory-elements", type=int, default=100_000_000, help="parameters whose memory is measured")
     parser.add_argument("--repeats", type=int, default=15, help="steps of each arm")
+    parser.add_argument("--wait", type=float, default=60, help="seconds to wait, at most, for a quiet machine")
     parser.add_argument("--output", type=Path, help="folder of the report")
     parser.add_argument("--render", type=Path, metavar="RESULTS.JSON", help="write the report of kept results again")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
@@ -392,8 +418,6 @@ def main() -> None:
         results = json.loads(given.render.read_text(encoding="utf-8"))
         output = given.output or given.render.parent
     else:
-        import os
-
         import mpi4py
         from mpi4py import MPI
 
@@ -401,7 +425,6 @@ def main() -> None:
         results = {
             "date": date.today().isoformat(),
             "machine": machine.describe(),
-            "load": os.getloadavg(),
             "versions": {
                 "mpi4py": mpi4py.__version__,
                 "library": " ".join(MPI.Get_library_version().split("\n")[0].split()[:3]).rstrip("\0"),
@@ -410,12 +433,14 @@ def main() -> None:
             "runs": [],
         }
         for ranks in sorted({1, machine.cores()}):
+            busy = wait_for_quiet(given.wait)
             run = on_ranks(ranks, "--worker", "times", given.elements, given.repeats)
-            memory = {
-                name: on_ranks(ranks, "--worker", "memory", number, given.memory_elements)
+            results["runs"].append({"ranks": ranks, "busy": busy, **run})
+        for run in results["runs"]:
+            run["memory"] = {
+                name: on_ranks(run["ranks"], "--worker", "memory", number, given.memory_elements)
                 for number, name in enumerate(NAMES)
             }
-            results["runs"].append({"ranks": ranks, **run, "memory": memory})
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "results.json", json.dumps(results, indent=1).encode())
     write_whole(output / "README.md", report(results).encode())
