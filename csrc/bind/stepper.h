@@ -306,10 +306,16 @@ class Stepper {
     unmade_.clear();  // from here on nothing throws
     auto next = made.begin();
     for (std::size_t i = 0; i < stepper_.size(); ++i) {
-      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) owned.push_back(std::move(owned_[k]));
-      first_of_[i] = seals.size();
-      for (; next != made.end() && next->tensor == i; ++next) owned.push_back(std::move(*next));
-      for (std::size_t k = seals.size(); k < owned.size(); ++k) seals.push_back(owned[k].seal());
+      const std::size_t first = owned.size();
+      for (std::size_t k = first_of_[i]; k < first_of_[i + 1]; ++k) {
+        owned.push_back(std::move(owned_[k]));
+        seals.push_back(seals_[k]);  // its header may have changed meanwhile
+      }
+      first_of_[i] = first;
+      for (; next != made.end() && next->tensor == i; ++next) {
+        owned.push_back(std::move(*next));
+        seals.push_back(owned.back().seal());
+      }
     }
     first_of_[stepper_.size()] = owned.size();
     owned_ = std::move(owned);
